@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "kernels.h"
+
+#ifdef FL_X86
+FL_TARGET_BEGIN("avx2,fma")
+#include "vec_avx2.h"
+
+#define FL_LEVEL avx2
+#include "kernels_template.h"
+FL_TARGET_END
+#endif

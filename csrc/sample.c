@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * From logits to the next token, in three parts that do not know of one another: controls restrict the set of
+ * tokens, noise is a pure function of seed, position and token, and the largest logit + temperature * noise of
+ * the set wins (Gumbel-max), which draws from the softmax of the set without a normaliser. A set is NULL for
+ * the whole vocabulary or a list of ids; any control that can say which tokens stay fits in here.
+ *
+ * Every set below is a run of tokens from the likeliest down (equal logits by rising id), and its size is
+ * measured in whole numbers, so that the order in which anything is summed cannot matter. */
+#include "kernels.h"
+
+
+/* ---- candidates -------------------------------------------------------------------------------------- */
+
+/* Whole numbers that order as -logit does: flip what makes floats differ from them, then reverse. */
+static uint32_t falling_order(float logit) {
+    uint32_t bits;
+    logit += 0.0f; /* -0 and +0 are equal logits */
+    memcpy(&bits, &logit, sizeof bits);
+    return bits & 0x80000000 ? bits : 0x7FFFFFFF - bits;
+}
+
+/* Lists the tokens whose logit is at least `floor`. */
+static size_t collect(fl_session *session, float floor) {
+    const float *logits = session->logits;
+    size_t n = 0;
+    for (uint32_t id = 0; id < session->model->vocab_size; id++) {
+        session->kept_ids[n] = (int32_t)id;
+        session->kept_logits[n] = logits[id];
+        n += logits[id] >= floor;
+    }
+    return n;
+}
+
+/* The kernels work on whole panels: fills up the last one with what cannot win and weighs nothing. */
+static void pad(fl_session *session, size_t n) {
+    for (; n % FL_PANEL; n++) {
+        session->kept_ids[n] = 0;
+        session->kept_logits[n] = -INFINITY;
+    }
+}
+
+static void swap(fl_candidate *a, fl_candidate *b) {
+    const fl_candidate c = *a;
+    *a = *b;
+    *b = c;
+}
+
+/* Moves the likeliest candidates to the front, as few as together weigh at least `target`; returns how many.
+ * Quickselect: split by a middle one, go on in the part where the target lies. All weigh at least `target`
+ * together; no two are equal. */
+static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
+    size_t begin = 0;
+    while (n - begin > 1) {
+        fl_candidate *part = list + begin;
+        const size_t size = n - begin, last = size - 1, middle = size / 2;
+        if (part[middle].order < part[0].order) swap(&part[middle], &part[0]);
+        if (part[last].order < part[0].order) swap(&part[last], &part[0]);
+        if (part[last].order < part[middle].order) swap(&part[last], &part[middle]);
+        const uint64_t pivot = part[middle].order;
+        uint64_t weight = 0;
+        size_t front = 0;
+        for (size_t i = 0; i < size; i++) {
+            if (part[i].order > pivot) continue;
+            weight += part[i].mass;
+            swap(&part[i], &part[front++]);
+        }
+        if (front == size) { /* pivot is the last: it is needed only if the others weigh too little */
+            size_t at = 0;
+            while (part[at].order != pivot) at++;
+            swap(&part[at], &part[last]);
+            if (weight - part[last].mass < target) return n;
+            n--;
+        } else if (weight >= target) {
+            n = begin + front;
+        } else {
+            target -= weight;
+            begin += front;
+        }
+    }
+    return n;
+}
+
+/* ---- controls ---------------------------------------------------------------------------------------- */
+
+/* Keeps of the n listed tokens the shortest run that weighs `target`, each token weighing its mass, or 1. */
+static size_t keep_run(fl_session *session, size_t n, const uint32_t *mass, uint64_t target) {
+    fl_candidate *list = session->candidates;
+    for (size_t i = 0; i < n; i++)
+        list[i] = (fl_candidate){(uint64_t)falling_order(session->kept_logits[i]) << 32 | (uint32_t)session->kept_ids[i],
+                                 mass ? mass[i] : 1};
+    n = select_run(list, n, target);
+    for (size_t i = 0; i < n; i++) {
+        session->kept_ids[i] = (int32_t)(uint32_t)list[i].order;
+        session->kept_logits[i] = session->logits[session->kept_ids[i]];
+    }
+    return n;
+}
+
+/* How far below the best logit to look first: nearly always enough, and few tokens reach it. */
+#define FIRST_LOOK 8.0f
+
+static size_t keep_top_k(fl_session *session, float largest, float unit, uint32_t k) {
+    size_t n = collect(session, largest - FIRST_LOOK * unit);
+    if (n < k) n = collect(session, -INFINITY);
+    return n <= k ? n : keep_run(session, n, NULL, k);
+}
+
+static uint64_t share(double p, uint64_t total) {
+    const double exact = p * (double)total;
+    uint64_t target = (uint64_t)exact;
+    if ((double)target < exact) target++;
+    return target < 1 ? 1 : target > total ? total : target;
+}
+
+/* n tokens are listed already, or none (n = 0) and the whole vocabulary counts. */
+static size_t keep_top_p(fl_session *session, size_t n, float largest, float scale, float unit, double p) {
+    const fl_kernels *kernels = session->model->kernels;
+    uint64_t target, found = 0;
+    if (n) {
+        pad(session, n);
+        target = share(p, found = kernels->mass(session->kept_logits, n, largest, scale, session->kept_mass));
+    } else {
+        target = share(p, kernels->mass(session->logits, session->model->vocab_size, largest, scale, NULL));
+        for (float floor = largest - FIRST_LOOK * unit; found < target; floor = -INFINITY) {
+            n = collect(session, floor);
+            pad(session, n);
+            found = kernels->mass(session->kept_logits, n, largest, scale, session->kept_mass);
+        }
+    }
+    return keep_run(session, n, session->kept_mass, target);
+}
+
+/* ---- the next token ---------------------------------------------------------------------------------- */
+
+static fl_noise noise_of(const fl_session *session, const fl_sampling *sampling, uint32_t purpose) {
+    const uint64_t position = session->state.position;
+    return (fl_noise){{(uint32_t)sampling->seed, (uint32_t)(sampling->seed >> 32)},
+                      {(uint32_t)position, sampling->index, purpose | (uint32_t)(position >> 32) << 8}};
+}
+
+static float largest_logit(const fl_session *session) {
+    return session->logits[session->model->kernels->choose(session->logits, NULL, session->model->vocab_size, 0, NULL)];
+}
+
+int32_t fl_sample(fl_session *session, const fl_sampling *sampling) {
+    const fl_model *model = session->model;
+    const float T = sampling->temperature;
+    const fl_noise noise = noise_of(session, sampling, FL_PURPOSE_TOKEN);
+    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size, top_p = sampling->top_p < 1.0;
+    if (T == 0 || (!top_k && !top_p)) return model->kernels->choose(session->logits, NULL, model->vocab_size, T, &noise);
+    const float largest = largest_logit(session);
+    const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */
+    size_t n = 0;
+    if (top_k) n = keep_top_k(session, largest, T, sampling->top_k);
+    if (top_p) n = keep_top_p(session, n, largest, scale, T, sampling->top_p);
+    pad(session, n);
+    return model->kernels->choose(session->kept_logits, session->kept_ids, n, T, &noise);
+}
+
+float fl_logprob(const fl_session *session, int32_t token) {
+    const fl_kernels *kernels = session->model->kernels;
+    const float largest = largest_logit(session);
+    const uint64_t total = kernels->mass(session->logits, session->model->vocab_size, largest, 1.0f, NULL);
+    return (session->logits[token] - largest) - kernels->logarithm((float)total / FL_MASS_ONE);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The vector vocabulary on AVX-512 (F, BW, DQ, VL): sixteen lanes. vec_scalar.h says what each word means. */
+#include <immintrin.h>
+
+#define FL_LANES 16
+#define FL_PANELS 8 /* 8 sums: enough chains for two fused multiply-adds a cycle, 4 long */
+
+typedef __m512 vf;
+typedef __m512i vi;
+typedef __mmask16 vm;
+
+FL_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+FL_INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+FL_INLINE vf vf_set(float a) { return _mm512_set1_ps(a); }
+FL_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+FL_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+FL_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+FL_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+FL_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+FL_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+FL_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+
+FL_INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+FL_INLINE void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+FL_INLINE vi vi_set(uint32_t a) { return _mm512_set1_epi32((int)a); }
+FL_INLINE vi vi_lanes(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+FL_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+FL_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+FL_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+FL_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+FL_INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
+#define vi_shl(a, n) _mm512_slli_epi32(a, n)
+#define vi_shr(a, n) _mm512_srli_epi32(a, n)
+#define vi_sar(a, n) _mm512_srai_epi32(a, n)
+FL_INLINE vi vi_mul_low(vi a, vi b) { return _mm512_mullo_epi32(a, b); }
+FL_INLINE vi vi_mul_high(vi a, vi b) { /* the multiplier takes even lanes only */
+    const __m512i even = _mm512_mul_epu32(a, b);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+    return _mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+}
+
+FL_INLINE vf vf_from_int(vi a) { return _mm512_cvtepi32_ps(a); }
+FL_INLINE vi vi_truncate(vf a) { return _mm512_cvttps_epi32(a); }
+FL_INLINE vi vi_bits(vf a) { return _mm512_castps_si512(a); }
+FL_INLINE vf vf_bits(vi a) { return _mm512_castsi512_ps(a); }
+
+FL_INLINE vm vf_greater(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+FL_INLINE vm vf_equal(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+FL_INLINE vm vi_less(vi a, vi b) { return _mm512_cmplt_epi32_mask(a, b); }
+FL_INLINE vm vi_equal(vi a, vi b) { return _mm512_cmpeq_epi32_mask(a, b); }
+FL_INLINE vm vm_and(vm a, vm b) { return (vm)(a & b); }
+FL_INLINE vm vm_or(vm a, vm b) { return (vm)(a | b); }
+FL_INLINE vf vf_select(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
+FL_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
+
+typedef __m512i vsum;
+FL_INLINE vsum vsum_zero(void) { return _mm512_setzero_si512(); }
+FL_INLINE vsum vsum_add(vsum s, vi a) {
+    s = _mm512_add_epi64(s, _mm512_cvtepu32_epi64(_mm512_castsi512_si256(a)));
+    return _mm512_add_epi64(s, _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(a, 1)));
+}
+FL_INLINE uint64_t vsum_total(vsum s) {
+    uint64_t lanes[8], total = 0;
+    _mm512_storeu_si512(lanes, s);
+    for (int i = 0; i < 8; i++) total += lanes[i];
+    return total;
+}

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastlm: the fastest way to run an LSTM language model on a CPU.
+
+>>> import fastlm
+>>> text = str(fastlm.generate("Once upon a time", max_tokens=20, seed=1))
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastlm._engine import FormatError
+from fastlm.model import Model, cpu_info, generate, load
+from fastlm.options import Completion, GenerationOptions, Score
+
+if TYPE_CHECKING:
+    from fastlm.exporter import ExportReport, export
+    from fastlm.training import TrainReport, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Completion",
+    "ExportReport",
+    "FormatError",
+    "GenerationOptions",
+    "Model",
+    "Score",
+    "TrainReport",
+    "cpu_info",
+    "export",
+    "generate",
+    "load",
+    "train",
+]
+
+# Loaded when first used: they want packages that running a model does not.
+_LATER = {
+    "export": "fastlm.exporter",
+    "ExportReport": "fastlm.exporter",
+    "train": "fastlm.training",
+    "TrainReport": "fastlm.training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        import importlib
+
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
