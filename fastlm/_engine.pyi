@@ -1,6 +1,7 @@
 from array import array
-from typing_extensions import Buffer
 from typing import Any
+
+from typing_extensions import Buffer
 
 class FormatError(ValueError): ...
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine, format, tokenizer
-from fastlm.format import LSTMWeights, Weights
+from fastlm.format import Weights
 from fastlm.options import GenerationOptions
 
 TEST_TOKENS = 64
@@ -24,7 +24,8 @@ TOLERANCE = 1e-4
 _SKIPPED = {"InputLayer", "Dropout", "SpatialDropout1D", "GaussianDropout", "GaussianNoise", "ActivityRegularization"}
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
-LogProbs = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]]  # tokens [T] -> [T, V], row t after tokens[:t + 1]
+# From tokens [T] to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
+LogProbs = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -178,12 +179,12 @@ def _test_tokens(vocab_size: int, bos: int | None) -> npt.NDArray[np.int32]:
 
 
 def _chosen(logprobs: npt.NDArray[np.float64], tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    return logprobs[np.arange(len(tokens)), tokens]
+    return np.asarray(logprobs[np.arange(len(tokens)), tokens])
 
 
 def _engine_logprobs(path: str, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     session = _engine.Session(_engine.Model(path, None, None, 0))
-    return np.array(session.score(tokens), np.float64)
+    return np.array(session.score(memoryview(tokens)), np.float64)
 
 
 # ---- sources -------------------------------------------------------------------------------------------
@@ -204,9 +205,9 @@ def _load_keras(path: str) -> Any:
         raise ValueError(f"{path}: expected a .keras file (model.save('name.keras'))")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
-    from fastlm.training import load_keras_model
+    from fastlm import training  # makes its layers known to Keras
 
-    return load_keras_model(path)
+    return training.keras.saving.load_model(path, compile=False)
 
 
 def _from_keras(model: Any) -> tuple[Weights, bool]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import time
@@ -10,7 +11,9 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Union, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
 
 from fastlm import _engine, tokenizer
 from fastlm.options import Completion, GenerationOptions, Options, Score
@@ -18,7 +21,7 @@ from fastlm.options import Completion, GenerationOptions, Options, Score
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Prompt = Union[str, Sequence[int]]
+Prompt: TypeAlias = "str | Sequence[int]"
 
 BUNDLED = ("stories",)
 """Names of the models that come with the package."""
@@ -119,10 +122,7 @@ class Model:
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
         start = [] if self.bos is None else [self.bos]
-        if isinstance(prompt, str):
-            ids = start + self.encode(prompt)
-        else:
-            ids = list(prompt) or start
+        ids = start + self.encode(prompt) if isinstance(prompt, str) else list(prompt) or start
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
         try:
@@ -160,7 +160,7 @@ class Model:
         try:
             settled["stop"] = array("i", sorted(ends))
         except (TypeError, OverflowError):
-            raise TypeError(f"stop_token_ids={options.stop_token_ids!r}: expected token ids") from None
+            raise TypeError(f"stop_token_ids={options.stop_token_ids!r}: expected token ids, as in [0, 13]") from None
         return options, settled
 
     @overload
@@ -326,7 +326,7 @@ class Model:
 
 def _is_batch(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one list of ids."""
-    if isinstance(prompt, (bytes, bytearray)) or not hasattr(prompt, "__len__") or not hasattr(prompt, "__getitem__"):
+    if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, (Sequence, np.ndarray, array)):
         raise TypeError(f"a prompt is a str or a sequence of token ids (int), found {type(prompt).__name__}")
     return len(prompt) > 0 and (isinstance(prompt[0], str) or hasattr(prompt[0], "__len__"))
 
@@ -365,7 +365,7 @@ def load(
     if path in BUNDLED:
         path = str(resources.files("fastlm.models") / f"{path}.gguf")
     elif not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
-        raise FileNotFoundError(f"{path!r} is neither a file nor a bundled model ({', '.join(BUNDLED)})")
+        raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
     return Model(_engine.Model(path, None, isa, cache))
 
 

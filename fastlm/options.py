@@ -88,6 +88,8 @@ class GenerationOptions:
         if self.top_p == 0:
             raise ValueError("top_p=0 would keep no token: expected above 0 and at most 1 (for greedy, temperature=0)")
         _whole("seed", self.seed, 0, 2**64 - 1)
+        if isinstance(self.stop_token_ids, (str, bytes)) or not isinstance(self.stop_token_ids, (Iterable, type(None))):
+            raise TypeError(f"stop_token_ids={self.stop_token_ids!r}: expected token ids, as in [0, 13]")
         for name in ("logprobs", "echo"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False")
@@ -107,7 +109,8 @@ class GenerationOptions:
         for name in options:
             if name not in known:
                 guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
-                raise TypeError(f"unknown option {name!r}" + (f": did you mean {guess}?" if guess else f": {known}"))
+                hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(known)}"
+                raise TypeError(f"unknown option {name!r}: {hint}")
         return cls(**options)
 
 

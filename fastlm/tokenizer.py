@@ -56,7 +56,10 @@ class TextStream:
 
 class _Pieces(TextStream):
     def __init__(self, piece: Callable[[int], str]) -> None:
-        self.push = piece  # type: ignore[method-assign]
+        self._piece = piece
+
+    def push(self, token: int) -> str:
+        return self._piece(token)
 
 
 class _Bytes(TextStream):

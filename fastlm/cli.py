@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``fastlm`` command: each subcommand is one call of the Python API."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import fastlm
+from fastlm.tokenizer import DOCUMENTS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an error, 2 for a wrong call, 130 after Ctrl-C."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("run")
+    try:
+        return int(command(**options))
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt as e:
+        print(f"\nfastlm: {e or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, TypeError, ImportError, FloatingPointError, MemoryError) as e:
+        print(f"fastlm: {e}", file=sys.stderr)
+        return 1
+
+
+# ---- commands ------------------------------------------------------------------------------------------
+
+
+def _generate(model: str, prompt: str, stats: bool, n: int, **options: Any) -> int:
+    lm = fastlm.load(model)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    options = {name: value for name, value in options.items() if value is not None}
+    if n > 1:
+        for completion in lm.generate(prompt, n=n, **options):
+            print(completion.text, end="\n\n")
+        return 0
+    begin = time.perf_counter()
+    pieces = 0
+    for piece in lm.stream(prompt, **options):
+        print(piece, end="", flush=True)
+        pieces += 1
+    print()
+    if stats:
+        seconds = time.perf_counter() - begin
+        print(f"{pieces} pieces, {seconds * 1e3:.1f} ms, {pieces / seconds:,.0f} a second", file=sys.stderr)
+    return 0
+
+
+def _score(model: str, files: list[str], as_json: bool) -> int:
+    lm = fastlm.load(model)
+    for name in files:
+        score = lm.score(_read_text(name), documents=True)
+        row = {
+            "file": name,
+            "tokens": len(score.token_ids),
+            "characters": score.characters,
+            "unknown": sum(t == getattr(lm.tokenizer, "unknown", None) for t in score.token_ids),
+            "perplexity": score.perplexity,
+            "bits_per_char": score.bits_per_char,
+        }
+        if as_json:
+            print(json.dumps(row))
+        else:
+            print(
+                f"{name}: perplexity {score.perplexity:.2f} per token, {score.bits_per_char:.4f} bits per character "
+                f"({row['tokens']:,} tokens, {row['unknown']:,} unknown, {row['characters']:,} characters)"
+            )
+    return 0
+
+
+def _read_text(name: str) -> str:
+    if name == "-":
+        return sys.stdin.read()
+    with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
+        data = file.read()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{name}: expected UTF-8 text, found byte 0x{data[e.start]:02X} at {e.start}") from None
+
+
+def _info(model: str, as_json: bool) -> int:
+    lm = fastlm.load(model)
+    if as_json:
+        print(json.dumps({"info": lm.info, "metadata": lm.metadata}))
+        return 0
+    info = lm.info
+    tensors = info.pop("tensors")
+    for name, value in info.items():
+        print(f"{name:16} {_shown(value)}")
+    print("\nkeys")
+    for key, value in lm.metadata.items():
+        print(f"  {key:32} {_shown(value)}")
+    print("\ntensors (float32; panels hold 16 rows side by side)")
+    for name, shape in tensors.items():
+        print(f"  {name:32} {' x '.join(map(str, shape))}")
+    return 0
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:90]} ... ({len(value):,} in all)"
+
+
+def _check(model: str) -> int:
+    lm = fastlm.load(model)
+    largest, tolerance = lm.check()
+    good = largest <= tolerance
+    print(
+        f"{model}: {'good' if good else 'BAD'}: log-probabilities of the test vector differ by at most "
+        f"{largest:.1e} (allowed: {tolerance:.1e}) on {lm.info['isa']}"
+    )
+    return 0 if good else 1
+
+
+def _export(model: str, output: str, **options: Any) -> int:
+    print(fastlm.export(model, output, **options))
+    return 0
+
+
+def _train(corpus: list[str], output: str, quiet: bool, **options: Any) -> int:
+    units = options.pop("units")
+    if units is not None:
+        options["units"] = units[0] if len(units) == 1 else units
+    report = fastlm.train(corpus, output, progress=not quiet, **options)
+    print(report)
+    return 0
+
+
+# ---- command line --------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastlm", description="The fastest way to run an LSTM language model on a CPU."
+    )
+    parser.add_argument("--version", action="version", version=f"fastlm {fastlm.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_generate(commands)
+    _add_train(commands)
+    _add_score(commands)
+    _add_export(commands)
+    info = _add(commands, "info", _info, "show what is in a model file")
+    _add_model_argument(info)
+    info.add_argument("--json", dest="as_json", action="store_true", help="print JSON, with every key in full")
+    check = _add(commands, "check", _check, "run the test vector that travels with a model file")
+    _add_model_argument(check)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:])
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_model_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", nargs="?", default="stories", help="model file, or bundled name (default: stories)")
+
+
+def _add_generate(commands: Any) -> None:
+    command = _add(commands, "generate", _generate, "write on from a prompt")
+    command.add_argument("prompt", help="text to start from; '-' reads standard input; '' starts from nothing")
+    command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
+    command.add_argument("--max-tokens", type=int, help="most tokens to write (default: 128)")
+    command.add_argument("--temperature", type=float, help="0 is greedy (default: the model's recommendation)")
+    command.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
+    command.add_argument("--top-p", type=float, help="keep the likeliest tokens that together reach p")
+    command.add_argument("--seed", type=int, help="same seed, same text (default: a new one)")
+    command.add_argument("--n", type=int, default=1, help="number of texts")
+    command.add_argument("--echo", action="store_true", default=None, help="print the prompt too")
+    command.add_argument("--stats", action="store_true", help="print the speed to standard error")
+
+
+def _add_score(commands: Any) -> None:
+    command = _add(commands, "score", _score, "perplexity and bits per character of text files")
+    command.add_argument("model", help="model file, or bundled name")
+    command.add_argument("files", nargs="+", help="UTF-8 text, plain or .gz; '-' reads standard input")
+    command.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object a file")
+
+
+def _add_export(commands: Any) -> None:
+    command = _add(commands, "export", _export, "turn a .keras file into a model file")
+    command.add_argument("model", help=".keras file: Embedding, LSTM layers, Dense")
+    command.add_argument("output", help="model file to write")
+    command.add_argument("--tokenizer", help="Hugging Face tokenizer.json, or 'bytes'")
+    command.add_argument("--dtype", default="f32", help="type of the weights: f32")
+    command.add_argument("--bos", type=int, help="token that starts a text")
+    command.add_argument("--eos", type=int, help="token that ends a text")
+
+
+def _add_train(commands: Any) -> None:
+    command = _add(commands, "train", _train, "train a model on text files with TensorFlow, and export it")
+    add = command.add_argument
+    add("corpus", nargs="+", help="UTF-8 text files, plain or .gz")
+    add("-o", "--output", required=True, help="model file to write")
+    add("--valid", nargs="+", help="validation text (default: the last 5 %% of the corpus)")
+    add("--preset", default="char", help="char, bpe or word: tokenizer and the defaults of what follows")
+    add("--documents", choices=DOCUMENTS, help="how a file is cut into documents")
+    add("--vocab-size", type=int, help="tokens of bpe or word")
+    add("--layers", type=int, help="LSTM layers")
+    add("--units", type=int, nargs="+", help="hidden units, of every layer or of each")
+    add("--embedding", type=int, help="size of a token's vector")
+    add("--tied", action=argparse.BooleanOptionalAction, help="share the output matrix with the embedding")
+    add("--dropout", type=float, help="share of values zeroed between layers while training")
+    add("--learning-rate", type=float, help="highest rate")
+    add("--sequence-length", type=int, help="tokens of a window")
+    add("--batch-size", type=int, help="streams read side by side")
+    add("--epochs", type=int, help="passes through the corpus at most")
+    add("--time-limit", type=float, help="seconds at most")
+    add("--seed", type=int, default=0, help="of initial weights, dropout and fresh starts (default: 0)")
+    add("--resume", action="store_true", help="continue the run in the checkpoint")
+    add("--checkpoint", help="where the run is kept (default: OUTPUT.ckpt)")
+    add("--name", help="written to the model file")
+    add("--license", help="written to the model file")
+    add("--quiet", action="store_true", help="no progress line")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
