@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +185,7 @@ def _chosen(logprobs: npt.NDArray[np.float64], tokens: npt.NDArray[np.int32]) ->
 
 def _engine_logprobs(path: str, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     session = _engine.Session(_engine.Model(path, None, None, 0))
-    return np.array(session.score(memoryview(tokens)), np.float64)
+    return np.array(session.score(array("i", tokens)), np.float64)
 
 
 # ---- sources -------------------------------------------------------------------------------------------
@@ -205,9 +206,12 @@ def _load_keras(path: str) -> Any:
         raise ValueError(f"{path}: expected a .keras file (model.save('name.keras'))")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
-    from fastlm import training  # makes its layers known to Keras
+    import fastlm.training  # noqa: F401  (makes its layers known to Keras; says what is missing if it is)
 
-    return training.keras.saving.load_model(path, compile=False)
+    # isort: split
+    import keras
+
+    return keras.saving.load_model(path, compile=False)
 
 
 def _from_keras(model: Any) -> tuple[Weights, bool]:
@@ -293,7 +297,8 @@ def _keras_output(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.f
     output = model(tokens[None], training=False)
     if isinstance(output, (list, tuple)):
         output = output[0]
-    return np.asarray(output, np.float64)[0]
+    logits: npt.NDArray[np.float64] = np.asarray(output, np.float64)[0]
+    return logits
 
 
 # ---- the same in float64 -------------------------------------------------------------------------------
