@@ -63,7 +63,8 @@ def test_the_gguf_package_reads_what_we_write(byte_model):
     lm = fastlm.load(byte_model)
     assert {t.name: t.data.shape for t in reader.tensors} == lm.info["tensors"]
     for key, value in lm.metadata.items():
-        assert reader.get_field(key).contents() == pytest.approx(value) if isinstance(value, float) else value, key
+        found = reader.get_field(key).contents()
+        assert found == (pytest.approx(value) if isinstance(value, float) else value), key
     dumped = subprocess.run(
         [sys.executable, "-m", "gguf.scripts.gguf_dump", byte_model], capture_output=True, text=True
     )

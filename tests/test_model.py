@@ -46,7 +46,7 @@ def test_n_differ_by_their_index(lm):
     assert len({tuple(c.token_ids) for c in several}) == 5
     assert several[0].token_ids == lm.generate("abc", seed=3, **SAMPLED).token_ids
     nested = lm.generate(["abc", "d"], n=2, seed=3, **SAMPLED)
-    assert [[c.token_ids for c in row] for row in nested][0] == [c.token_ids for c in several[:2]]
+    assert [c.token_ids for c in nested[0]] == [c.token_ids for c in several[:2]]
 
 
 def test_prompts_of_ids_are_used_as_they_are(lm):
@@ -236,7 +236,7 @@ def test_check_finds_a_changed_weight(byte_model, tmp_path):
     assert largest <= tolerance
     with open(byte_model, "rb") as file:
         data = bytearray(file.read())
-    name, _, offset, size = next(t for t in lm._engine.tensors() if t[0] == "blk.1.h.weight")
+    _, _, offset, size = next(t for t in lm._engine.tensors() if t[0] == "blk.1.h.weight")
     data[offset : offset + size] = np.zeros(size // 4, np.float32).tobytes()
     largest, tolerance = fastlm.load(bytes(data)).check()
     assert largest > tolerance
