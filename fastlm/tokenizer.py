@@ -284,7 +284,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         _utf8(text)
-        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        except Exception as e:  # the library raises bare Exception, for instance for what is unknown to Unigram
+            raise ValueError(f"the tokenizer cannot encode this text: {e}") from e
         return ids
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:

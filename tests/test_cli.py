@@ -5,6 +5,7 @@ import gzip
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,11 @@ import fastlm
 from conftest import random_weights
 from fastlm.cli import main
 
+COMMAND = str(Path(sys.executable).with_name("fastlm"))
+
 
 def run(*arguments, stdin=""):
-    command = [sys.executable, "-m", "fastlm", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, input=stdin.encode())
+    return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, input=stdin.encode())
 
 
 def test_generate_prints_what_the_api_gives(byte_model, lm, capsysbinary):
@@ -102,9 +104,14 @@ def test_text_that_is_not_utf8_is_named(byte_model, tmp_path, capsys):
 
 
 def test_a_reader_that_leaves_is_no_error(byte_model):
-    command = f"{sys.executable} -m fastlm generate a --model {byte_model} --max-tokens 100000 | head -c 5"
+    command = f"{COMMAND} generate a --model {byte_model} --max-tokens 100000 | head -c 5"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True)
     assert done.stderr == b""
+
+
+def test_module_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "fastlm", "--version"], capture_output=True, cwd="/", check=True)
+    assert done.stdout.decode() == f"fastlm {fastlm.__version__}\n"
 
 
 def test_version(capsys):

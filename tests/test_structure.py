@@ -62,7 +62,8 @@ def test_import_loads_numpy_and_the_engine_only():
         "import sys, numpy; before = set(sys.modules); import fastlm\n"
         "print(*{m.split('.')[0] for m in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-c", code]  # away from the source tree, which would hide the installed package
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/").stdout.split()
     assert [name for name in found if "cython" not in name] == ["fastlm"]
 
 
