@@ -205,18 +205,19 @@ class Model:
         ids = self._ids(prompt)
         with self._session() as session:
             if options.n == 1:
-                return self._draw(session, ids, ids, 0, options, settled)
+                return self._draw(session, prompt, ids, ids, 0, options, settled)
             session.feed(ids)
             found = []
             for index in range(options.n):
                 with self._session() as fork:
                     fork.copy_from(session)
-                    found.append(self._draw(fork, ids, array("i"), index, options, settled))
+                    found.append(self._draw(fork, prompt, ids, array("i"), index, options, settled))
             return found
 
     def _draw(
         self,
         session: _engine.Session,
+        prompt: Prompt,
         ids: array[int],
         unread: array[int],
         index: int,
@@ -230,8 +231,7 @@ class Model:
         seconds = time.perf_counter() - begin
         text = ""
         if self.tokenizer is not None:
-            before = self.tokenizer.decode(ids) if options.echo else ""
-            text = before + self.tokenizer.decode(tokens, context=ids)
+            text = self._echo(prompt, ids, options) + self.tokenizer.decode(tokens, context=ids)
         return Completion(
             text=text,
             token_ids=tokens,
@@ -262,12 +262,19 @@ class Model:
         for name, usable in (("n", chosen.n == 1), ("logprobs", not chosen.logprobs)):
             if not usable:
                 raise ValueError(f"stream yields one text and no {name}; use generate")
-        return self._pieces(self._ids(prompt), chosen, settled)
+        ids = self._ids(prompt)
+        return self._pieces(ids, self._need_tokenizer().stream(ids), self._echo(prompt, ids, chosen), chosen, settled)
 
-    def _pieces(self, ids: array[int], options: GenerationOptions, settled: dict[str, Any]) -> Iterator[str]:
-        text = self._need_tokenizer().stream(ids)
-        if options.echo:
-            yield self._need_tokenizer().decode(ids)
+    def _pieces(
+        self,
+        ids: array[int],
+        text: tokenizer.TextStream,
+        echo: str,
+        options: GenerationOptions,
+        settled: dict[str, Any],
+    ) -> Iterator[str]:
+        if echo:
+            yield echo
         unread = ids
         with self._session() as session:
             for _ in range(options.max_tokens):
@@ -279,6 +286,11 @@ class Model:
                     yield piece
         if piece := text.finish():
             yield piece
+
+    def _echo(self, prompt: Prompt, ids: array[int], options: GenerationOptions) -> str:
+        if not options.echo:
+            return ""
+        return prompt if isinstance(prompt, str) else self._need_tokenizer().decode(ids)
 
     # ---- score ---------------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README and the docstrings show must work as it stands there; the bundled model must be what it is said to be."""
+"""What the README and the docstrings show must work; the bundled model must be what its card says."""
 
 import doctest
 import importlib
@@ -105,12 +105,12 @@ def test_bundled_model_is_small_checked_and_licensed():
 
 def test_bundled_model_writes_english():
     """Most words that it writes are words of its corpus' author's vocabulary: short, common, spelled right."""
-    common = (
-        "the and to a of was he in it that you she had his they said with for but as at on her not all is so up him "
-        "i be were there out then them what would little do one could down we this have no when if went about see "
-        "did very just get into from some or by who like now asked come over been old way"
-    ).split()
+    common = """
+        the and to a of was he in it that you she had his they said with for but as at on her not all is so up him
+        i be were there out then them what would little do one could down we this have no when if went about see
+        did very just get into from some or by who like now asked come over been old way
+    """
     text = " ".join(c.text for c in fastlm.generate("Once upon a time", n=5, max_tokens=200, seed=0))
     words = re.findall(r"[a-z']+", text.lower())
     assert len(words) > 300
-    assert sum(word in common for word in words) / len(words) > 0.4
+    assert sum(word in common.split() for word in words) / len(words) > 0.4
