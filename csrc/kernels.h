@@ -31,7 +31,7 @@ struct fl_kernels {
 
     /* The token with the largest logit + temperature * g, g standard Gumbel noise (none if temperature is 0);
      * among equals the lowest id. ids (or NULL: 0, 1, …) has n entries. logits and ids must have room up to
-     * the next multiple of FL_BLOCK (ids NULL) or FL_PANEL; what lies there must be -inf and 0. */
+     * the next multiple of FL_BLOCK (ids NULL) or FL_PANEL; what lies there must be -inf and INT32_MAX. */
     int32_t (*choose)(const float *logits, const int32_t *ids, size_t n, float temperature, const fl_noise *noise);
 
     /* Sum of round(2^30 exp((logit - largest) * scale)) over n logits, padded with -inf to a multiple of

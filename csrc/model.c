@@ -283,6 +283,8 @@ fl_status fl_model_verify(const fl_model *model, double *largest, double *tolera
     fl_status status = read_test(model, &tokens, &logprobs, tolerance, error);
     if (!status) status = fl_session_new(model, &session, error);
     if (status) return status;
+    fenv_t caller;
+    fl_fp_enter(&caller);
     *largest = 0;
     for (uint64_t i = 0; i < tokens->count; i++) {
         const int32_t token = (int32_t)fl_field_u32(tokens, i);
@@ -291,8 +293,9 @@ fl_status fl_model_verify(const fl_model *model, double *largest, double *tolera
         memcpy(&expected, &bits, sizeof expected);
         fl_score(session, &token, 1, &found);
         const double difference = fabs((double)found - (double)expected);
-        if (!(difference <= *largest)) *largest = difference; /* not a number counts as the worst */
+        if (difference > *largest || isnan(difference)) *largest = difference; /* not a number is the worst, and stays */
     }
+    fl_fp_leave(&caller);
     fl_session_free(session);
     return FL_OK;
 }

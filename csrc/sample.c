@@ -35,7 +35,7 @@ static size_t collect(fl_session *session, float floor) {
 /* The kernels work on whole panels: fills up the last one with what cannot win and weighs nothing. */
 static void pad(fl_session *session, size_t n) {
     for (; n % FL_PANEL; n++) {
-        session->kept_ids[n] = 0;
+        session->kept_ids[n] = INT32_MAX;
         session->kept_logits[n] = -INFINITY;
     }
 }

@@ -206,12 +206,9 @@ def _load_keras(path: str) -> Any:
         raise ValueError(f"{path}: expected a .keras file (model.save('name.keras'))")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such file")
-    import fastlm.training  # noqa: F401  (makes its layers known to Keras; says what is missing if it is)
+    from fastlm.training.network import load_keras_model
 
-    # isort: split
-    import keras
-
-    return keras.saving.load_model(path, compile=False)
+    return load_keras_model(path)
 
 
 def _from_keras(model: Any) -> tuple[Weights, bool]:

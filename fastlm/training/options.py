@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a training run: presets, what the caller may change, and what contradicts what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fastlm.tokenizer import DOCUMENTS
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides how a run goes, with no value left open.
+
+    Attributes
+    ----------
+    preset : str
+        The tokenizer: ``char``, ``bpe`` (byte-level) or ``word``.
+    documents : str
+        How a file is cut into documents, one of `fastlm.tokenizer.DOCUMENTS`.
+    vocab_size : int or None
+        Tokens; None for ``char``, whose vocabulary is the corpus' characters.
+    units : tuple of int
+        Hidden units of each LSTM layer.
+    embedding : int
+    tied : bool
+    dropout, learning_rate : float
+    sequence_length, batch_size : int
+        Tokens a window of truncated back-propagation, and streams read side by side.
+    epochs : int or None
+        None: until the time limit.
+    time_limit : float or None
+        Seconds.
+    seed : int
+    """
+
+    preset: str
+    documents: str
+    vocab_size: int | None
+    units: tuple[int, ...]
+    embedding: int
+    tied: bool
+    dropout: float
+    learning_rate: float
+    sequence_length: int
+    batch_size: int
+    epochs: int | None
+    time_limit: float | None
+    seed: int
+
+    def differences(self, now: Options) -> list[str]:
+        """How the options of a continued run differ from these, in words. Its budget may."""
+        old, new = asdict(self), asdict(now)
+        return [f"{k} was {old[k]!r}, now {new[k]!r}" for k in old if old[k] != new[k] and k not in _BUDGET]
+
+
+_BUDGET = ("epochs", "time_limit")
+_DEFAULT_EPOCHS = 20
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "char": {
+        "documents": "file",
+        "units": (256, 256),
+        "embedding": 64,
+        "tied": False,
+        "dropout": 0.1,
+        "learning_rate": 2e-3,
+        "sequence_length": 128,
+        "batch_size": 32,
+    },
+    "bpe": {
+        "documents": "file",
+        "vocab_size": 2048,
+        "units": (320, 256),
+        "embedding": 256,
+        "tied": True,
+        "dropout": 0.1,
+        "learning_rate": 2e-3,
+        "sequence_length": 64,
+        "batch_size": 32,
+    },
+    # Zaremba et al. 2014, "medium", with Adam in place of plain gradient descent.
+    "word": {
+        "documents": "line",
+        "vocab_size": 10_000,
+        "units": (650, 650),
+        "embedding": 650,
+        "tied": False,
+        "dropout": 0.5,
+        "learning_rate": 1e-3,
+        "sequence_length": 35,
+        "batch_size": 20,
+    },
+}
+"""What a caller who says nothing gets."""
+
+
+def resolve(
+    preset: str,
+    *,
+    documents: str | None = None,
+    vocab_size: int | None = None,
+    layers: int | None = None,
+    units: int | Sequence[int] | None = None,
+    embedding: int | None = None,
+    tied: bool | None = None,
+    dropout: float | None = None,
+    learning_rate: float | None = None,
+    sequence_length: int | None = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+) -> Options:
+    """Fill what the caller left open from the preset, and refuse what makes no sense.
+
+    Weights are tied, unless the caller says otherwise, if the preset ties them and the sizes allow it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the option, what was found and what was expected.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r}: expected one of {', '.join(PRESETS)}")
+    default = {"vocab_size": None, **PRESETS[preset]}
+    if documents is not None and documents not in DOCUMENTS:
+        raise ValueError(f"documents={documents!r}: expected one of {', '.join(DOCUMENTS)}")
+    if preset == "char" and vocab_size is not None:
+        raise ValueError("vocab_size: the char preset's vocabulary is the characters of the corpus; leave it out")
+    if epochs is None and time_limit is None:
+        epochs = _DEFAULT_EPOCHS
+    sizes = _sizes(default["units"], layers, units)
+    if tied is None:
+        tied = default["tied"] and embedding in (None, sizes[-1])
+    if embedding is None:
+        embedding = sizes[-1] if tied else default["embedding"]
+    options = Options(
+        preset=preset,
+        documents=_either(documents, default["documents"]),
+        vocab_size=_whole("vocab_size", _either(vocab_size, default["vocab_size"]), 2, optional=True),
+        units=sizes,
+        embedding=_whole("embedding", embedding, 1),
+        tied=_flag("tied", tied),
+        dropout=_share("dropout", _either(dropout, default["dropout"])),
+        learning_rate=_positive("learning_rate", _either(learning_rate, default["learning_rate"])),
+        sequence_length=_whole("sequence_length", _either(sequence_length, default["sequence_length"]), 1),
+        batch_size=_whole("batch_size", _either(batch_size, default["batch_size"]), 1),
+        epochs=_whole("epochs", epochs, 1, optional=True),
+        time_limit=None if time_limit is None else _positive("time_limit", time_limit),
+        seed=_whole("seed", seed, 0),
+    )
+    if tied and options.embedding != sizes[-1]:
+        raise ValueError(
+            f"tied weights need embedding equal to the last layer's units, found embedding={options.embedding} "
+            f"and units={sizes[-1]}; make them equal or leave tied out"
+        )
+    return options
+
+
+def _either(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _sizes(default: tuple[int, ...], layers: int | None, units: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Units of each layer."""
+    _whole("layers", layers, 1, optional=True)
+    if units is None:
+        # Other depths than the preset's: all layers as wide as its last, so that tied weights stay possible.
+        return default if layers in (None, len(default)) else (default[-1],) * layers
+    if not isinstance(units, Sequence) or isinstance(units, str):
+        return (_whole("units", units, 1),) * (layers or len(default))
+    sizes = tuple(_whole("units", n, 1) for n in units)
+    if not sizes or layers not in (None, len(sizes)):
+        raise ValueError(f"units={list(units)!r} with layers={layers}: expected one size a layer; leave layers out")
+    return sizes
+
+
+def _whole(name: str, value: Any, least: int, optional: bool = False) -> Any:
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected a whole number, found {value!r}")
+    number = value.__index__()
+    if not least <= number < 2**31:
+        raise ValueError(f"{name}={number}: expected a whole number from {least} to {2**31 - 1}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, found {value!r}")
+    return float(value)
+
+
+def _positive(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{name}={number}: expected a finite number above 0")
+    return number
+
+
+def _share(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(f"{name}={number}: expected at least 0 and below 1")
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, found {value!r}")
+    return value

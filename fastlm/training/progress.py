@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a training run stands, and a line of text that shows it."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TextIO, TypeAlias
+
+from fastlm.training.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Attributes
+    ----------
+    step : int
+        Steps done.
+    epoch : float
+        Epochs done.
+    loss : float
+        Mean nats a token of the training text over the last hundred steps or so, with dropout.
+    valid : Evaluation or None
+        The last evaluation of this session.
+    learning_rate : float
+        Of the step.
+    tokens_per_second : float
+        Mean over the run, validation included.
+    seconds, seconds_left : float
+        Since the run began, all its sessions together, and until its budget is used up.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    valid: Evaluation | None
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        line = (
+            f"step {self.step}  epoch {self.epoch:.2f}  loss {self.loss:.3f}  "
+            f"perplexity {math.exp(min(self.loss, 700)):.1f}  {self.tokens_per_second:,.0f} tokens/s  "
+            f"learning rate {self.learning_rate:.1e}  {_clock(self.seconds_left)} left"
+        )
+        if self.valid is not None:
+            line += f"  | valid perplexity {self.valid.perplexity:.2f}, {self.valid.bits_per_char:.3f} bits/char"
+        return line
+
+
+Report: TypeAlias = Callable[[Progress], None]
+
+
+class ProgressLine:
+    """Writes to a text stream: one line kept up to date on a terminal, a line now and then in a log.
+
+    Every evaluation leaves a line of its own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._pause = 0.5 if self._terminal else 30.0
+        self._shown = -math.inf
+        self._valid: Evaluation | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        evaluated = progress.valid is not self._valid
+        if time.monotonic() - self._shown < self._pause and not evaluated:
+            return
+        self._shown, self._valid = time.monotonic(), progress.valid
+        if self._terminal:
+            self._stream.write(f"\r\x1b[K{progress}" + ("\n" if evaluated else ""))
+        else:
+            self._stream.write(f"{progress}\n")
+        self._stream.flush()
+
+
+def reporter(progress: bool | TextIO | Report) -> Report:
+    """What the caller gave as ``progress`` as a function: True writes to standard error, False nothing.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a bool, a function nor a text stream.
+    """
+    if progress is False:
+        return lambda _: None
+    if progress is True:
+        return ProgressLine(sys.stderr)
+    if callable(progress):
+        return progress
+    if hasattr(progress, "write"):
+        return ProgressLine(progress)
+    raise TypeError(f"progress: expected True, False, a function or a text stream, found {progress!r}")
+
+
+def _clock(seconds: float) -> str:
+    if not seconds < 1e6:  # the first step says nothing about the last
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

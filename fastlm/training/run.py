@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train`: from text files to a model file."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import keras
+
+from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
+from fastlm.training import checkpoint as checkpoints
+from fastlm.training.corpus import LINE_ENDS, Paths, encode, hold_out, read_documents
+from fastlm.training.evaluation import Evaluation, Evaluator
+from fastlm.training.network import Network, build_model
+from fastlm.training.options import Options, resolve
+from fastlm.training.progress import Report, reporter
+from fastlm.training.trainer import Trainer
+
+SAMPLING = {"temperature": 0.8, "top_p": 0.95}
+"""What the model file recommends: a small model's tail is noise, and its top alone repeats itself."""
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run came to.
+
+    Attributes
+    ----------
+    steps, tokens : int
+        Windows, and tokens in them, that were trained on.
+    epochs : float
+    seconds : float
+        All sessions of the run together.
+    tokens_per_second : float
+        Tokens trained on by seconds, validation included.
+    train_perplexity : float
+        Over the last hundred steps or so, with dropout.
+    valid_perplexity, valid_bits_per_char : float
+        Of the weights in the file, which are the best on the validation text. To be quick, the text is
+        read as 16 streams; see `evaluate` for the exact figure, which differs by a thousandth or so.
+    output : Path
+        The model file.
+    export : fastlm.ExportReport
+        What the exporter says about it.
+    """
+
+    steps: int
+    epochs: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    train_perplexity: float
+    valid_perplexity: float
+    valid_bits_per_char: float
+    output: Path
+    export: Any
+
+
+def train(
+    corpus: Paths,
+    output: str | os.PathLike[str],
+    *,
+    valid: Paths | None = None,
+    preset: str = "char",
+    documents: str | None = None,
+    vocab_size: int | None = None,
+    layers: int | None = None,
+    units: int | Sequence[int] | None = None,
+    embedding: int | None = None,
+    tied: bool | None = None,
+    dropout: float | None = None,
+    learning_rate: float | None = None,
+    sequence_length: int | None = None,
+    batch_size: int | None = None,
+    epochs: int | None = None,
+    time_limit: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    progress: bool | TextIO | Report = True,
+) -> TrainReport:
+    """Train an LSTM language model on text files and write it as a model file.
+
+    Training is truncated back-propagation through time (Mikolov et al. 2010; Zaremba et al. 2014): streams
+    of text are read side by side, their state carried from window to window and started afresh now and
+    then. Adam with clipped gradients; the rate is halved when the validation perplexity stops falling and
+    annealed towards the end of the budget; the weights kept are the best on the validation text.
+
+    Parameters
+    ----------
+    corpus : path or list of paths
+        UTF-8 text, plain or gzip.
+    output : path
+        The model file to write.
+    valid : path or list of paths, optional
+        Validation text. Default: the last 5 % of the corpus, in whole documents if it has several.
+    preset : {"char", "bpe", "word"}
+        Tokenizer, and the default of every option that is None.
+    documents : {"file", "blank-line", "line"}, optional
+        How a file is cut into documents: the model learns how they begin and end.
+    vocab_size : int, optional
+        Tokens of ``bpe`` or ``word``.
+    layers : int, optional
+        LSTM layers.
+    units : int or list of int, optional
+        Hidden units, of every layer or of each.
+    embedding : int, optional
+        Size of a token's vector.
+    tied : bool, optional
+        Share the output matrix with the embedding, which must then be as wide as the last layer.
+    dropout : float, optional
+        Share of values zeroed between layers while training, in [0, 1).
+    learning_rate : float, optional
+        Highest rate.
+    sequence_length, batch_size : int, optional
+        Tokens of a window, and streams read side by side.
+    epochs : int, optional
+        Passes through the corpus at most. Default: 20, or no limit if there is a time limit.
+    time_limit : float, optional
+        Seconds at most, all sessions of the run together.
+    seed : int
+        Of initial weights, dropout and fresh starts.
+    resume : bool
+        Continue the run in the checkpoint; its options and texts must be the same, epochs and time limit
+        may have changed.
+    checkpoint : path, optional
+        Where the run is kept, so that it survives a kill at any moment. Default: ``output`` with ".ckpt"
+        appended, removed when the model file has been written; a path given here is left in place.
+    name, license : str, optional
+        Written to the model file.
+    progress : bool, function or text stream
+        True: a line on standard error. A function is called with a `Progress` after every step.
+
+    Returns
+    -------
+    TrainReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an option, text or checkpoint that cannot be used; the message names it and what would do.
+    OSError
+        If a file cannot be read or written. FileExistsError: ``checkpoint`` holds a run already.
+    FloatingPointError
+        If training diverges.
+    KeyboardInterrupt
+        After Ctrl-C, with the run saved; the message says where. (In the main thread.)
+
+    Examples
+    --------
+    >>> import fastlm
+    >>> report = fastlm.train("corpus.txt", "m.gguf", units=128, time_limit=600)  # doctest: +SKIP
+    >>> report.valid_bits_per_char  # doctest: +SKIP
+    1.93
+    """
+    options = resolve(
+        preset,
+        documents=documents,
+        vocab_size=vocab_size,
+        layers=layers,
+        units=units,
+        embedding=embedding,
+        tied=tied,
+        dropout=dropout,
+        learning_rate=learning_rate,
+        sequence_length=sequence_length,
+        batch_size=batch_size,
+        epochs=epochs,
+        time_limit=time_limit,
+        seed=seed,
+    )
+    target, saved = _paths(output, checkpoint, resume)
+    report = reporter(progress)
+    from fastlm.exporter import export  # now, so that a missing package is known before the work is done
+
+    trainer = _prepare(corpus, valid, options, saved if resume else None)
+    with _interrupts() as interrupted:
+        if not trainer.run(saved, report, interrupted):
+            raise KeyboardInterrupt(f"stopped at step {trainer.step}; {saved} holds the run: resume continues it")
+    exported = export(
+        trainer.model,
+        target,
+        tokenizer=trainer.tokenizer,
+        dtype="f32",
+        sampling=SAMPLING,
+        metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
+        bos=trainer.tokenizer.bos,
+        eos=trainer.tokenizer.eos,
+    )
+    if checkpoint is None:
+        saved.unlink()
+    return _report(trainer, target, exported)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> tuple[keras.Model, Tokenizer]:
+    """The Keras model with the best weights of a run so far, and its tokenizer.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it is not a checkpoint.
+    """
+    meta, groups = checkpoints.load(Path(path))
+    tokenizer = from_fields(meta["tokenizer"])
+    assert tokenizer is not None
+    options = meta["options"]
+    model = build_model(
+        tokenizer.vocab_size,
+        options["units"],
+        options["embedding"],
+        tied=options["tied"],
+        dropout=options["dropout"],
+    )
+    for variable, value in zip(model.trainable_variables, groups["best"], strict=True):
+        variable.assign(value)
+    return model, tokenizer
+
+
+def evaluate(model: keras.Model, tokenizer: Tokenizer, text: Paths) -> Evaluation:
+    """Perplexity and bits per character of a `build_model` model on text files.
+
+    The text is one stream: from a zero state and the border, the state carried over every document to
+    the end.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the text cannot be read.
+    """
+    corpus = encode(read_documents(text, tokenizer.documents), tokenizer)
+    return Evaluator(Network(model), corpus)()
+
+
+def _paths(
+    output: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None, resume: bool
+) -> tuple[Path, Path]:
+    target = Path(output)
+    saved = Path(checkpoint) if checkpoint is not None else target.with_name(target.name + ".ckpt")
+    for role, path in (("output", target), ("checkpoint", saved)):
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f"{role}: there is no directory {path.parent}")
+        if path.is_dir():
+            raise IsADirectoryError(f"{role}: {path} is a directory; expected a file to write")
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError(f"{role}: the directory {path.parent} cannot be written to")
+    if resume and not saved.exists():
+        raise FileNotFoundError(f"resume: there is no checkpoint {saved}; leave resume out to begin a run")
+    if not resume and saved.exists():
+        raise FileExistsError(f"{saved} holds a run: resume continues it; or delete it, or name another checkpoint")
+    return target, saved
+
+
+def _prepare(corpus: Paths, valid: Paths | None, options: Options, saved: Path | None) -> Trainer:
+    """A trainer at the beginning of its run, or where the checkpoint ``saved`` left it."""
+    before = checkpoints.load(saved) if saved else None
+    texts = read_documents(corpus, options.documents)
+    texts, held = hold_out(texts) if valid is None else (texts, read_documents(valid, options.documents))
+    tokenizer = from_fields(before[0]["tokenizer"]) if before else _train_tokenizer(options, texts)
+    assert tokenizer is not None
+    trainer = Trainer(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer))
+    if before:
+        trainer.restore(*before)
+    return trainer
+
+
+def _train_tokenizer(options: Options, texts: Sequence[str]) -> Tokenizer:
+    if options.vocab_size is None:
+        return CharTokenizer.train(("\n" * LINE_ENDS[options.documents]).join(texts), options.documents)
+    make = train_bpe if options.preset == "bpe" else train_words
+    return make(texts, options.vocab_size, options.documents)
+
+
+def _report(trainer: Trainer, output: Path, exported: Any) -> TrainReport:
+    assert trainer.best is not None
+    return TrainReport(
+        steps=trainer.step,
+        epochs=trainer.epochs,
+        tokens=trainer.tokens,
+        seconds=trainer.seconds,
+        tokens_per_second=trainer.tokens / trainer.seconds,
+        train_perplexity=math.exp(trainer.loss),
+        valid_perplexity=trainer.best.perplexity,
+        valid_bits_per_char=trainer.best.bits_per_char,
+        output=output,
+        export=exported,
+    )
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks to stop after the present step, so that nothing is half done; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may set a handler
+        return
+    asked: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: windows in, better weights out, nothing lost on the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from fastlm.tokenizer import Tokenizer
+from fastlm.training import checkpoint
+from fastlm.training.corpus import Corpus, TrainingWindows
+from fastlm.training.evaluation import Evaluation, Evaluator
+from fastlm.training.network import Network, build_model
+from fastlm.training.optimizer import Adam
+from fastlm.training.options import Options
+from fastlm.training.progress import Progress, Report
+from fastlm.training.recurrence import Tensor
+from fastlm.training.schedule import Schedule
+
+SAVE_SECONDS = 60.0
+"""Between checkpoints. Saving 20 million weights takes half a second."""
+
+SMOOTHING = 0.01
+"""Weight of a step in the training loss that is shown."""
+
+
+class Trainer:
+    """A run: model, optimizer, carried states, schedule, and the best weights so far.
+
+    Everything random depends on (seed, step) alone, so a run that is continued goes where it would have
+    gone (except that a time limit makes the learning rate follow the clock).
+
+    Parameters
+    ----------
+    options : Options
+    tokenizer : Tokenizer
+    train, valid : Corpus
+
+    Attributes
+    ----------
+    model : keras.Model
+    step : int
+        Steps done.
+    seconds : float
+        Time used, all sessions together.
+    loss : float
+        Smoothed training loss, nats a token.
+    best : Evaluation or None
+        The best evaluation so far; `run` leaves its weights in the model.
+    """
+
+    def __init__(self, options: Options, tokenizer: Tokenizer, train: Corpus, valid: Corpus) -> None:
+        self.options, self.tokenizer = options, tokenizer
+        self.model = build_model(
+            tokenizer.vocab_size,
+            options.units,
+            options.embedding,
+            tied=options.tied,
+            dropout=options.dropout,
+            seed=options.seed,
+        )
+        batch, steps = options.batch_size, options.sequence_length
+        assert tokenizer.bos is not None
+        self._windows = TrainingWindows(train, tokenizer.bos, batch, steps, options.seed)
+        self._network = Network(self.model)
+        self._evaluate = Evaluator(self._network, valid, steps, streams=16)
+        self._optimizer = Adam(self._network.variables)
+        self._state = [tf.Variable(s, trainable=False) for s in self._network.zero_state(batch)]
+        self._update = tf.function(self._update_in_graph)
+        self._schedule = Schedule(options.learning_rate)
+        self._best_weights = self._weights()
+        self._digests = [train.digest, valid.digest]
+        # A validation pass costs about a third of a training pass, a token: at most a twentieth of the time.
+        self._evaluate_every = max(1, min(self._windows.per_epoch, 6 * valid.tokens // (batch * steps)))
+        self._evaluated, self._evaluation_seconds = -1, 0.0
+        self._valid: Evaluation | None = None
+        self.best: Evaluation | None = None
+        self.step, self.seconds, self.loss = 0, 0.0, math.log(tokenizer.vocab_size)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done."""
+        return self.step / self._windows.per_epoch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on."""
+        return self.step * self.options.batch_size * self.options.sequence_length
+
+    def run(self, path: Path, report: Report, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Train until the budget is used up or nothing helps any more, then take up the best weights.
+
+        Parameters
+        ----------
+        path : Path
+            The checkpoint: written at the start, every minute, at every evaluation and at the end.
+        report : function
+            Called with a `Progress` after every step.
+        stop : function
+            Asked before every step; True saves and ends the session.
+
+        Returns
+        -------
+        bool
+            False if ``stop`` ended it: the run can be continued.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is no longer finite. The checkpoint is from before.
+        OSError
+            If the checkpoint cannot be written.
+        """
+        began = time.monotonic() - self.seconds
+        self.save(path)
+        saved = time.monotonic()
+        for window in self._windows.from_step(self.step):
+            stopped = stop()
+            if stopped or self._share() >= 1 or self._schedule.exhausted:
+                break
+            self._take_step(window)
+            if self.step % self._evaluate_every == 0:
+                self._validate()
+            self.seconds = time.monotonic() - began
+            if self._evaluated == self.step or time.monotonic() - saved > SAVE_SECONDS:
+                self.save(path)
+                saved = time.monotonic()
+            report(self._progress())
+        if not stopped and self._evaluated != self.step:
+            self._validate()
+            report(self._progress())
+        self.seconds = time.monotonic() - began
+        self.save(path)
+        if not stopped:
+            self._assign(self._network.variables, self._best_weights)
+        return not stopped
+
+    def _take_step(self, window: tuple[Tensor, ...]) -> None:
+        seed = tf.constant([self.options.seed, self.step], tf.int64)
+        loss = float(self._update(*window, seed, np.float32(self._rate()), np.float32(self.step)))
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss became {loss} at step {self.step}: "
+                f"try a learning_rate smaller than {self.options.learning_rate}"
+            )
+        self.step += 1
+        self.loss += max(SMOOTHING, 1 / self.step) * (loss - self.loss)
+
+    def _update_in_graph(
+        self, inputs: Tensor, targets: Tensor, keep: Tensor, seed: Tensor, rate: Tensor, step: Tensor
+    ) -> Tensor:
+        variables = self._network.variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            logits, after = self._network(inputs, keep, [s.read_value() for s in self._state], seed)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(targets, [-1]), logits=logits)
+            loss = tf.reduce_mean(losses)
+        self._optimizer.apply(tape.gradient(loss, variables), rate, step)
+        self._assign(self._state, after)
+        return loss
+
+    def _share(self) -> float:
+        """Share of the budget that is used up, 0 to 1: of the epochs or of the time, whichever is more.
+
+        The time leaves room for the evaluation at the end.
+        """
+        share = 0.0
+        if self.options.epochs is not None:
+            share = self.epochs / self.options.epochs
+        if self.options.time_limit is not None:
+            share = max(share, self.seconds / max(1e-9, self.options.time_limit - self._evaluation_seconds))
+        return min(1.0, share)
+
+    def _rate(self) -> float:
+        return self._schedule.rate(self.step, self._share())
+
+    def _validate(self) -> None:
+        began = time.monotonic()
+        self._valid = self._evaluate()
+        self._evaluation_seconds = time.monotonic() - began
+        self._evaluated = self.step
+        if self._schedule.observe(self._valid.nats_per_token):
+            self.best, self._best_weights = self._valid, self._weights()
+
+    def _weights(self) -> list[Any]:
+        return [v.numpy() for v in self._network.variables]
+
+    @staticmethod
+    def _assign(variables: list[Any], values: list[Any]) -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def _progress(self) -> Progress:
+        seconds, share = max(self.seconds, 1e-9), self._share()
+        return Progress(
+            step=self.step,
+            epoch=self.epochs,
+            loss=self.loss,
+            valid=self._valid,
+            learning_rate=self._rate(),
+            tokens_per_second=self.tokens / seconds,
+            seconds=seconds,
+            seconds_left=seconds * (1 - share) / max(share, 1e-9),
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the whole run to ``path``, see `checkpoint.save`."""
+        meta = {
+            "options": asdict(self.options),
+            "tokenizer": self.tokenizer.fields(),
+            "digests": self._digests,
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "schedule": asdict(self._schedule),
+            "best": asdict(self.best) if self.best else None,
+        }
+        groups: checkpoint.Arrays = {
+            "weights": self._weights(),
+            "moments": [v.numpy() for v in self._optimizer.moments],
+            "state": [v.numpy() for v in self._state],
+            "best": self._best_weights,
+        }
+        checkpoint.save(path, meta, groups)
+
+    def restore(self, meta: dict[str, Any], groups: checkpoint.Arrays) -> None:
+        """Continue the run that `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If that run had other options or another text, naming what differs.
+        """
+        before = Options(**{**meta["options"], "units": tuple(meta["options"]["units"])})
+        differ = before.differences(self.options)
+        if meta["digests"] != self._digests:
+            differ.append("the text is another")
+        if differ:
+            raise ValueError(f"the checkpoint is of another run: {'; '.join(differ)}")
+        self._assign(self._network.variables, groups["weights"])
+        self._assign(self._optimizer.moments, groups["moments"])
+        self._assign(self._state, groups["state"])
+        self._best_weights = groups["best"]
+        self._schedule = Schedule(**meta["schedule"])
+        self.step, self.seconds, self.loss = meta["step"], meta["seconds"], meta["loss"]
+        self.best = Evaluation(**meta["best"]) if meta["best"] else None
