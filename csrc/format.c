@@ -5,21 +5,10 @@
  * pointer is formed from it, and memory is set aside only in proportion to the file. */
 #include "internal.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 enum { HEADER_ITEMS = 65536 }; /* keys, and tensors, at most: far above any model, far below any harm */
-
-fl_status fl_fail(fl_error *error, fl_status status, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    error->status = status;
-    error->os_code = 0;
-    vsnprintf(error->message, sizeof error->message, format, arguments);
-    va_end(arguments);
-    return status;
-}
 
 /* ---- cursor ------------------------------------------------------------------------------------------ */
 

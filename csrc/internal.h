@@ -33,7 +33,7 @@ enum {
 
 static inline size_t fl_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-/* ---- errors: format.c ---------------------------------------------------------------------------- */
+/* ---- errors: error.c ----------------------------------------------------------------------------- */
 
 fl_status fl_fail(fl_error *error, fl_status status, const char *format, ...)
 #if defined(__GNUC__)
