@@ -344,7 +344,11 @@ def _is_batch(prompt: Any) -> bool:
 
 
 def load(
-    model: str | os.PathLike[str] | bytes = "stories", *, isa: str | None = None, row_cache_mb: float = 16
+    model: str | os.PathLike[str] | bytes = "stories",
+    *,
+    threads: int | None = None,
+    isa: str | None = None,
+    row_cache_mb: float = 16,
 ) -> Model:
     """Opens a model.
 
@@ -353,6 +357,8 @@ def load(
     model : path, bytes, or name of a bundled model
         A path is mapped, so it costs no copy and other processes share its memory; the file must not be
         truncated while it is used, since the system kills whoever reads a page that is gone. Bytes are copied.
+    threads : int, optional
+        Threads that work on one token. This version has one.
     isa : str, optional
         Instruction set by name (`cpu_info` lists them). Default: ``FASTLM_ISA``, else the best there is. The
         results do not depend on it.
@@ -366,8 +372,10 @@ def load(
     OSError
         The file cannot be read.
     ValueError
-        ``isa`` is unknown or this processor lacks it, or ``row_cache_mb`` is negative.
+        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1, or ``row_cache_mb`` is negative.
     """
+    if threads not in (None, 1):
+        raise ValueError(f"threads={threads!r}: this version works on a token with 1 thread")
     if not 0 <= row_cache_mb <= 2**20:
         raise ValueError(f"row_cache_mb={row_cache_mb!r}: expected 0 to {2**20} megabytes")
     cache = int(row_cache_mb * 2**20)

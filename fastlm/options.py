@@ -23,6 +23,12 @@ _ELSEWHERE = {
     "eos_token_id": "stop_token_ids",
 }
 
+# Names that belong to the API and come with later versions.
+_PLANNED = (
+    "min_p typical_p repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size num_beams "
+    "length_penalty best_of min_tokens stop logit_bias bad_words allowed_token_ids deadline_ms logits_processor"
+).split()
+
 
 class Options(TypedDict, total=False):
     """Keyword arguments of `generate` and `stream`, for type checkers; `GenerationOptions` explains them."""
@@ -107,6 +113,8 @@ class GenerationOptions:
         """
         known = [f.name for f in fields(cls)]
         for name in options:
+            if name in _PLANNED:
+                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(known)}")
             if name not in known:
                 guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
                 hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(known)}"

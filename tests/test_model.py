@@ -246,6 +246,7 @@ BAD_CALLS = [
     (lambda lm: lm.generate("a", max_new_tokens=5), TypeError, "did you mean max_tokens"),
     (lambda lm: lm.generate("a", temperatur=1), TypeError, "did you mean temperature"),
     (lambda lm: lm.generate("a", do_sample=True), TypeError, "temperature"),
+    (lambda lm: lm.generate("a", min_p=0.1), TypeError, "option 'min_p' is not in this version; it has n, max_tokens"),
     (lambda lm: lm.generate("a", zzz=1), TypeError, "unknown option 'zzz': expected one of n, max_tokens"),
     (lambda lm: lm.generate("a", temperature=-0.1), ValueError, "temperature=-0.1: expected 0 to 1000"),
     (lambda lm: lm.generate("a", temperature=float("nan")), ValueError, "temperature=nan"),
@@ -329,6 +330,13 @@ def test_an_unreadable_file_is_named(tmp_path):
             status = 0 if e.filename == str(path) else 2
         os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("threads", [0, 2, "two"])
+def test_only_one_thread_is_offered(byte_model, threads):
+    with pytest.raises(ValueError, match="this version works on a token with 1 thread"):
+        fastlm.load(byte_model, threads=threads)
+    assert fastlm.load(byte_model, threads=1).vocab_size == 257
 
 
 @pytest.mark.parametrize("size", [-1, float("nan"), 1e9])
