@@ -24,10 +24,24 @@ _ELSEWHERE = {
 }
 
 # Names that belong to the API and come with later versions.
-_PLANNED = (
-    "min_p typical_p repetition_penalty presence_penalty frequency_penalty no_repeat_ngram_size num_beams "
-    "length_penalty best_of min_tokens stop logit_bias bad_words allowed_token_ids deadline_ms logits_processor"
-).split()
+_PLANNED = {
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+    "num_beams",
+    "length_penalty",
+    "best_of",
+    "min_tokens",
+    "stop",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "deadline_ms",
+    "logits_processor",
+}
 
 
 class Options(TypedDict, total=False):
