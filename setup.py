@@ -13,7 +13,7 @@ from setuptools import Extension, setup
 
 # No -march, no -ffast-math and no contraction: the sources name their instruction sets, and every sum has one
 # order (docs/numerics.md).
-flags = ["-std=c11", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off"]
+flags = ["-std=c11", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"]
 link_flags = []
 if os.environ.get("FASTLM_DEBUG"):
     flags += ["-O0", "-g"]

@@ -24,13 +24,13 @@ class FormatError(ValueError):
 
 cdef extern from *:
     """
-    /* Tokens between two looks at pending signals (Ctrl-C): a hundredth of a second for a large model. */
+    /* Tokens between two looks at pending signals (Ctrl-C): a tenth of a second for a large model. */
     enum { CHUNK = 32 };
     """
     const int CHUNK
 
 
-cdef object _error(const fl_error *error, object path):
+cdef object _error(fl_error *error, object path):
     message = error.message.decode("utf-8", "replace")
     if error.status == FL_ERROR_OS:
         return OSError(error.os_code, os.strerror(error.os_code), path)
@@ -43,24 +43,46 @@ cdef object _error(const fl_error *error, object path):
 
 def isa_levels():
     """All compiled instruction-set levels, slowest first: list of (name, supported here)."""
-    return [(fl_isa_name(i).decode(), bool(fl_isa_supported(i))) for i in range(fl_isa_count())]
+    cdef const char *name
+    levels = []
+    for i in range(fl_isa_count()):
+        name = fl_isa_name(i)
+        levels.append((name.decode(), bool(fl_isa_supported(i))))
+    return levels
 
 
-# GGUF value types that are numbers, as struct formats.
+def isa_choose():
+    """The level that a model loaded now would use. Raises ValueError if FASTLM_ISA names none that runs."""
+    cdef fl_error error
+    cdef const char *name
+    if fl_isa_choose(NULL, &name, &error) != FL_OK:
+        raise _error(&error, None)
+    return name.decode()
+
+
+# A Python string takes several times what it takes in the file: no more of them than any vocabulary has.
+MOST_STRINGS = 1 << 20
+
+# GGUF value types that are numbers, as formats of struct and array (which has no truth values).
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
 
 cdef object _value(const fl_field *field):
+    """Text, a number, a list of text, or an array of numbers (which takes no more memory than the file)."""
     data = (<const char *>field.data)[:field.data_size]
     if field.item_type == 8:
+        if field.count > MOST_STRINGS:
+            raise FormatError(f"an array of {field.count} strings: expected at most {MOST_STRINGS}")
         items, at = [], 0
         for _ in range(field.count):
             size = int.from_bytes(data[at:at + 8], "little")
             items.append(data[at + 8:at + 8 + size].decode())
             at += 8 + size
-    else:
-        items = list(struct.unpack(f"<{field.count}{_NUMBERS[field.item_type]}", data))
-    return items if field.type == 9 else items[0]
+        return items if field.type == 9 else items[0]
+    number = _NUMBERS[field.item_type]
+    if field.type == 9:
+        return array("B" if number == "?" else number, data)
+    return struct.unpack(f"<{number}", data)[0]
 
 
 cdef class Model:
@@ -77,15 +99,25 @@ cdef class Model:
         cdef fl_load_options options
         cdef fl_model_info info
         cdef fl_status status
+        cdef const char *c_path = NULL
+        cdef const uint8_t *c_data = NULL
+        cdef size_t size = 0
         isa_bytes = None if isa is None else isa.encode()
         options.isa = NULL if isa is None else <const char *>isa_bytes
         options.row_cache_bytes = row_cache_bytes
         if path is not None:
-            name = os.fsencode(path)
-            status = fl_model_open(name, &options, &self._model, &error)
+            path_bytes = os.fsencode(path)
+            if b"\0" in path_bytes:
+                raise ValueError(f"{path!r}: a path cannot contain a null character")
+            c_path = path_bytes
         else:
-            status = fl_model_from_memory(&data[0] if data.shape[0] else NULL, data.shape[0], &options, &self._model,
-                                          &error)
+            size = data.shape[0]
+            c_data = &data[0] if size else NULL
+        with nogil:
+            if c_path != NULL:
+                status = fl_model_open(c_path, &options, &self._model, &error)
+            else:
+                status = fl_model_from_memory(c_data, size, &options, &self._model, &error)
         if status != FL_OK:
             raise _error(&error, path)
         fl_model_get_info(self._model, &info)
@@ -110,18 +142,29 @@ cdef class Model:
             "isa": info.isa.decode(),
         }
 
-    def fields(self):
-        """All keys of the file and their values; of a repeated key the first counts, as for the engine."""
+    def keys(self):
+        """All keys of the file with their places; of a repeated key the first counts, as for the engine."""
         cdef fl_field field
         found = {}
         for i in range(fl_model_field_count(self._model)):
             fl_model_field(self._model, i, &field)
             try:
-                key = field.key[:field.key_size].decode()
-                found.setdefault(key, _value(&field))
+                found.setdefault(field.key[:field.key_size].decode(), i)
             except UnicodeDecodeError as e:
                 raise FormatError(f"key {i}: expected UTF-8, found {e.object[e.start:e.end]!r}") from None
         return found
+
+    def value(self, size_t place):
+        """The value of the key at a place."""
+        cdef fl_field field
+        if place >= fl_model_field_count(self._model):
+            raise IndexError(place)
+        fl_model_field(self._model, place, &field)
+        try:
+            return _value(&field)
+        except UnicodeDecodeError as e:
+            key = field.key[:field.key_size].decode("utf-8", "replace")
+            raise FormatError(f"key {key!r}: expected UTF-8, found {e.object[e.start:e.end]!r}") from None
 
     def tensors(self):
         """All tensors of the file: list of (name, shape as numpy orders it, offset in the file, bytes)."""

@@ -24,6 +24,7 @@ cdef extern from "fastlm.h" nogil:
     size_t fl_isa_count() noexcept
     const char *fl_isa_name(size_t index) noexcept
     int fl_isa_supported(size_t index) noexcept
+    fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error) noexcept
 
     ctypedef struct fl_load_options:
         const char *isa

@@ -46,6 +46,14 @@ fl_status fl_cpu_choose(const char *isa, const fl_kernels **kernels, fl_error *e
         *kernels = levels[i];
         return FL_OK;
     }
-    return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%.32s: unknown; this build has %s", from, isa,
-                   fl_isa_count() > 1 ? "scalar, avx2 and avx512" : "scalar only");
+    char known[64] = "";
+    for (size_t i = 0; i < fl_isa_count(); i++) strcat(strcat(known, i ? ", " : ""), levels[i]->name);
+    return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%.32s: unknown; this build has %s", from, isa, known);
+}
+
+fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error) {
+    const fl_kernels *kernels = NULL;
+    const fl_status status = fl_cpu_choose(isa, &kernels, error);
+    if (!status) *name = kernels->name;
+    return status;
 }

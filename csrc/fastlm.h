@@ -36,16 +36,20 @@ typedef struct fl_error {
 
 /* ---- processor ---------------------------------------------------------------------------------- */
 
-/* Number of instruction-set levels compiled in, slowest first, and the name of each ("scalar", "avx2", …). */
+/* Number of instruction-set levels compiled in, slowest first, and the name of each ("scalar", "avx2", …);
+ * index is below that number. */
 size_t fl_isa_count(void);
 const char *fl_isa_name(size_t index);
 /* 1 if this processor and operating system can run the level, else 0. */
 int fl_isa_supported(size_t index);
+/* The level that a model would use: isa by name if it is not NULL, else the environment's FASTLM_ISA, else the
+ * best supported. FL_ERROR_ARGUMENT if it is unknown or not supported. */
+fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error);
 
 /* ---- model -------------------------------------------------------------------------------------- */
 
 typedef struct fl_load_options {
-    const char *isa;        /* level by name; NULL: the environment's FASTLM_ISA, else the best supported */
+    const char *isa;        /* as for fl_isa_choose */
     size_t row_cache_bytes; /* address space set aside for first-layer gate rows; 0: none are kept */
 } fl_load_options;
 
@@ -60,7 +64,8 @@ typedef struct fl_model_info {
     const char *isa;
 } fl_model_info;
 
-/* Maps the file at path (UTF-8) and validates all of it; the mapping lives as long as the model. */
+/* Maps the file at path and validates all of it; the mapping lives as long as the model. options: NULL means all
+ * zero, here and below. */
 fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model, fl_error *error);
 /* The same from memory; the bytes are copied. */
 fl_status fl_model_from_memory(const void *bytes, size_t size, const fl_load_options *options, fl_model **model,
@@ -91,13 +96,15 @@ typedef struct fl_tensor {
     size_t size;      /* bytes */
 } fl_tensor;
 
+/* Numbers of keys and tensors in the file; index is below them. */
 size_t fl_model_field_count(const fl_model *model);
 void fl_model_field(const fl_model *model, size_t index, fl_field *field);
 size_t fl_model_tensor_count(const fl_model *model);
 void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor);
 
 /* Runs the file's test vector. *largest receives the largest difference of a log-probability (natural
- * logarithm) from the stored one, *tolerance the file's own limit. FL_ERROR_FORMAT if the file has none. */
+ * logarithm) from the stored one, *tolerance the file's own limit, which is at most 1. FL_ERROR_FORMAT if the file
+ * has none. */
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error);
 
 /* ---- session: a state and the room to decode from it --------------------------------------------- */
@@ -121,7 +128,7 @@ void fl_score(fl_session *session, const int32_t *tokens, size_t n, float *logpr
 typedef struct fl_sampling {
     float temperature; /* ≥ 0 and finite; 0: the likeliest token, lowest id among equals */
     uint32_t top_k;    /* keep the k likeliest; 0: all */
-    double top_p;      /* then keep the fewest whose share of what is left reaches p, 0 < p ≤ 1 */
+    double top_p;      /* then keep the fewest whose share of what is left reaches p ≤ 1; 0: all */
     uint64_t seed;
     uint32_t index;    /* which of the n samples of one prompt: each has its own noise */
 } fl_sampling;

@@ -18,19 +18,6 @@ typedef struct cursor {
     fl_error *error;
 } cursor;
 
-/* What the file says, fit to be shown: printable, and not longer than a line. */
-typedef struct shown {
-    char text[65];
-} shown;
-
-static shown show(const char *text, size_t size) {
-    shown s;
-    size_t n = 0;
-    for (; n < size && n < sizeof s.text - 1; n++) s.text[n] = text[n] >= 32 && text[n] < 127 ? text[n] : '?';
-    s.text[n] = 0;
-    return s;
-}
-
 static size_t left(const cursor *c) { return c->size - c->at; }
 
 static bool take(cursor *c, const char *what, uint64_t size, const uint8_t **bytes) {
@@ -119,7 +106,7 @@ static bool take_value(cursor *c, const char *what, fl_field *field) {
 static bool take_field(cursor *c, fl_field *field) {
     if (!take_string(c, "a key", &field->key, &field->key_size)) return false;
     char what[80];
-    snprintf(what, sizeof what, "key '%s'", show(field->key, field->key_size).text);
+    snprintf(what, sizeof what, "key '%s'", fl_show(field->key, field->key_size).text);
     return take_u32(c, what, &field->type) && take_value(c, what, field);
 }
 
@@ -128,7 +115,7 @@ static bool take_field(cursor *c, fl_field *field) {
 static bool take_tensor(cursor *c, fl_tensor *tensor) {
     if (!take_string(c, "a tensor's name", &tensor->name, &tensor->name_size)) return false;
     char what[80];
-    snprintf(what, sizeof what, "tensor '%s'", show(tensor->name, tensor->name_size).text);
+    snprintf(what, sizeof what, "tensor '%s'", fl_show(tensor->name, tensor->name_size).text);
     if (!take_u32(c, what, &tensor->n_dims)) return false;
     if (tensor->n_dims == 0 || tensor->n_dims > 4) {
         fl_fail(c->error, FL_ERROR_FORMAT, "%s: expected 1 to 4 dimensions, found %u", what, tensor->n_dims);
@@ -148,7 +135,7 @@ static bool take_tensor(cursor *c, fl_tensor *tensor) {
 
 /* Size from the dimensions, then offset from the start of the file. */
 static bool place_tensor(cursor *c, fl_tensor *tensor, size_t data_start) {
-    const shown name = show(tensor->name, tensor->name_size);
+    const fl_shown name = fl_show(tensor->name, tensor->name_size);
     uint64_t size = sizeof(float);
     for (int i = 0; i < 4; i++) {
         if (tensor->dims[i] == 0 || tensor->dims[i] > c->size / size) {
@@ -181,7 +168,7 @@ static bool take_counts(cursor *c, uint64_t *tensors, uint64_t *fields) {
     if (!take(c, "the header", 4, &magic)) return false;
     if (memcmp(magic, "GGUF", 4) != 0) {
         fl_fail(c->error, FL_ERROR_FORMAT, "expected a model file, which starts with 'GGUF', found '%s'",
-                show((const char *)magic, 4).text);
+                fl_show((const char *)magic, 4).text);
         return false;
     }
     if (!take_u32(c, "the header", &version)) return false;
@@ -213,8 +200,8 @@ static bool check_overlap(const fl_file *file, fl_error *error) {
     bool good = true;
     for (size_t i = 1; good && i < file->n_tensors; i++) {
         if (order[i - 1]->offset + order[i - 1]->size <= order[i]->offset) continue;
-        fl_fail(error, FL_ERROR_FORMAT, "tensors '%s' and '%s' overlap", show(order[i - 1]->name, order[i - 1]->name_size).text,
-                show(order[i]->name, order[i]->name_size).text);
+        fl_fail(error, FL_ERROR_FORMAT, "tensors '%s' and '%s' overlap", fl_show(order[i - 1]->name, order[i - 1]->name_size).text,
+                fl_show(order[i]->name, order[i]->name_size).text);
         good = false;
     }
     free(order);
@@ -323,7 +310,7 @@ static bool all_tame(const float *weights, size_t n) {
 fl_status fl_file_weights(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix,
                           const uint64_t dims[4], const float **weights, fl_error *error) {
     const size_t suffix_size = strlen(suffix);
-    const shown name = show(prefix, prefix_size);
+    const fl_shown name = fl_show(prefix, prefix_size);
     const fl_tensor *found = NULL;
     for (size_t i = 0; i < file->n_tensors && !found; i++) {
         const fl_tensor *t = &file->tensors[i];

@@ -7,12 +7,17 @@
 #include "fastlm.h"
 
 #include <fenv.h>
+#include <float.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "model files are little-endian and used where they lie: this processor would have to swap them"
+#endif
+
+#if defined(__FAST_MATH__) || (defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0)
+#error "every rounding is promised (docs/numerics.md): no -ffast-math, and no x87 arithmetic"
 #endif
 
 /* A product and a sum are fused exactly where the code says fma. GCC contracts on its own and ignores the
@@ -40,6 +45,13 @@ fl_status fl_fail(fl_error *error, fl_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)))
 #endif
     ;
+
+/* What a file says, fit to be shown in a message: printable, and not longer than a line. */
+typedef struct fl_shown {
+    char text[65];
+} fl_shown;
+
+fl_shown fl_show(const char *text, size_t size);
 
 /* ---- operating system: os.c ---------------------------------------------------------------------- */
 

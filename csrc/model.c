@@ -41,8 +41,8 @@ static fl_status expect_text(const fl_field *column, const char *key, uint64_t l
     size_t size;
     const char *text = fl_field_string(column, layer, &size);
     if (fl_same_text(text, size, expected)) return FL_OK;
-    return fl_fail(error, FL_ERROR_FORMAT, "key '%s', layer %llu: this version computes '%s' here, found '%.*s'", key,
-                   (unsigned long long)layer, expected, (int)(size < 40 ? size : 40), text);
+    return fl_fail(error, FL_ERROR_FORMAT, "key '%s', layer %llu: this version computes '%s' here, found '%s'", key,
+                   (unsigned long long)layer, expected, fl_show(text, size).text);
 }
 
 /* An embedding, LSTM layers that read one another in turn, and a dense layer on top. */
@@ -145,8 +145,11 @@ static fl_status read_header(const fl_file *file, fl_error *error) {
         if (!field || field->type != FL_GGUF_STRING)
             return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found %s", texts[i].key, texts[i].expected,
                            field ? "no string" : "none");
-        const fl_status status = expect_text(field, texts[i].key, 0, texts[i].expected, error);
-        if (status) return status;
+        size_t size;
+        const char *text = fl_field_string(field, 0, &size);
+        if (!fl_same_text(text, size, texts[i].expected))
+            return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found '%s'", texts[i].key, texts[i].expected,
+                           fl_show(text, size).text);
     }
     uint32_t numerics = 0;
     const fl_status status = fl_file_u32(file, "lstm.numerics_version", &numerics, error);
@@ -185,17 +188,21 @@ static void free_store(fl_row_store *store) {
 /* ---- public ------------------------------------------------------------------------------------------ */
 
 static fl_status build(fl_model *model, const fl_load_options *options, fl_error *error) {
+    int32_t unknown; /* of no use here, but the file must not name a token that does not exist */
     fl_status status = read_header(&model->file, error);
     if (!status) status = read_layers(model, error);
     if (!status) status = read_token(model, "tokenizer.ggml.bos_token_id", &model->bos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
+    if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);
     if (!status) status = make_store(model, options->row_cache_bytes, error);
     return status;
 }
 
 /* Takes the mapping over. */
 static fl_status create(fl_mapping mapping, const fl_load_options *options, fl_model **result, fl_error *error) {
+    static const fl_load_options neutral = {0};
     const fl_kernels *kernels = NULL;
+    if (!options) options = &neutral;
     fl_status status = fl_cpu_choose(options->isa, &kernels, error);
     fl_model *model = status ? NULL : calloc(1, sizeof *model);
     if (!model) {
@@ -258,23 +265,28 @@ void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor) { *
 
 /* ---- test vector ------------------------------------------------------------------------------------- */
 
+static float float_item(const fl_field *field, uint64_t n) {
+    const uint32_t bits = fl_field_u32(field, n);
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 static fl_status read_test(const fl_model *model, const fl_field **tokens, const fl_field **logprobs, double *tolerance,
                            fl_error *error) {
     const fl_field *limit = fl_file_field(&model->file, "lstm.test.tolerance");
     const fl_field *given = fl_file_field(&model->file, "lstm.test.tokens");
-    if (!given || !limit || limit->type != FL_GGUF_FLOAT32)
-        return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*')");
+    if (!given || !limit || limit->type != FL_GGUF_FLOAT32 || given->count < 2)
+        return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*', at least two tokens)");
     fl_status status = fl_file_array(&model->file, "lstm.test.tokens", FL_GGUF_INT32, given->count, tokens, error);
-    if (!status) status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, given->count, logprobs, error);
+    if (!status) status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, given->count - 1, logprobs, error);
     for (uint64_t i = 0; !status && i < given->count; i++)
         if (fl_field_u32(given, i) >= model->vocab_size)
             status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tokens': %d is not a token", (int)fl_field_u32(given, i));
     if (status) return status;
-    const uint32_t bits = fl_field_u32(limit, 0);
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    *tolerance = value;
-    return FL_OK;
+    *tolerance = float_item(limit, 0);
+    if (*tolerance > 0 && *tolerance <= 1) return FL_OK;
+    return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tolerance': expected above 0 and at most 1, found %g", *tolerance);
 }
 
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) {
@@ -288,11 +300,10 @@ fl_status fl_model_verify(const fl_model *model, double *largest, double *tolera
     *largest = 0;
     for (uint64_t i = 0; i < tokens->count; i++) {
         const int32_t token = (int32_t)fl_field_u32(tokens, i);
-        const uint32_t bits = fl_field_u32(logprobs, i);
-        float expected, found;
-        memcpy(&expected, &bits, sizeof expected);
+        float found;
         fl_score(session, &token, 1, &found);
-        const double difference = fabs((double)found - (double)expected);
+        if (i == 0) continue; /* nothing comes before the first */
+        const double difference = fabs((double)found - (double)float_item(logprobs, i - 1));
         if (difference > *largest || isnan(difference)) *largest = difference; /* not a number is the worst, and stays */
     }
     fl_fp_leave(&caller);

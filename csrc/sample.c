@@ -40,43 +40,32 @@ static void pad(fl_session *session, size_t n) {
     }
 }
 
-static void swap(fl_candidate *a, fl_candidate *b) {
-    const fl_candidate c = *a;
-    *a = *b;
-    *b = c;
+/* Moves to the front of list[begin … n) what has a byte of first … last at `shift` of its order; returns where the
+ * rest begins. */
+static size_t gather(fl_candidate *list, size_t begin, size_t n, int shift, unsigned first, unsigned last) {
+    for (size_t i = begin; i < n; i++) {
+        const unsigned byte = list[i].order >> shift & 255;
+        if (byte < first || byte > last) continue;
+        const fl_candidate c = list[i];
+        list[i] = list[begin];
+        list[begin++] = c;
+    }
+    return begin;
 }
 
 /* Moves the likeliest candidates to the front, as few as together weigh at least `target`; returns how many.
- * Quickselect: split by a middle one, go on in the part where the target lies. All weigh at least `target`
- * together; no two are equal. */
+ * Selection by radix: what every value of a byte weighs tells in which the target lies; all before it are in, all
+ * behind it are out, and the next byte divides the rest. Linear, whatever the logits. All weigh at least
+ * `target` together, and no two have the same order. */
 static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
     size_t begin = 0;
-    while (n - begin > 1) {
-        fl_candidate *part = list + begin;
-        const size_t size = n - begin, last = size - 1, middle = size / 2;
-        if (part[middle].order < part[0].order) swap(&part[middle], &part[0]);
-        if (part[last].order < part[0].order) swap(&part[last], &part[0]);
-        if (part[last].order < part[middle].order) swap(&part[last], &part[middle]);
-        const uint64_t pivot = part[middle].order;
-        uint64_t weight = 0;
-        size_t front = 0;
-        for (size_t i = 0; i < size; i++) {
-            if (part[i].order > pivot) continue;
-            weight += part[i].mass;
-            swap(&part[i], &part[front++]);
-        }
-        if (front == size) { /* pivot is the last: it is needed only if the others weigh too little */
-            size_t at = 0;
-            while (part[at].order != pivot) at++;
-            swap(&part[at], &part[last]);
-            if (weight - part[last].mass < target) return n;
-            n--;
-        } else if (weight >= target) {
-            n = begin + front;
-        } else {
-            target -= weight;
-            begin += front;
-        }
+    for (int shift = 56; shift >= 0 && n - begin > 1; shift -= 8) {
+        uint64_t weight[256] = {0};
+        for (size_t i = begin; i < n; i++) weight[list[i].order >> shift & 255] += list[i].mass;
+        unsigned byte = 0;
+        for (; weight[byte] < target; byte++) target -= weight[byte];
+        if (byte) begin = gather(list, begin, n, shift, 0, byte - 1);
+        n = gather(list, begin, n, shift, byte, byte);
     }
     return n;
 }
@@ -147,7 +136,7 @@ int32_t fl_sample(fl_session *session, const fl_sampling *sampling) {
     const fl_model *model = session->model;
     const float T = sampling->temperature;
     const fl_noise noise = noise_of(session, sampling, FL_PURPOSE_TOKEN);
-    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size, top_p = sampling->top_p < 1.0;
+    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size, top_p = sampling->top_p > 0.0 && sampling->top_p < 1.0;
     if (T == 0 || (!top_k && !top_p)) return model->kernels->choose(session->logits, NULL, model->vocab_size, T, &noise);
     const float largest = largest_logit(session);
     const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */

@@ -28,7 +28,6 @@ FL_INLINE vi vi_lanes(void) { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); 
 FL_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 FL_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 FL_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
-FL_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 FL_INLINE vi vi_xor(vi a, vi b) { return _mm256_xor_si256(a, b); }
 #define vi_shl(a, n) _mm256_slli_epi32(a, n)
 #define vi_shr(a, n) _mm256_srli_epi32(a, n)

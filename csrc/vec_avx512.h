@@ -28,7 +28,6 @@ FL_INLINE vi vi_lanes(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8
 FL_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 FL_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 FL_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
-FL_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 FL_INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 #define vi_shl(a, n) _mm512_slli_epi32(a, n)
 #define vi_shr(a, n) _mm512_srli_epi32(a, n)

@@ -32,7 +32,6 @@ FL_INLINE vi vi_lanes(void) { return 0; } /* 0, 1, … */
 FL_INLINE vi vi_add(vi a, vi b) { return a + b; }
 FL_INLINE vi vi_sub(vi a, vi b) { return a - b; }
 FL_INLINE vi vi_and(vi a, vi b) { return a & b; }
-FL_INLINE vi vi_or(vi a, vi b) { return a | b; }
 FL_INLINE vi vi_xor(vi a, vi b) { return a ^ b; }
 #define vi_shl(a, n) ((vi)((a) << (n)))
 #define vi_shr(a, n) ((vi)((a) >> (n)))

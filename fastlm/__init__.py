@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastlm._engine import FormatError
+try:
+    from fastlm._engine import FormatError
+except ModuleNotFoundError as e:
+    if e.name != "fastlm._engine":
+        raise
+    raise ImportError(
+        "the compiled engine is missing: this is fastlm's source tree, which hides an installed fastlm; leave the "
+        "directory, or build the engine here with 'pip install -e .'"
+    ) from e
 from fastlm.model import Model, cpu_info, generate, load
 from fastlm.options import Completion, GenerationOptions, Score
 

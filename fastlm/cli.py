@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import fastlm
-from fastlm.tokenizer import DOCUMENTS
+from fastlm.tokenizer import DOCUMENTS, read_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as e:
-        print(f"\nfastlm: {e or 'interrupted'}", file=sys.stderr)
+        print(f"\nfastlm: {str(e) or 'interrupted'}", file=sys.stderr)
         return 130
     except (OSError, ValueError, TypeError, ImportError, FloatingPointError, MemoryError) as e:
         print(f"fastlm: {e}", file=sys.stderr)
@@ -36,31 +34,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ---- commands ------------------------------------------------------------------------------------------
 
 
-def _generate(model: str, prompt: str, stats: bool, n: int, **options: Any) -> int:
+def _generate(model: str, prompt: str, stats: bool, **options: Any) -> int:
     lm = fastlm.load(model)
     if prompt == "-":
         prompt = sys.stdin.read()
     options = {name: value for name, value in options.items() if value is not None}
-    if n > 1:
-        for completion in lm.generate(prompt, n=n, **options):
-            print(completion.text, end="\n\n")
+    if options.get("n", 1) == 1 and not stats:
+        for piece in lm.stream(prompt, **options):
+            print(piece, end="", flush=True)
+        print()
         return 0
-    begin = time.perf_counter()
-    pieces = 0
-    for piece in lm.stream(prompt, **options):
-        print(piece, end="", flush=True)
-        pieces += 1
-    print()
-    if stats:
-        seconds = time.perf_counter() - begin
-        print(f"{pieces} pieces, {seconds * 1e3:.1f} ms, {pieces / seconds:,.0f} a second", file=sys.stderr)
+    for completion in lm.generate([prompt], **options):
+        for one in completion if isinstance(completion, list) else [completion]:
+            print(one.text, flush=True)
+            if stats:
+                speed = (
+                    f"{one.timings['seconds'] * 1e3:.1f} ms, {one.timings['tokens_per_second']:,.0f} tokens a second"
+                )
+                print(f"[{len(one.token_ids)} tokens, {speed}; {one.finish_reason}; seed {one.seed}]", file=sys.stderr)
     return 0
 
 
 def _score(model: str, files: list[str], as_json: bool) -> int:
     lm = fastlm.load(model)
     for name in files:
-        score = lm.score(_read_text(name), documents=True)
+        text = sys.stdin.read() if name == "-" else read_text(name)
+        score = lm.score(text, documents=True)
         row = {
             "file": name,
             "tokens": len(score.token_ids),
@@ -70,7 +69,7 @@ def _score(model: str, files: list[str], as_json: bool) -> int:
             "bits_per_char": score.bits_per_char,
         }
         if as_json:
-            print(json.dumps(row))
+            print(json.dumps({k: v if v == v and v != float("inf") else None for k, v in row.items()}))
         else:
             print(
                 f"{name}: perplexity {score.perplexity:.2f} per token, {score.bits_per_char:.4f} bits per character "
@@ -79,21 +78,10 @@ def _score(model: str, files: list[str], as_json: bool) -> int:
     return 0
 
 
-def _read_text(name: str) -> str:
-    if name == "-":
-        return sys.stdin.read()
-    with gzip.open(name) if name.endswith(".gz") else open(name, "rb") as file:
-        data = file.read()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{name}: expected UTF-8 text, found byte 0x{data[e.start]:02X} at {e.start}") from None
-
-
 def _info(model: str, as_json: bool) -> int:
     lm = fastlm.load(model)
     if as_json:
-        print(json.dumps({"info": lm.info, "metadata": lm.metadata}))
+        print(json.dumps({"info": lm.info, "metadata": dict(lm.metadata)}, default=list))
         return 0
     info = lm.info
     tensors = info.pop("tensors")
@@ -109,7 +97,7 @@ def _info(model: str, as_json: bool) -> int:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, default=list)
     return text if len(text) <= 100 else f"{text[:90]} ... ({len(value):,} in all)"
 
 
@@ -133,8 +121,8 @@ def _train(corpus: list[str], output: str, quiet: bool, **options: Any) -> int:
     units = options.pop("units")
     if units is not None:
         options["units"] = units[0] if len(units) == 1 else units
-    report = fastlm.train(corpus, output, progress=not quiet, **options)
-    print(report)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a page of its own
+    print(fastlm.train(corpus, output, progress=not quiet, **options))
     return 0
 
 
@@ -178,9 +166,11 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--top-k", type=int, help="keep the k likeliest tokens")
     command.add_argument("--top-p", type=float, help="keep the likeliest tokens that together reach p")
     command.add_argument("--seed", type=int, help="same seed, same text (default: a new one)")
-    command.add_argument("--n", type=int, default=1, help="number of texts")
-    command.add_argument("--echo", action="store_true", default=None, help="print the prompt too")
-    command.add_argument("--stats", action="store_true", help="print the speed to standard error")
+    command.add_argument("--n", type=int, help="number of texts")
+    command.add_argument(
+        "--echo", action=argparse.BooleanOptionalAction, default=True, help="print the prompt in front of the text"
+    )
+    command.add_argument("--stats", action="store_true", help="print tokens, speed and seed to standard error")
 
 
 def _add_score(commands: Any) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastlm import _engine, format, tokenizer
+from fastlm import _engine, format
 from fastlm.format import Weights
 from fastlm.options import GenerationOptions
+from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
 
 TEST_TOKENS = 64
 """Length of the test vector that travels with a model."""
@@ -22,7 +22,15 @@ TEST_TOKENS = 64
 TOLERANCE = 1e-4
 """Largest difference of a log-probability that is still rounding; more means another computation."""
 
-_SKIPPED = {"InputLayer", "Dropout", "SpatialDropout1D", "GaussianDropout", "GaussianNoise", "ActivityRegularization"}
+_SKIPPED = {
+    "ActivityRegularization",
+    "Dropout",
+    "GaussianDropout",
+    "GaussianNoise",
+    "Identity",
+    "InputLayer",
+    "SpatialDropout1D",
+}
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
 # From tokens [T] to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
@@ -93,27 +101,25 @@ def export(
     """
     if dtype != "f32":
         raise ValueError(f"dtype={dtype!r}: expected 'f32'")
+    format.gguf_package()
     weights, logprobs = _read(model)
     vocab_size = len(weights.embedding)
-    known = _tokenizer(tokenizer, vocab_size)
-    fields = _fields(known, bos, eos, sampling, metadata, vocab_size)
-    tokens = _test_tokens(vocab_size, fields.get("tokenizer.ggml.bos_token_id"))
-    expected = _chosen(logprobs(tokens[:-1]), tokens[1:])
+    fields = _fields(_tokenizer(tokenizer, vocab_size), bos, eos, sampling, metadata, vocab_size)
+    tokens = _test_tokens(vocab_size, fields)
+    rows = logprobs(tokens[:-1])
+    tokens = tokens[: len(rows) + 1]
+    fields["lstm.test.tokens"] = tokens
+    fields["lstm.test.logprobs"] = rows[np.arange(len(rows)), tokens[1:]].astype(np.float32)
     fields["lstm.test.tolerance"] = TOLERANCE
     with format.atomic(path) as temporary:
-        # The first token comes from a fresh network, which frameworks do not show: its place is the engine's own.
         format.write(temporary, weights, fields)
-        found = _engine_logprobs(temporary, tokens)
-        error = float(np.abs(found[1:] - expected).max())
+        error, _ = _engine.Model(temporary, None, None, 0).verify()
         if not error <= TOLERANCE:
             raise ValueError(
-                f"the engine's log-probabilities differ from the model's by {error:.3g} (at most {TOLERANCE:g} is "
-                "rounding): the model does more than its Embedding, LSTM and Dense layers in turn"
+                f"the engine's log-probabilities differ from the model's by {error:.3g} (up to {TOLERANCE:g} is "
+                "rounding): the model does more than its Embedding, LSTM and Dense layers in turn, for instance masks "
+                "tokens, adds layers up, or starts from a state of its own"
             )
-        fields["lstm.test.tokens"] = tokens
-        fields["lstm.test.logprobs"] = np.concatenate([found[:1], expected]).astype(np.float32)
-        format.write(temporary, weights, fields)
-        _engine_logprobs(temporary, tokens[:1])
         size = os.path.getsize(temporary)
     return ExportReport(os.fspath(path), size, weights.parameters, dtype, error)
 
@@ -121,17 +127,16 @@ def export(
 # ---- what goes into the file ---------------------------------------------------------------------------
 
 
-def _tokenizer(given: Any, vocab_size: int) -> tokenizer.Tokenizer | None:
-    known: tokenizer.Tokenizer | None
-    if given is None or isinstance(given, tokenizer.Tokenizer):
+def _tokenizer(given: Any, vocab_size: int) -> Tokenizer | None:
+    known: Tokenizer | None
+    if given is None or isinstance(given, Tokenizer):
         known = given
-    elif given == "bytes":
-        known = tokenizer.ByteTokenizer()
+    elif isinstance(given, str) and given == "bytes":
+        known = ByteTokenizer()
     elif hasattr(given, "to_str"):
-        known = tokenizer.HuggingFaceTokenizer(given.to_str())
+        known = HuggingFaceTokenizer(given.to_str())
     elif isinstance(given, (str, os.PathLike)):
-        with open(given, encoding="utf-8") as file:
-            known = tokenizer.HuggingFaceTokenizer(file.read())
+        known = HuggingFaceTokenizer(read_text(given))
     else:
         raise TypeError(
             f"tokenizer: expected a fastlm or Hugging Face tokenizer, its JSON file, 'bytes' or None, "
@@ -143,7 +148,7 @@ def _tokenizer(given: Any, vocab_size: int) -> tokenizer.Tokenizer | None:
 
 
 def _fields(
-    known: tokenizer.Tokenizer | None,
+    known: Tokenizer | None,
     bos: int | None,
     eos: int | None,
     sampling: Mapping[str, float] | None,
@@ -157,8 +162,8 @@ def _fields(
         fields[f"general.{key}"] = value
     keys = {"temperature": ("temp", float), "top_k": ("top_k", int), "top_p": ("top_p", float)}
     for key, number in (sampling or {}).items():
-        if key not in keys:
-            raise ValueError(f"sampling {key!r}: expected one of {', '.join(keys)}")
+        if key not in keys or number is None:
+            raise ValueError(f"sampling {key!r}: expected a number for one of {', '.join(keys)}")
         GenerationOptions.of({key: number})
         name, kind = keys[key]
         fields[f"general.sampling.{name}"] = kind(number)
@@ -167,25 +172,22 @@ def _fields(
     for key, token in (("bos", bos), ("eos", eos)):
         if token is None:
             continue
-        if not 0 <= token < vocab_size:
-            raise ValueError(f"{key}={token}: expected a token from 0 to {vocab_size - 1}")
+        if not isinstance(token, (int, np.integer)) or not 0 <= token < vocab_size:
+            raise ValueError(f"{key}={token!r}: expected a token id from 0 to {vocab_size - 1}")
         fields[f"tokenizer.ggml.{key}_token_id"] = int(token)
     return fields
 
 
-def _test_tokens(vocab_size: int, bos: int | None) -> npt.NDArray[np.int32]:
+def _test_tokens(vocab_size: int, fields: Mapping[str, Any]) -> npt.NDArray[np.int32]:
+    """Random tokens, and among them, more than once, those that models are likely to treat in a way of their own."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, TEST_TOKENS, np.int32)
-    tokens[0] = tokens[0] if bos is None else bos
+    ends = [fields.get(f"tokenizer.ggml.{name}_token_id", 0) for name in ("bos", "eos", "unknown")]
+    special = [0, 1 % vocab_size, vocab_size - 1, *ends]
+    for n, token in enumerate([*special, *special, 0, 0]):
+        tokens[5 * n % TEST_TOKENS] = token  # spread out: at the front, in the middle, at the end
+    tokens[0] = ends[0]
+    tokens[33] = tokens[32]
     return tokens
-
-
-def _chosen(logprobs: npt.NDArray[np.float64], tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    return np.asarray(logprobs[np.arange(len(tokens)), tokens])
-
-
-def _engine_logprobs(path: str, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    session = _engine.Session(_engine.Model(path, None, None, 0))
-    return np.array(session.score(array("i", tokens)), np.float64)
 
 
 # ---- sources -------------------------------------------------------------------------------------------
@@ -197,8 +199,7 @@ def _read(model: Any) -> tuple[Weights, LogProbs]:
         return weights, lambda tokens: log_softmax(reference_logits(weights, tokens))
     if isinstance(model, (str, os.PathLike)):
         model = _load_keras(os.fspath(model))
-    weights, softmax = _from_keras(model)
-    return weights, lambda tokens: _keras_logprobs(model, tokens, softmax)
+    return _from_keras(model), lambda tokens: _keras_logprobs(model, tokens)
 
 
 def _load_keras(path: str) -> Any:
@@ -211,36 +212,49 @@ def _load_keras(path: str) -> Any:
     return load_keras_model(path)
 
 
-def _from_keras(model: Any) -> tuple[Weights, bool]:
-    """The weights, and whether the model ends in a softmax."""
-    layers = [_unwrapped(layer) for layer in getattr(model, "layers", []) if type(layer).__name__ not in _SKIPPED]
-    softmax = False
+def _from_keras(model: Any) -> Weights:
+    layers = [_unwrapped(layer) for layer in getattr(model, "layers", [])]
+    layers = [layer for layer in layers if type(layer).__name__ not in _SKIPPED]
     while len(layers) > 1 and type(layers[-1]).__name__ in ("Activation", "Softmax"):
         last = layers.pop()
-        softmax = True
         if type(last).__name__ == "Activation":
-            _expect_config(last, "activation", ("softmax",))
+            _expect_config(last, "activation", ("linear", "softmax"))
     if len(layers) < 3:
         raise ValueError(f"expected Embedding, LSTM and Dense layers, found {len(layers)} layers in the model")
+    for layer in layers:
+        if getattr(layer, "compute_dtype", "float32") != "float32":
+            raise ValueError(f"layer {layer.name!r} computes in {layer.compute_dtype}: expected float32")
     embedding, cells, dense = layers[0], layers[1:-1], layers[-1]
-    _expect_kind(embedding, ("Embedding",))
-    arrays: dict[str, Any] = {"embedding": _weights(embedding)[0]}
-    if getattr(embedding, "mask_zero", False):
-        raise ValueError(f"layer {embedding.name!r}: mask_zero=True skips tokens, which the engine does not do")
+    arrays = _from_embedding(embedding)
     for n, cell in enumerate(cells):
         _check_lstm(cell)
         names = ("kernel", "recurrent_kernel", "bias")
         arrays.update({f"lstm.{n}.{name}": array for name, array in zip(names, _weights(cell), strict=False)})
-    _expect_kind(dense, ("Dense", "TiedDense"))
-    if type(dense).__name__ == "TiedDense":
-        if dense.embedding is not embedding:
-            raise ValueError(f"layer {dense.name!r}: expected to be tied to {embedding.name!r}")
-        if dense.bias is not None:
-            arrays["output.bias"] = np.asarray(dense.bias)
-    else:
-        softmax = softmax or _expect_config(dense, "activation", ("linear", "softmax")) == "softmax"
-        arrays.update(zip(("output.kernel", "output.bias"), _weights(dense), strict=False))
-    return Weights.from_dict(arrays), softmax
+    arrays.update(_from_dense(dense, embedding))
+    return Weights.from_dict(arrays)
+
+
+def _from_embedding(layer: Any) -> dict[str, Any]:
+    _expect_kind(layer, ("Embedding",))
+    if getattr(layer, "mask_zero", False):
+        raise ValueError(f"layer {layer.name!r}: mask_zero=True skips tokens, which the engine does not do")
+    return {"embedding": _weights(layer)[0]}
+
+
+def _from_dense(layer: Any, embedding: Any) -> dict[str, Any]:
+    _expect_kind(layer, ("Dense", "TiedDense"))
+    if type(layer).__name__ == "TiedDense":
+        if layer.embedding is not embedding:
+            raise ValueError(f"layer {layer.name!r}: expected to be tied to {embedding.name!r}")
+        return {"output.bias": np.asarray(layer.bias)}
+    _expect_config(layer, "activation", ("linear", "softmax"))
+    weights = _weights(layer)
+    vocab_size, predicted = len(_weights(embedding)[0]), weights[0].shape[-1]
+    if predicted != vocab_size:
+        raise ValueError(
+            f"layer {layer.name!r} predicts {predicted} tokens, but layer {embedding.name!r} reads {vocab_size}"
+        )
+    return dict(zip(("output.kernel", "output.bias"), weights, strict=False))
 
 
 def _unwrapped(layer: Any) -> Any:
@@ -277,21 +291,49 @@ def _check_lstm(layer: Any) -> None:
     _expect_config(layer, "go_backwards", (False,))
 
 
-def _keras_logprobs(model: Any, tokens: npt.NDArray[np.int32], softmax: bool) -> npt.NDArray[np.float64]:
-    """[T, V]; a model that predicts only after its last token is called once for every length."""
-    whole = _keras_output(model, tokens)
-    if whole.ndim == 1:
-        whole = np.stack([_keras_output(model, tokens[: t + 1]) for t in range(len(tokens))])
-    if not softmax:
-        return log_softmax(whole)
-    return np.asarray(np.log(np.maximum(whole, np.finfo(np.float32).tiny)))
+def _keras_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """[T, V], or fewer rows if the model reads no more tokens at once. A model that predicts only after its last
+    token is called once for every length."""
+    batch, length = _insisted_shape(model, tokens)
+    if length is None:
+        whole = _keras_output(model, tokens, batch)
+        if whole.ndim == 1:
+            whole = np.stack([_keras_output(model, tokens[: t + 1], batch) for t in range(len(tokens))])
+    else:
+        tokens = tokens[:length]
+        # Filled up at the end, where a row before it cannot look.
+        whole = _keras_output(model, np.resize(tokens, length), batch)
+        if whole.ndim == 1:
+            raise ValueError(
+                f"the model predicts only after exactly {length} tokens, so it cannot be compared step by step: "
+                "build it with keras.Input((None,)) and set the trained weights"
+            )
+        whole = whole[: len(tokens)]
+    if (whole >= 0).all() and np.allclose(whole.sum(-1), 1, atol=1e-4):  # probabilities already
+        return np.asarray(np.log(np.maximum(whole, np.finfo(np.float32).tiny)))
+    return log_softmax(whole)
 
 
-def _keras_output(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    for layer in model.layers:
-        if getattr(layer, "stateful", False):
-            layer.reset_states()
-    output = model(tokens[None], training=False)
+def _insisted_shape(model: Any, tokens: npt.NDArray[np.int32]) -> tuple[int | None, int | None]:
+    """Batch size and length that a model insists on; (None, None) if it takes any."""
+    try:
+        _keras_output(model, tokens, None)
+    except Exception:  # Keras and its backends raise what they like
+        shape = getattr(model, "input_shape", None)
+        if isinstance(shape, (tuple, list)) and len(shape) == 2:
+            return shape[0], shape[1]
+    return None, None
+
+
+def _keras_output(model: Any, tokens: npt.NDArray[np.int32], batch: int | None) -> npt.NDArray[np.float64]:
+    """What a Keras model says after ``tokens`` from its first state; the states of stateful layers are put back."""
+    states = [variable for layer in model.layers for variable in getattr(layer, "states", None) or []]
+    before = [np.array(variable) for variable in states]
+    for variable in states:
+        variable.assign(np.zeros(variable.shape, np.float32))
+    output = model(np.tile(tokens, (batch or 1, 1)), training=False)
+    for variable, value in zip(states, before, strict=True):
+        variable.assign(value)
     if isinstance(output, (list, tuple)):
         output = output[0]
     logits: npt.NDArray[np.float64] = np.asarray(output, np.float64)[0]

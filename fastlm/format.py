@@ -6,8 +6,8 @@ Reading a file to run it is the C core's job; what is here needs the ``gguf`` pa
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,12 +188,11 @@ def _tensors(weights: Weights) -> Iterator[tuple[str, Array]]:
 
 
 def write(path: str | os.PathLike[str], weights: Weights, fields: Mapping[str, Any]) -> None:
-    """Writes a model file: all of it, or nothing.
+    """Writes a model file. Use it inside `atomic`, so that there is all of it or nothing.
 
     Parameters
     ----------
     path : path
-        An existing file is replaced once the new one is complete.
     weights : Weights
     fields : mapping
         Further keys: str, bool, int (uint32), float (float32), list of str, or an array of int32 or float32.
@@ -203,31 +202,36 @@ def write(path: str | os.PathLike[str], weights: Weights, fields: Mapping[str, A
     ImportError
         The ``gguf`` package is missing.
     OSError
-        The file cannot be written; ``path`` is then as it was.
+        The file cannot be written.
     """
+    gguf = gguf_package()
+    writer = gguf.GGUFWriter(path, "lstm")
+    try:
+        writer.add_custom_alignment(64)
+        writer.add_string("lstm.task", "lm")
+        writer.add_uint32("lstm.numerics_version", NUMERICS_VERSION)
+        writer.add_string("lstm.start.state", "zero")
+        for column, values in layer_table(weights).items():
+            sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None
+            writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
+        for key, value in fields.items():
+            _add_field(writer, key, value)
+        for name, tensor in _tensors(weights):
+            writer.add_tensor(name, tensor)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+
+
+def gguf_package() -> Any:
+    """The package that writes model files. Raises ImportError, saying how to get it."""
     try:
         import gguf
     except ImportError as e:
         raise ImportError("writing a model file needs the 'gguf' package: pip install 'fastlm[export]'") from e
-    with atomic(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, "lstm")
-        try:
-            writer.add_custom_alignment(64)
-            writer.add_string("lstm.task", "lm")
-            writer.add_uint32("lstm.numerics_version", NUMERICS_VERSION)
-            writer.add_string("lstm.start.state", "zero")
-            for column, values in layer_table(weights).items():
-                sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None
-                writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
-            for key, value in fields.items():
-                _add_field(writer, key, value)
-            for name, tensor in _tensors(weights):
-                writer.add_tensor(name, tensor)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
+    return gguf
 
 
 def _add_field(writer: Any, key: str, value: Any) -> None:
@@ -245,28 +249,29 @@ def _add_field(writer: Any, key: str, value: Any) -> None:
 
 @contextmanager
 def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary name beside ``path``: becomes ``path`` if the block succeeds, and is removed if it fails."""
+    """A temporary name beside ``path``: becomes ``path`` if the block succeeds, and is removed if it fails.
+
+    Raises
+    ------
+    OSError
+        ``path`` cannot be written, or is a directory; it is then as it was.
+    """
     path = os.fspath(path)
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path}: expected a file name, found a directory")
-    folder = os.path.dirname(path) or "."
-    handle, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", suffix=".part", dir=folder)
-    os.close(handle)
+        raise IsADirectoryError(errno.EISDIR, "expected a file name, found a directory", path)
+    temporary = f"{path}.{os.getpid()}.part"
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, path) from None
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def unpack(path: str | os.PathLike[str]) -> Weights:
@@ -284,16 +289,17 @@ def unpack(path: str | os.PathLike[str]) -> Weights:
         name: np.array(data[offset : offset + size]).view(np.float32).reshape(shape)
         for name, shape, offset, size in engine.tensors()
     }
+    embedding, *cells, output = engine.value(engine.keys()["lstm.layer.tensor"])
     layers = tuple(
         LSTMWeights(
-            unpack_gates(found[f"blk.{n}.x.weight"], units),
-            unpack_gates(found[f"blk.{n}.h.weight"], units),
-            unpack_gates(found[f"blk.{n}.bias"][:, None], units)[0],
+            unpack_gates(found[f"{cell}.x.weight"], units),
+            unpack_gates(found[f"{cell}.h.weight"], units),
+            unpack_gates(found[f"{cell}.bias"][:, None], units)[0],
         )
-        for n, units in enumerate(facts["units"])
+        for cell, units in zip(cells, facts["units"], strict=True)
     )
-    rows = unpack_rows(found["output.weight"], facts["vocab_size"])
-    bias = unpack_rows(found["output.bias"][:, None], facts["vocab_size"])[:, 0]
+    rows = unpack_rows(found[f"{output}.weight"], facts["vocab_size"])
+    bias = unpack_rows(found[f"{output}.bias"][:, None], facts["vocab_size"])[:, 0]
     if facts["tied"]:
         return Weights(rows, layers, None, bias)
-    return Weights(found["token_embd.weight"], layers, np.ascontiguousarray(rows.T), bias)
+    return Weights(found[f"{embedding}.weight"], layers, np.ascontiguousarray(rows.T), bias)

@@ -8,9 +8,10 @@ import os
 import secrets
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
@@ -33,14 +34,14 @@ class Model:
     """A language model, mapped from its file. Immutable; any number of threads may use it at once.
 
     Made by `load`. Attributes: ``vocab_size`` (int), ``tokenizer`` (or None), ``bos`` and ``eos`` (token
-    ids that start and end a text, or None), ``metadata`` (dict: the file's keys), ``recommended`` (dict:
-    sampling settings that are the defaults of `generate`).
+    ids that start and end a text, or None), ``metadata`` (mapping: the file's keys to values), ``recommended``
+    (mapping: sampling settings that are the defaults of `generate`).
     """
 
     def __init__(self, engine: _engine.Model) -> None:
         self._engine = engine
         self._idle: list[_engine.Session] = []
-        self.metadata: dict[str, Any] = engine.fields()
+        self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
         self.vocab_size: int = facts["vocab_size"]
         self.bos: int | None = facts["bos"]
@@ -59,14 +60,16 @@ class Model:
             )
         return found
 
-    def _read_recommended(self) -> dict[str, Any]:
+    def _read_recommended(self) -> Mapping[str, Any]:
         keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}
         found = {name: self.metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
+        # The file has them in float32: 0.95 shall be the 0.95 that was meant, not 0.949999988.
+        found = {name: float(str(np.float32(v))) if isinstance(v, float) else v for name, v in found.items()}
         try:
             GenerationOptions.of(found)
         except (TypeError, ValueError) as e:
             raise _engine.FormatError(f"keys 'general.sampling.*': {e}") from None
-        return {name: value for name, value in found.items() if value is not None}
+        return MappingProxyType({name: value for name, value in found.items() if value is not None})
 
     @property
     def info(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Model:
             **facts,
             "tokenizer": None if self.tokenizer is None else self.tokenizer.kind,
             "documents": None if self.tokenizer is None else self.tokenizer.documents,
-            "recommended": self.recommended,
+            "recommended": dict(self.recommended),
             "tensors": shapes,
         }
 
@@ -105,30 +108,38 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start and end."""
-        return self._need_tokenizer().encode(text)
+        return self._tokens_of(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
-        for place, token in enumerate(tokens):
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(f"token {token} at place {place}: expected 0 to {self.vocab_size - 1}")
-        return self._need_tokenizer().decode(tokens)
+        ids = _token_array(tokens)
+        self._check_tokens(ids)
+        return self._need_tokenizer().decode(ids)
 
     def _need_tokenizer(self) -> tokenizer.Tokenizer:
         if self.tokenizer is None:
-            raise ValueError("this model has no tokenizer: pass token ids instead of text")
+            raise ValueError(
+                "this model has no tokenizer: it takes token ids, and gives them in generate(...).token_ids"
+            )
         return self.tokenizer
+
+    def _tokens_of(self, text: str) -> list[int]:
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r:.60}: expected a str, found {type(text).__name__}")
+        return self._need_tokenizer().encode(text)
+
+    def _check_tokens(self, tokens: Iterable[int], what: str = "token") -> None:
+        for place, token in enumerate(tokens):
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(f"{what} {token} at place {place}: expected 0 to {self.vocab_size - 1}")
 
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
-        start = [] if self.bos is None else [self.bos]
-        ids = start + self.encode(prompt) if isinstance(prompt, str) else list(prompt) or start
+        start = array("i", [] if self.bos is None else [self.bos])
+        ids = start + array("i", self._tokens_of(prompt)) if isinstance(prompt, str) else _token_array(prompt) or start
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
-        try:
-            return array("i", ids)
-        except (TypeError, OverflowError):
-            raise TypeError("a prompt is a str or a sequence of token ids (int), or a list of such prompts") from None
+        return ids
 
     # ---- sessions ------------------------------------------------------------------------------------
 
@@ -156,11 +167,12 @@ class Model:
             asked = getattr(options, name)
             settled[name] = asked if asked is not None else self.recommended.get(name, value)
         settled["seed"] = options.seed if options.seed is not None else secrets.randbits(63)
-        ends = {*(options.stop_token_ids or ()), *(() if self.eos is None else (self.eos,))}
-        try:
-            settled["stop"] = array("i", sorted(ends))
-        except (TypeError, OverflowError):
-            raise TypeError(f"stop_token_ids={options.stop_token_ids!r}: expected token ids, as in [0, 13]") from None
+        settled["stop"] = array("i", [] if self.eos is None else [self.eos])
+        if options.stop_token_ids is not None:
+            settled["stop"] += (stop := _token_array(list(options.stop_token_ids), "stop_token_ids"))
+            self._check_tokens(stop, "stop_token_ids:")
+        if options.echo and self.tokenizer is None:
+            raise ValueError("echo=True: this model has no tokenizer, so there is no text to put a prompt before")
         return options, settled
 
     @overload
@@ -197,7 +209,7 @@ class Model:
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
         chosen, settled = self._settle(options)
-        if isinstance(prompt, str) or not _is_batch(prompt):
+        if not _is_batch(prompt):
             return self._complete(prompt, chosen, settled)
         return [self._complete(one, chosen, settled) for one in prompt]
 
@@ -226,7 +238,7 @@ class Model:
     ) -> Completion:
         begin = time.perf_counter()
         tokens, logprobs, stopped = session.generate(
-            unread, options.max_tokens, index=index, logprobs=options.logprobs, **settled
+            unread, options.max_tokens, index=index, logprobs=bool(options.logprobs), **settled
         )
         seconds = time.perf_counter() - begin
         text = ""
@@ -257,7 +269,7 @@ class Model:
             As `generate`, at once; also for a list of prompts, ``n`` above 1 and ``logprobs``.
         """
         chosen, settled = self._settle(options)
-        if not isinstance(prompt, str) and _is_batch(prompt):
+        if _is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
         for name, usable in (("n", chosen.n == 1), ("logprobs", not chosen.logprobs)):
             if not usable:
@@ -316,31 +328,77 @@ class Model:
         Score
             A list of them for a list of texts.
         """
-        if isinstance(text, str) or not _is_batch(text):
+        if not _is_batch(text):
             return self._score(text, documents)
         return [self._score(one, documents) for one in text]
 
     def _score(self, text: Prompt, documents: bool) -> Score:
-        start = array("i", [] if self.bos is None or not isinstance(text, str) else [self.bos])
-        if isinstance(text, str):
-            known = self._need_tokenizer()
-            ids = known.encode_documents(text) if documents else known.encode(text)
-            characters = len(text)
-        else:
+        if not isinstance(text, str):
             if documents:
                 raise ValueError("documents=True wants a text, not token ids")
-            ids = list(self._ids(text)) if len(text) else []
-            characters = 0 if self.tokenizer is None else len(self.tokenizer.decode(ids))
+            return self._score_ids(_token_array(text), fresh=True, characters=None)
+        if not documents:
+            return self._score_ids(array("i", self._tokens_of(text)), fresh=False, characters=len(text))
+        known = self._need_tokenizer()
+        parts = list(tokenizer.split_documents(text, known.documents))
+        characters = tokenizer.count_characters(parts, known.documents)
+        return self._score_ids(array("i", known.encode_documents(parts)), fresh=False, characters=characters)
+
+    def _score_ids(self, ids: array[int], *, fresh: bool, characters: int | None) -> Score:
+        """``fresh``: not behind the start of text. ``characters``: None to count those of the ids' text."""
+        self._check_tokens(ids)
         with self._session() as session:
-            session.feed(start)
-            return Score(ids, list(session.score(array("i", ids))), characters)
+            if self.bos is not None and not fresh:
+                session.feed(array("i", [self.bos]))
+            logprobs = session.score(ids)
+        if characters is None:
+            characters = 0 if self.tokenizer is None else len(self.tokenizer.decode(ids))
+        return Score(ids.tolist(), logprobs.tolist(), characters)
+
+
+class _Metadata(Mapping[str, Any]):
+    """The file's keys; a value is read when it is asked for."""
+
+    def __init__(self, engine: _engine.Model) -> None:
+        self._engine, self._places = engine, engine.keys()
+
+    def __getitem__(self, key: str) -> Any:
+        return self._engine.value(self._places[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+_A_PROMPT = "a prompt is a str or a sequence of token ids (int)"
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
 def _is_batch(prompt: Any) -> bool:
-    """Whether this is a list of prompts rather than one list of ids."""
-    if isinstance(prompt, (bytes, bytearray)) or not isinstance(prompt, (Sequence, np.ndarray, array)):
-        raise TypeError(f"a prompt is a str or a sequence of token ids (int), found {type(prompt).__name__}")
-    return len(prompt) > 0 and (isinstance(prompt[0], str) or hasattr(prompt[0], "__len__"))
+    """Whether this is a list of prompts rather than one prompt; raises TypeError if it is neither."""
+    if isinstance(prompt, str):
+        return False
+    if not _is_sequence(prompt) or (isinstance(prompt, np.ndarray) and prompt.ndim not in (1, 2)):
+        raise TypeError(f"{_A_PROMPT}, found {type(prompt).__name__}")
+    if len(prompt) == 0 or not (isinstance(prompt[0], str) or _is_sequence(prompt[0])):
+        return False
+    for place, one in enumerate(prompt):
+        if not (isinstance(one, str) or _is_sequence(one)):
+            raise TypeError(f"{_A_PROMPT}, found {type(one).__name__} at place {place} of a list of prompts")
+    return True
+
+
+def _token_array(tokens: Any, name: str = "") -> array[int]:
+    try:
+        return array("i", tokens)
+    except (TypeError, ValueError, OverflowError):
+        wanted = f"{name}: expected token ids, as in [0, 13]" if name else _A_PROMPT
+        raise TypeError(f"{wanted}; found {tokens!r:.60}") from None
 
 
 def load(
@@ -376,7 +434,7 @@ def load(
     """
     if threads not in (None, 1):
         raise ValueError(f"threads={threads!r}: this version works on a token with 1 thread")
-    if not 0 <= row_cache_mb <= 2**20:
+    if isinstance(row_cache_mb, bool) or not isinstance(row_cache_mb, (int, float)) or not 0 <= row_cache_mb <= 2**20:
         raise ValueError(f"row_cache_mb={row_cache_mb!r}: expected 0 to {2**20} megabytes")
     cache = int(row_cache_mb * 2**20)
     if isinstance(model, (bytes, bytearray, memoryview)):
@@ -386,7 +444,11 @@ def load(
         path = str(resources.files("fastlm.models") / f"{path}.gguf")
     elif not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
-    return Model(_engine.Model(path, None, isa, cache))
+    engine = _engine.Model(path, None, isa, cache)
+    try:
+        return Model(engine)
+    except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling
+        raise _engine.FormatError(f"{path}: {e}") from None
 
 
 _loaded: dict[str, Model] = {}
@@ -413,12 +475,13 @@ def generate(prompt: Any, *, model: Any = "stories", **options: Unpack[Options])
 
 
 def cpu_info() -> dict[str, Any]:
-    """Which instruction-set levels this build has, which this processor supports, which `load` uses, and why."""
-    levels = dict(_engine.isa_levels())
+    """Which instruction-set levels this build has, which this processor supports, which `load` uses, and why.
+
+    Raises ValueError if ``FASTLM_ISA`` names a level that is unknown or that this processor lacks.
+    """
     forced = os.environ.get("FASTLM_ISA")
-    best = [name for name, supported in levels.items() if supported][-1]
     return {
-        "isa": forced or best,
+        "isa": _engine.isa_choose(),
         "why": f"FASTLM_ISA={forced}" if forced else "the best this processor supports",
-        "levels": levels,
+        "levels": dict(_engine.isa_levels()),
     }

@@ -53,7 +53,7 @@ class Options(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     stop_token_ids: Iterable[int] | None
-    logprobs: bool
+    logprobs: bool | None
     echo: bool
     seed: int | None
 
@@ -95,7 +95,7 @@ class GenerationOptions:
     top_k: int | None = None
     top_p: float | None = None
     stop_token_ids: Iterable[int] | None = None
-    logprobs: bool = False
+    logprobs: bool | None = None
     echo: bool = False
     seed: int | None = None
 
@@ -108,11 +108,20 @@ class GenerationOptions:
         if self.top_p == 0:
             raise ValueError("top_p=0 would keep no token: expected above 0 and at most 1 (for greedy, temperature=0)")
         _whole("seed", self.seed, 0, 2**64 - 1)
-        if isinstance(self.stop_token_ids, (str, bytes)) or not isinstance(self.stop_token_ids, (Iterable, type(None))):
+        stop = self.stop_token_ids
+        if stop is not None and (isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable)):
             raise TypeError(f"stop_token_ids={self.stop_token_ids!r}: expected token ids, as in [0, 13]")
-        for name in ("logprobs", "echo"):
-            if not isinstance(getattr(self, name), bool):
+        for name, allowed in (("logprobs", (bool, type(None))), ("echo", bool)):
+            if not isinstance(getattr(self, name), allowed):
                 raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False")
+        if self.temperature == 0:
+            useless = {"n": self.n != 1, "top_k": bool(self.top_k), "top_p": self.top_p not in (None, 1)}
+            for name, given in useless.items():
+                if given:
+                    raise ValueError(
+                        f"temperature=0 always takes the likeliest token, so {name}={getattr(self, name)!r} would do "
+                        f"nothing: leave it out, or raise the temperature"
+                    )
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> GenerationOptions:
@@ -227,8 +236,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """exp(mean negative log-probability per token); NaN for no tokens."""
-        return math.exp(-self.total / len(self.logprobs)) if self.logprobs else math.nan
+        """exp(mean negative log-probability per token); NaN for no tokens, infinite where a float ends."""
+        if not self.logprobs:
+            return math.nan
+        mean = -self.total / len(self.logprobs)
+        return math.exp(mean) if mean < 709 else math.inf
 
     @property
     def bits_per_char(self) -> float:

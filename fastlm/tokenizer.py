@@ -10,7 +10,10 @@ the model file stores.
 from __future__ import annotations
 
 import codecs
+import gzip
 import json
+import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -40,6 +43,35 @@ def split_documents(text: str, documents: str) -> Iterator[str]:
     else:
         parts = (part.strip("\n") for part in text.replace("\r\n", "\n").split("\n\n"))
     return (part for part in parts if part)
+
+
+def count_characters(parts: Iterable[str], documents: str) -> int:
+    """Characters of a file's documents for bits per character: with the line ends that part them."""
+    line_ends = {"file": 0, "line": 1, "blank-line": 2}[documents]
+    return sum(len(part) + line_ends for part in parts)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A UTF-8 text file, plain or gzip (told by its first bytes), without a byte-order mark.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    ValueError
+        It is a damaged gzip file, or not UTF-8; the message names the file and the byte.
+    """
+    with open(path, "rb") as file:
+        data = file.read()
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as e:
+            raise ValueError(f"{path}: the gzip file is damaged ({e})") from e
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: expected UTF-8 text, found byte 0x{data[e.start]:02x} at offset {e.start}") from None
 
 
 class TextStream:
@@ -131,10 +163,6 @@ class Tokenizer:
         """A decoder for tokens that follow ``context``."""
         raise NotImplementedError
 
-    def token(self, token: int) -> str:
-        """One token as text to look at."""
-        return self.decode([token])
-
     def fields(self) -> dict[str, Any]:
         """The model file's keys for this tokenizer; `from_fields` reads them back."""
         raise NotImplementedError
@@ -144,10 +172,10 @@ class Tokenizer:
         stream = self.stream(context)
         return "".join([stream.push(t) for t in tokens] + [stream.finish()])
 
-    def encode_documents(self, text: str) -> list[int]:
-        """A whole file as one stream of ids: every document followed by ``eos``."""
+    def encode_documents(self, parts: Iterable[str]) -> list[int]:
+        """Documents as one stream of ids, each followed by ``eos``."""
         end = [] if self.eos is None else [self.eos]
-        return [t for part in split_documents(text, self.documents) for t in self.encode(part) + end]
+        return [t for part in parts for t in self.encode(part) + end]
 
     def _common_fields(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"tokenizer.ggml.model": self.kind, "lstm.text.documents": self.documents}
@@ -176,7 +204,7 @@ class CharTokenizer(Tokenizer):
 
     def __init__(self, tokens: Sequence[str], documents: str = "file") -> None:
         characters = tokens[2:]
-        if any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
+        if len(tokens) < 2 or any(len(c) != 1 for c in characters) or len(set(characters)) != len(characters):
             raise ValueError("a character tokenizer wants two special tokens, then single characters, each once")
         self.documents = documents
         self.vocab_size = len(tokens)
@@ -185,17 +213,17 @@ class CharTokenizer(Tokenizer):
         self._ids = {c: i for i, c in enumerate(tokens) if i >= 2}
 
     @classmethod
-    def train(cls, text: str, documents: str = "file", min_count: int = 1) -> CharTokenizer:
-        """The characters that occur at least ``min_count`` times in ``text``, in code-point order."""
-        counts = Counter("".join(split_documents(text, documents)))
-        return cls([*_CHAR_SPECIALS, *sorted(c for c, n in counts.items() if n >= min_count)], documents)
+    def train(cls, texts: Iterable[str], documents: str = "file") -> CharTokenizer:
+        """The characters that occur in ``texts``, in code-point order."""
+        return cls([*_CHAR_SPECIALS, *sorted({c for text in texts for c in text})], documents)
 
     def encode(self, text: str) -> list[int]:
         get = self._ids.get
         return [get(c, 1) for c in text]
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return _Pieces(self._text.__getitem__)
+        texts, ends = self._text, (self.bos, self.eos)
+        return _Pieces(lambda token: texts[token] if token < len(texts) and token not in ends else "")
 
     def fields(self) -> dict[str, Any]:
         return {**self._common_fields(), "tokenizer.ggml.tokens": self._tokens}
@@ -215,10 +243,8 @@ class ByteTokenizer(Tokenizer):
         return list(_utf8(text))
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
-        return _Bytes(lambda token: bytes([token]) if token < 256 else b"")
-
-    def token(self, token: int) -> str:
-        return f"<0x{token:02X}>" if token < 256 else _CHAR_SPECIALS[0]
+        ends = (self.bos, self.eos)
+        return _Bytes(lambda token: bytes([token]) if token < 256 and token not in ends else b"")
 
     def fields(self) -> dict[str, Any]:
         return self._common_fields()
@@ -262,19 +288,24 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             spec = json.loads(source)
             self._library = tokenizers.Tokenizer.from_str(source)
-        except Exception as e:  # the library raises bare Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as e:  # the library raises bare Exception, and its panics are not even that
             raise ValueError(f"not a tokenizer that the 'tokenizers' package can read: {e}") from e
+        self._library.no_truncation()  # a text is never cut short, and never filled up
+        self._library.no_padding()
         self._source = source
         self.documents = documents
         self.vocab_size = 1 + max(self._library.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos, self.eos = self._find(bos), self._find(eos)
         self._library.encode_special_tokens = True
-        unknown = (spec.get("model") or {}).get("unk_token")
+        model, decoder = (part if isinstance(part := spec.get(key), dict) else {} for key in ("model", "decoder"))
+        unknown = model.get("unk_token")
         self.unknown = self._library.token_to_id(unknown) if isinstance(unknown, str) else None
         if self.unknown is None:
-            self.unknown = (spec.get("model") or {}).get("unk_id")  # Unigram
+            self.unknown = model.get("unk_id")  # Unigram
         self._special = {t.content for t in self._library.get_added_tokens_decoder().values() if t.special}
-        self._byte_level = (spec.get("decoder") or {}).get("type") == "ByteLevel"
+        self._byte_level = decoder.get("type") == "ByteLevel"
 
     def _find(self, token: str | int | None) -> int | None:
         found = self._library.token_to_id(token) if isinstance(token, str) else token
@@ -288,6 +319,9 @@ class HuggingFaceTokenizer(Tokenizer):
             ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         except Exception as e:  # the library raises bare Exception, for instance for what is unknown to Unigram
             raise ValueError(f"the tokenizer cannot encode this text: {e}") from e
+        ends = {self.bos, self.eos}
+        if self.unknown is not None and not ends.isdisjoint(ids):  # WordLevel knows its special words by sight
+            ids = [self.unknown if t in ends else t for t in ids]
         return ids
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
@@ -305,10 +339,6 @@ class HuggingFaceTokenizer(Tokenizer):
             return b""
         table = _byte_level_table()
         return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
-
-    def token(self, token: int) -> str:
-        name = self._library.id_to_token(token)
-        return f"<{token}>" if name is None else str(name)
 
     def fields(self) -> dict[str, Any]:
         return {**self._common_fields(), "tokenizer.huggingface.json": self._source}
@@ -364,6 +394,13 @@ def from_fields(fields: Mapping[str, Any]) -> Tokenizer | None:
     ValueError
         If the keys do not describe a tokenizer that fastlm knows.
     """
+    known = _from_fields(fields)
+    if known is not None:
+        known.bos, known.eos = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
+    return known
+
+
+def _from_fields(fields: Mapping[str, Any]) -> Tokenizer | None:
     kind = fields.get("tokenizer.ggml.model")
     documents = fields.get("lstm.text.documents", "file")
     if documents not in DOCUMENTS:
@@ -371,15 +408,17 @@ def from_fields(fields: Mapping[str, Any]) -> Tokenizer | None:
     if kind is None:
         return None
     if kind == "chars":
-        return CharTokenizer(fields.get("tokenizer.ggml.tokens", ()), documents)
+        tokens = fields.get("tokenizer.ggml.tokens")
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ValueError(f"tokenizer.ggml.tokens: expected an array of text, found {tokens!r:.60}")
+        return CharTokenizer(tokens, documents)
     if kind == "bytes":
         return ByteTokenizer(documents)
     if kind == "huggingface":
         source = fields.get("tokenizer.huggingface.json")
         if not isinstance(source, str):
             raise ValueError("tokenizer.huggingface.json: expected the tokenizer's JSON text, found nothing")
-        bos, eos = (fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos"))
-        return HuggingFaceTokenizer(source, bos, eos, documents)
+        return HuggingFaceTokenizer(source, documents=documents)
     raise ValueError(f"tokenizer.ggml.model: expected chars, bytes or huggingface, found {kind!r}")
 
 

@@ -22,22 +22,25 @@ def run(*arguments, stdin=""):
 
 def test_generate_prints_what_the_api_gives(byte_model, lm, capsysbinary):
     options = ["--model", byte_model, "--max-tokens", "40", "--temperature", "1", "--seed", "5"]
-    assert main(["generate", "abc", *options]) == 0
+    assert main(["generate", "abc", "--no-echo", *options]) == 0
     expected = lm.generate("abc", max_tokens=40, temperature=1.0, seed=5).text
     assert capsysbinary.readouterr().out.decode() == expected + "\n"
-    assert main(["generate", "abc", *options, "--echo", "--stats"]) == 0
+    assert main(["generate", "abc", *options]) == 0
+    assert capsysbinary.readouterr().out.decode() == "abc" + expected + "\n"
+    assert main(["generate", "abc", *options, "--stats"]) == 0
     out, err = capsysbinary.readouterr()
     assert out.decode() == "abc" + expected + "\n"
-    assert b"a second" in err
+    assert b"tokens a second" in err
+    assert b"seed 5]" in err
     assert main(["generate", "abc", *options, "--n", "2", "--top-k", "50", "--top-p", "0.9"]) == 0
     several = lm.generate("abc", n=2, max_tokens=40, temperature=1.0, seed=5, top_k=50, top_p=0.9)
-    assert capsysbinary.readouterr().out.decode() == "".join(c.text + "\n\n" for c in several)
+    assert capsysbinary.readouterr().out.decode() == "".join(f"abc{c.text}\n" for c in several)
 
 
 def test_generate_reads_standard_input(byte_model, lm):
     done = run("generate", "-", "--model", byte_model, "--max-tokens", 20, "--seed", 1, stdin="Grüße")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode() == lm.generate("Grüße", max_tokens=20, seed=1).text + "\n"
+    assert done.stdout.decode() == "Grüße" + lm.generate("Grüße", max_tokens=20, seed=1).text + "\n"
 
 
 def test_score_reports_each_file(byte_model, lm, tmp_path, capsys):
@@ -100,7 +103,7 @@ def test_errors_are_one_line_without_a_traceback(arguments, status, message):
 def test_text_that_is_not_utf8_is_named(byte_model, tmp_path, capsys):
     (tmp_path / "latin1.txt").write_bytes(b"Gr\xfc\xdfe")
     assert main(["score", byte_model, str(tmp_path / "latin1.txt")]) == 1
-    assert "latin1.txt: expected UTF-8 text, found byte 0xFC at 2" in capsys.readouterr().err
+    assert "latin1.txt: expected UTF-8 text, found byte 0xfc at offset 2" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_is_no_error(byte_model):

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from array import array
 
 import numpy as np
 import pytest
@@ -43,9 +44,9 @@ def test_a_file_unpacks_to_what_was_exported(tmp_path_factory, tied, bias, units
     weights = random_weights(vocab, units[-1] if tied else 7, units, tied, bias)
     fastlm.export(weights, path)
     found = format.unpack(path).to_dict()
-    for name, array in weights.items():
-        assert (found.pop(name) == array).all(), name
-    assert all((array == 0).all() for array in found.values())  # biases that were not given
+    for name in weights:
+        assert (found.pop(name) == weights[name]).all(), name
+    assert all((bias == 0).all() for bias in found.values())  # those that were not given
 
 
 def test_tensors_are_aligned_and_do_not_leave_the_file(byte_model):
@@ -64,7 +65,7 @@ def test_the_gguf_package_reads_what_we_write(byte_model):
     assert {t.name: t.data.shape for t in reader.tensors} == lm.info["tensors"]
     for key, value in lm.metadata.items():
         found = reader.get_field(key).contents()
-        assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+        assert found == (list(value) if isinstance(value, array) else value), key
     dumped = subprocess.run(
         [sys.executable, "-m", "gguf.scripts.gguf_dump", byte_model], capture_output=True, text=True
     )
@@ -158,7 +159,8 @@ def test_an_existing_file_is_replaced_whole(tmp_path):
     assert report.parameters == sum(a.size for a in random_weights().values())
     assert report.max_error < 1e-5
     assert "parameters in f32" in str(report)
-    assert path.stat().st_mode & 0o777 == 0o666 & ~format._umask()
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 BAD_EXPORTS = [
@@ -166,8 +168,10 @@ BAD_EXPORTS = [
     ({"tokenizer": 5}, TypeError, "tokenizer: expected"),
     ({"tokenizer": "bytes"}, ValueError, "the tokenizer has 257 tokens, but the model predicts only 50"),
     ({"tokenizer": "no-such.json"}, FileNotFoundError, "no-such.json"),
-    ({"bos": 50}, ValueError, "bos=50: expected a token from 0 to 49"),
-    ({"sampling": {"temp": 1}}, ValueError, "sampling 'temp': expected one of temperature, top_k, top_p"),
+    ({"bos": "<s>"}, ValueError, "bos='<s>': expected a token id from 0 to 49"),
+    ({"sampling": {"top_k": None}}, ValueError, "sampling 'top_k': expected a number"),
+    ({"bos": 50}, ValueError, "bos=50: expected a token id from 0 to 49"),
+    ({"sampling": {"temp": 1}}, ValueError, "sampling 'temp': expected a number for one of temperature, top_k, top_p"),
     ({"sampling": {"top_p": 2}}, ValueError, "top_p=2"),
     ({"metadata": {"colour": "red"}}, ValueError, "metadata 'colour': expected a text for one of name"),
     ({"metadata": {"name": 3}}, ValueError, "metadata 'name'"),

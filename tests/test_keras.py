@@ -106,6 +106,29 @@ class Subclassed(keras.Model):
         return self.head(self.second(self.drop(self.first(self.embed(tokens)))))
 
 
+def functional(shape, batch_size=None, stateful=False, sequences=True):
+    tokens = keras.Input(shape, batch_size, dtype="int32")
+    x = layers.LSTM(9, return_sequences=sequences, stateful=stateful)(layers.Embedding(V, 8)(tokens))
+    return keras.Model(tokens, layers.Dense(V)(x))
+
+
+class SoftmaxInside(Subclassed):
+    def call(self, tokens):
+        return keras.ops.softmax(super().call(tokens))
+
+
+class Masked(Subclassed):
+    def call(self, tokens):
+        x = self.embed(tokens) * keras.ops.cast(tokens != 0, "float32")[..., None]
+        return self.head(self.second(self.first(x)))
+
+
+def masked_by_hand():
+    tokens = keras.Input((None,), dtype="int32")
+    x = layers.LSTM(9, return_sequences=True)(layers.Embedding(V, 8)(tokens), mask=keras.ops.not_equal(tokens, 0))
+    return keras.Model(tokens, layers.Dense(V)(x))
+
+
 def residual():
     tokens = keras.Input((None,), dtype="int32")
     x = layers.LSTM(9, return_sequences=True)(layers.Embedding(V, 8)(tokens))
@@ -133,6 +156,13 @@ GOOD = {
         layers.GaussianNoise(1.0),
     ),
     "unrolled": lambda: keras.Sequential([keras.Input((None,), batch_size=1, dtype="int32"), *stack().layers]),
+    "linear layer": lambda: keras.Sequential([*stack().layers, layers.Activation("linear")]),
+    "wrapped dropout": lambda: stack(layers.TimeDistributed(layers.Dropout(0.5)), lstm()),
+    "short": lambda: functional((7,)),
+    "long": lambda: functional((100,)),
+    "batch": lambda: functional((None,), batch_size=3, stateful=True),
+    "last of any": lambda: functional((None,), sequences=False),
+    "softmax inside": lambda: called(SoftmaxInside()),
     "subclassed": lambda: called(Subclassed()),
 }
 
@@ -194,7 +224,14 @@ BAD = {
     "few layers": (lambda: keras.Sequential([layers.Embedding(V, 8)]), "expected Embedding, LSTM and Dense layers"),
     "unbuilt": (lambda: keras.Sequential([layers.Embedding(V, 8), lstm(), layers.Dense(V)]), "no weights yet"),
     "residual": (residual, "does more than its Embedding, LSTM and Dense layers in turn"),
-    "narrow head": (lambda: stack(head=layers.Dense(V - 1)), "output.kernel: expected shape 9 x 30, found 9 x 29"),
+    "narrow head": (
+        lambda: stack(head=layers.Dense(V - 1, name="odd")),
+        "layer 'odd' predicts 29 tokens, but layer 'embedding",
+    ),
+    "half precision": (lambda: stack(lstm(dtype="mixed_bfloat16")), "'odd' computes in bfloat16: expected float32"),
+    "masked": (lambda: called(Masked()), "for instance masks tokens"),
+    "masked by hand": (masked_by_hand, "for instance masks tokens"),
+    "last of seven": (lambda: functional((7,), sequences=False), "predicts only after exactly 7 tokens"),
     "no model": (lambda: 5, "expected Embedding, LSTM and Dense layers, found 0"),
 }
 

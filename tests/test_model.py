@@ -151,7 +151,7 @@ def test_score_equals_reference(tmp_path):
 
 
 def test_score_of_documents_carries_the_state(tmp_path):
-    tokens = CharTokenizer.train("ab\n\nba", documents="blank-line")
+    tokens = CharTokenizer.train(["ab"], documents="blank-line")
     fastlm.export(random_weights(tokens.vocab_size), tmp_path / "m.gguf", tokenizer=tokens)
     lm = fastlm.load(tmp_path / "m.gguf")
     a, b = (lm.encode(c)[0] for c in "ab")
@@ -186,6 +186,8 @@ def test_recommended_settings_are_the_defaults(tmp_path):
     fastlm.export(random_weights(257), path, tokenizer=ByteTokenizer(), sampling={"temperature": 0.5, "top_k": 3})
     lm = fastlm.load(path)
     assert lm.recommended == {"temperature": 0.5, "top_k": 3}
+    fastlm.export(random_weights(257), tmp_path / "n.gguf", sampling={"temperature": 0.8, "top_p": 0.95})
+    assert fastlm.load(tmp_path / "n.gguf").recommended == {"temperature": 0.8, "top_p": 0.95}  # not 0.949999988
     given = lm.generate("a", max_tokens=50, seed=1, temperature=0.5, top_k=3).token_ids
     assert lm.generate("a", max_tokens=50, seed=1).token_ids == given
     assert lm.generate("a", max_tokens=50, seed=1, temperature=1.0, top_k=0).token_ids != given
@@ -263,6 +265,22 @@ BAD_CALLS = [
     (lambda lm: lm.generate("a", echo=1), TypeError, "echo=1: expected True or False"),
     (lambda lm: lm.generate("a", stop_token_ids=5), TypeError, "stop_token_ids=5: expected token ids"),
     (lambda lm: lm.generate("a", stop_token_ids=["x"]), TypeError, "stop_token_ids"),
+    (lambda lm: lm.generate("a", stop_token_ids=[[1]]), TypeError, "stop_token_ids: expected token ids, as in [0, 13]"),
+    (lambda lm: lm.generate("a", stop_token_ids=[1, 257]), ValueError, "stop_token_ids: 257 at place 1: expected 0 to"),
+    (
+        lambda lm: lm.generate("a", temperature=0, n=2),
+        ValueError,
+        "always takes the likeliest token, so n=2 would",
+    ),
+    (lambda lm: lm.generate("a", temperature=0, top_p=0.5), ValueError, "top_p=0.5 would do nothing"),
+    (lambda lm: lm.generate("a", logprobs=5), TypeError, "logprobs=5: expected True or False"),
+    (lambda lm: lm.generate(["a", b"b"]), TypeError, "found bytes at place 1 of a list of prompts"),
+    (lambda lm: lm.generate(["a", None]), TypeError, "found NoneType at place 1 of a list of prompts"),
+    (lambda lm: lm.generate([[1], 2]), TypeError, "found int at place 1"),
+    (lambda lm: lm.generate([1, [2]]), TypeError, "token ids"),
+    (lambda lm: lm.generate(np.array(5)), TypeError, "found ndarray"),
+    (lambda lm: lm.encode(5), TypeError, "text=5: expected a str"),
+    (lambda lm: lm.decode("ab"), TypeError, "token ids"),
     (lambda lm: lm.generate(None), TypeError, "found NoneType"),
     (lambda lm: lm.generate(7), TypeError, "found int"),
     (lambda lm: lm.generate(b"bytes"), TypeError, "found bytes"),
@@ -301,6 +319,7 @@ BAD_FILES = [
     (lambda d: b"", fastlm.FormatError, "found no bytes"),
     (lambda d: "/dev/null", fastlm.FormatError, "not a regular file"),
     (lambda d: 3.5, TypeError, "float"),
+    (lambda d: "a.gguf\0.gguf", ValueError, "null character"),
 ]
 
 
@@ -339,16 +358,25 @@ def test_only_one_thread_is_offered(byte_model, threads):
     assert fastlm.load(byte_model, threads=1).vocab_size == 257
 
 
-@pytest.mark.parametrize("size", [-1, float("nan"), 1e9])
+@pytest.mark.parametrize("size", [-1, float("nan"), 1e9, "x", True])
 def test_row_cache_size_is_checked(byte_model, size):
     with pytest.raises(ValueError, match="row_cache_mb"):
         fastlm.load(byte_model, row_cache_mb=size)
+
+
+def test_recommended_settings_give_way(tmp_path):
+    """What the file recommends is no contradiction of a greedy caller."""
+    fastlm.export(random_weights(257), tmp_path / "m.gguf", sampling={"top_p": 0.5})
+    lm = fastlm.load(tmp_path / "m.gguf")
+    assert lm.generate([1], max_tokens=5, temperature=0).token_ids
 
 
 def test_ids_only_models_refuse_text(tmp_path):
     fastlm.export(random_weights(), tmp_path / "ids.gguf")
     lm = fastlm.load(tmp_path / "ids.gguf")
     assert lm.generate([1], max_tokens=3, temperature=0.0).text == ""
+    with pytest.raises(ValueError, match="echo=True: this model has no tokenizer"):
+        lm.generate([1], echo=True)
     for call in (lambda: lm.generate("x"), lambda: lm.score("x"), lambda: lm.encode("x"), lambda: lm.stream("x")):
-        with pytest.raises(ValueError, match="no tokenizer: pass token ids"):
+        with pytest.raises(ValueError, match="no tokenizer: it takes token ids"):
             call()

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text to ids and back."""
 
+import gzip
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlm import tokenizer
-from fastlm.tokenizer import ByteTokenizer, CharTokenizer, HuggingFaceTokenizer, split_documents
+from fastlm.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    HuggingFaceTokenizer,
+    count_characters,
+    read_text,
+    split_documents,
+)
 
 SAMPLE = "Once upon a time there was a rabbit.\nHe lived in a hole.\n\nThe end of the tale, said the rabbit.\n"
 UNICODE = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
@@ -26,7 +35,7 @@ def unigram():
 
 KINDS = {
     "bytes": lambda: ByteTokenizer("line"),
-    "chars": lambda: CharTokenizer.train(SAMPLE, "blank-line"),
+    "chars": lambda: CharTokenizer.train([SAMPLE], "blank-line"),
     "bpe": lambda: tokenizer.train_bpe([SAMPLE], 300, "blank-line"),
     "words": lambda: tokenizer.train_words(SAMPLE.split("\n"), 20),
     "unigram": unigram,
@@ -83,12 +92,11 @@ def test_any_bytes_decode_as_utf8_with_replacement(name, data):
 
 
 def test_characters_replace_what_they_lack():
-    chars = CharTokenizer.train("abc", min_count=1)
+    chars = CharTokenizer.train(["ab", "ca"])
     assert chars.vocab_size == 5
     assert chars.encode("ab☃c") == [2, 3, 1, 4]
     assert chars.decode([2, 3, 1, 4]) == "ab\ufffdc"
     assert chars.unknown == 1
-    assert CharTokenizer.train("aab", min_count=2).encode("ab") == [2, 1]
 
 
 def test_words_replace_what_they_lack():
@@ -126,8 +134,54 @@ def test_documents(documents, expected):
 
 
 def test_encode_documents_ends_each():
-    assert ByteTokenizer("line").encode_documents("a\n\nbc\n") == [97, 256, 98, 99, 256]
-    assert ByteTokenizer("blank-line").encode_documents("a\r\n\r\nb") == [97, 256, 98, 256]
+    assert ByteTokenizer().encode_documents(["a", "bc"]) == [97, 256, 98, 99, 256]
+    assert list(split_documents("a\r\n\r\nb", "blank-line")) == ["a", "b"]
+
+
+def test_line_ends_between_documents_are_characters():
+    assert count_characters(["a\nb", "c"], "blank-line") == len("a\nb\n\nc\n\n")
+    assert count_characters(["ab", "c"], "line") == len("ab\nc\n")
+    assert count_characters(["ab\n"], "file") == 3
+
+
+def test_truncation_and_padding_of_the_library_are_off():
+    from tokenizers import Tokenizer
+
+    library = Tokenizer.from_str(KINDS["bpe"]()._source)
+    library.enable_truncation(3)
+    library.enable_padding(length=50)
+    kind = HuggingFaceTokenizer(library.to_str())
+    assert kind.decode(kind.encode(SAMPLE)) == SAMPLE
+    assert kind.encode("x") == KINDS["bpe"]().encode("x")
+
+
+def test_special_words_in_a_text_are_unknown_words():
+    words = tokenizer.train_words(["the cat sat"], 5)
+    assert words.encode("the <eos> sat") == words.encode("the zebra sat")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chars", "bpe"])
+def test_file_decides_what_starts_and_ends_a_text(kind):
+    fields = {**KINDS[kind]().fields(), "tokenizer.ggml.bos_token_id": 5}
+    del fields["tokenizer.ggml.eos_token_id"]
+    found = tokenizer.from_fields(fields)
+    assert (found.bos, found.eos) == (5, None)
+    assert found.decode([5]) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"\x1f\x8bxx", "damaged"), (gzip.compress(b"text")[:-6], "damaged"), (b"Gr\xfc", "byte 0xfc at offset 2")],
+)
+def test_bad_text_files_are_named(tmp_path, data, message):
+    (tmp_path / "t.txt").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"t\.txt: .*{message}"):
+        read_text(tmp_path / "t.txt")
+
+
+def test_text_files_may_be_gzip_and_have_a_mark(tmp_path):
+    (tmp_path / "t").write_bytes(gzip.compress("\ufeffä".encode()))
+    assert read_text(tmp_path / "t") == "ä"
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,9 @@ def progress(p):
     print(p.step, flush=True)
 fastlm.train({str(corpus)!r}, {str(output)!r}, documents="blank-line", epochs=4, progress=progress, **{TINY!r})
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd="/"
+    )
     for line in child.stdout:
         if int(line) > report.steps // 2:
             os.kill(child.pid, signal.SIGKILL)

@@ -122,7 +122,7 @@ def test_a_short_corpus_is_refused_with_the_size_it_needs():
 
 
 def test_evaluation_is_the_keras_model_read_as_one_stream():
-    tokenizer = CharTokenizer.train("abc ")
+    tokenizer = CharTokenizer.train(["abc "])
     corpus = encode(["abc cab abc", "cab"], tokenizer)
     model = build_model(tokenizer.vocab_size, [8], 8, seed=3)
     got = Evaluator(Network(model), corpus, steps=4)()
@@ -135,7 +135,7 @@ def test_evaluation_is_the_keras_model_read_as_one_stream():
 
 
 def test_evaluation_hardly_depends_on_how_the_stream_is_cut():
-    tokenizer = CharTokenizer.train("abcdefgh ")
+    tokenizer = CharTokenizer.train(["abcdefgh "])
     letters = np.random.default_rng(0).choice(list("abcdefgh "), 3000)
     corpus = encode(["".join(letters)], tokenizer)
     model = build_model(tokenizer.vocab_size, [16], 8, seed=3)

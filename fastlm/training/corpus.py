@@ -3,24 +3,19 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from fastlm.tokenizer import Tokenizer, split_documents
+from fastlm.tokenizer import Tokenizer, count_characters, read_text, split_documents
 
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
-LINE_ENDS = {"file": 0, "line": 1, "blank-line": 2}
-"""Line ends that a document's border stands for; they count as characters in bits per character."""
 
 
 def read_documents(paths: Paths, documents: str) -> list[str]:
@@ -36,23 +31,10 @@ def read_documents(paths: Paths, documents: str) -> list[str]:
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not files:
         raise ValueError("corpus: expected one or more text files, found an empty list")
-    found = [part for file in files for part in split_documents(_read(Path(file)), documents)]
+    found = [part for file in files for part in split_documents(read_text(file), documents)]
     if not found:
         raise ValueError(f"{', '.join(map(str, files))}: no text found")
     return found
-
-
-def _read(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (EOFError, gzip.BadGzipFile) as e:
-        raise ValueError(f"{path}: the gzip file is damaged ({e})") from e
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: expected UTF-8 text, found byte 0x{data[e.start]:02x} at offset {e.start}") from None
 
 
 def hold_out(documents: Sequence[str], share: float = 0.05) -> tuple[list[str], list[str]]:
@@ -100,11 +82,8 @@ class Corpus:
 
 def encode(documents: Sequence[str], tokenizer: Tokenizer) -> Corpus:
     """Tokenize documents; the tokenizer must have a border, that is ``bos`` and ``eos`` as one id."""
-    parts = [np.array([tokenizer.bos], np.int32)]
-    for text in documents:
-        parts.append(np.array([*tokenizer.encode(text), tokenizer.eos], np.int32))
-    ids = np.concatenate(parts)
-    characters = sum(map(len, documents)) + LINE_ENDS[tokenizer.documents] * len(documents)
+    ids = np.array([tokenizer.bos, *tokenizer.encode_documents(documents)], np.int32)
+    characters = count_characters(documents, tokenizer.documents)
     return Corpus(ids, characters, (len(ids) - 1) / len(documents), hashlib.sha256(ids.tobytes()).hexdigest())
 
 

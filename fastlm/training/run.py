@@ -15,9 +15,11 @@ from typing import Any, TextIO
 
 import keras
 
+from fastlm.exporter import ExportReport, export
+from fastlm.format import gguf_package
 from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
 from fastlm.training import checkpoint as checkpoints
-from fastlm.training.corpus import LINE_ENDS, Paths, encode, hold_out, read_documents
+from fastlm.training.corpus import Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.network import Network, build_model
 from fastlm.training.options import Options, resolve
@@ -61,7 +63,7 @@ class TrainReport:
     valid_perplexity: float
     valid_bits_per_char: float
     output: Path
-    export: Any
+    export: ExportReport
 
 
 def train(
@@ -181,7 +183,7 @@ def train(
     )
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
-    from fastlm.exporter import export  # now, so that a missing package is known before the work is done
+    gguf_package()  # now, so that a missing package is known before the work is done
 
     trainer = _prepare(corpus, valid, options, saved if resume else None)
     with _interrupts() as interrupted:
@@ -277,12 +279,12 @@ def _prepare(corpus: Paths, valid: Paths | None, options: Options, saved: Path |
 
 def _train_tokenizer(options: Options, texts: Sequence[str]) -> Tokenizer:
     if options.vocab_size is None:
-        return CharTokenizer.train(("\n" * LINE_ENDS[options.documents]).join(texts), options.documents)
+        return CharTokenizer.train(texts, options.documents)
     make = train_bpe if options.preset == "bpe" else train_words
     return make(texts, options.vocab_size, options.documents)
 
 
-def _report(trainer: Trainer, output: Path, exported: Any) -> TrainReport:
+def _report(trainer: Trainer, output: Path, exported: ExportReport) -> TrainReport:
     assert trainer.best is not None
     return TrainReport(
         steps=trainer.step,
