@@ -114,7 +114,7 @@ def test_a_resumed_run_goes_where_it_would_have_gone(corpus, uninterrupted, tmp_
             signal.raise_signal(signal.SIGINT)
 
     output = tmp_path / "m.gguf"
-    with pytest.raises(KeyboardInterrupt, match=r"m\.gguf\.ckpt holds the run: resume continues it"):
+    with pytest.raises(KeyboardInterrupt, match=r"m\.gguf\.ckpt holds the run; --resume"):
         train(corpus, output, epochs=4, progress=interrupt)
     assert not output.exists()
     steps = []
@@ -161,6 +161,15 @@ def test_a_finished_run_can_be_given_more_epochs(corpus, uninterrupted, tmp_path
     assert copy.exists(), "a checkpoint that was named stays"
 
 
+def test_options_left_out_when_resuming_are_the_run_s(corpus, uninterrupted, tmp_path):
+    report, checkpoint = uninterrupted
+    copy = tmp_path / "copy.ckpt"
+    copy.write_bytes(checkpoint.read_bytes())
+    again = fastlm.train(corpus, tmp_path / "m.gguf", resume=True, checkpoint=copy, learning_rate=1e-4, progress=False)
+    assert again.steps == report.steps
+    assert again.valid_perplexity == report.valid_perplexity
+
+
 def test_a_checkpoint_of_another_run_is_refused(corpus, uninterrupted, tmp_path):
     _, checkpoint = uninterrupted
     options = {"epochs": 4, "resume": True, "checkpoint": checkpoint}
@@ -174,7 +183,7 @@ def test_a_checkpoint_of_another_run_is_refused(corpus, uninterrupted, tmp_path)
 def test_a_run_is_never_overwritten(corpus, tmp_path):
     saved = tmp_path / "m.gguf.ckpt"
     saved.write_bytes(b"hours of work")
-    with pytest.raises(FileExistsError, match="holds a run: resume continues it"):
+    with pytest.raises(FileExistsError, match="holds a run: --resume"):
         train(corpus, tmp_path / "m.gguf")
     assert saved.read_bytes() == b"hours of work"
     with pytest.raises(ValueError, match="not a fastlm checkpoint"):
@@ -190,7 +199,7 @@ def test_wrong_paths_are_named_before_any_work(corpus, tmp_path):
         train(corpus, tmp_path)
     with pytest.raises(IsADirectoryError):
         train(tmp_path, tmp_path / "m.gguf")
-    with pytest.raises(FileNotFoundError, match="leave resume out"):
+    with pytest.raises(FileNotFoundError, match="leave --resume"):
         train(corpus, tmp_path / "m.gguf", resume=True)
     with pytest.raises(ValueError, match="empty list"):
         train([], tmp_path / "m.gguf")

@@ -51,12 +51,12 @@ class Options:
     seed: int
 
     def differences(self, now: Options) -> list[str]:
-        """How the options of a continued run differ from these, in words. Its budget may."""
+        """How the options of a continued run differ from these, in words. Its budget and rate may."""
         old, new = asdict(self), asdict(now)
         return [f"{k} was {old[k]!r}, now {new[k]!r}" for k in old if old[k] != new[k] and k not in _BUDGET]
 
 
-_BUDGET = ("epochs", "time_limit")
+_BUDGET = ("epochs", "time_limit", "learning_rate")
 _DEFAULT_EPOCHS = 20
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -97,8 +97,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 """What a caller who says nothing gets."""
 
 
+def fill_up(given: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `resolve` for a run that is continued: what is left out is what it was."""
+    return {k: before.get(k) if v is None else v for k, v in given.items()}
+
+
 def resolve(
-    preset: str,
+    preset: str | None,
     *,
     documents: str | None = None,
     vocab_size: int | None = None,
@@ -112,7 +117,7 @@ def resolve(
     batch_size: int | None = None,
     epochs: int | None = None,
     time_limit: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Options:
     """Fill what the caller left open from the preset, and refuse what makes no sense.
 
@@ -123,6 +128,7 @@ def resolve(
     TypeError, ValueError
         Naming the option, what was found and what was expected.
     """
+    preset = "char" if preset is None else preset
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r}: expected one of {', '.join(PRESETS)}")
     default = {"vocab_size": None, **PRESETS[preset]}
@@ -150,7 +156,7 @@ def resolve(
         batch_size=_whole("batch_size", _either(batch_size, default["batch_size"]), 1),
         epochs=_whole("epochs", epochs, 1, optional=True),
         time_limit=None if time_limit is None else _positive("time_limit", time_limit),
-        seed=_whole("seed", seed, 0),
+        seed=_whole("seed", _either(seed, 0), 0),
     )
     if tied and options.embedding != sizes[-1]:
         raise ValueError(

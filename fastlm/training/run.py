@@ -22,7 +22,7 @@ from fastlm.training import checkpoint as checkpoints
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.network import Network, build_model
-from fastlm.training.options import Options, resolve
+from fastlm.training.options import Options, fill_up, resolve
 from fastlm.training.progress import Report, reporter
 from fastlm.training.trainer import Trainer
 
@@ -65,13 +65,21 @@ class TrainReport:
     output: Path
     export: ExportReport
 
+    def __str__(self) -> str:
+        return (
+            f"{self.export}\n"
+            f"valid: perplexity {self.valid_perplexity:.2f}, {self.valid_bits_per_char:.3f} bits per character\n"
+            f"training: {self.steps:,} steps, {self.epochs:.1f} epochs, {self.seconds:,.0f} s, "
+            f"{self.tokens_per_second:,.0f} tokens a second"
+        )
+
 
 def train(
     corpus: Paths,
     output: str | os.PathLike[str],
     *,
     valid: Paths | None = None,
-    preset: str = "char",
+    preset: str | None = None,
     documents: str | None = None,
     vocab_size: int | None = None,
     layers: int | None = None,
@@ -84,7 +92,7 @@ def train(
     batch_size: int | None = None,
     epochs: int | None = None,
     time_limit: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     resume: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -106,8 +114,8 @@ def train(
         The model file to write.
     valid : path or list of paths, optional
         Validation text. Default: the last 5 % of the corpus, in whole documents if it has several.
-    preset : {"char", "bpe", "word"}
-        Tokenizer, and the default of every option that is None.
+    preset : {"char", "bpe", "word"}, optional
+        Tokenizer, and the default of every option that is None. Default: char.
     documents : {"file", "blank-line", "line"}, optional
         How a file is cut into documents: the model learns how they begin and end.
     vocab_size : int, optional
@@ -130,11 +138,11 @@ def train(
         Passes through the corpus at most. Default: 20, or no limit if there is a time limit.
     time_limit : float, optional
         Seconds at most, all sessions of the run together.
-    seed : int
-        Of initial weights, dropout and fresh starts.
+    seed : int, optional
+        Of initial weights, dropout and fresh starts. Default: 0.
     resume : bool
-        Continue the run in the checkpoint; its options and texts must be the same, epochs and time limit
-        may have changed.
+        Continue the run in the checkpoint, on the same text. Options left out are the run's; epochs, time limit
+        and learning rate may be others, the rest must agree.
     checkpoint : path, optional
         Where the run is kept, so that it survives a kill at any moment. Default: ``output`` with ".ckpt"
         appended, removed when the model file has been written; a path given here is left in place.
@@ -165,30 +173,34 @@ def train(
     >>> report.valid_bits_per_char  # doctest: +SKIP
     1.93
     """
-    options = resolve(
-        preset,
-        documents=documents,
-        vocab_size=vocab_size,
-        layers=layers,
-        units=units,
-        embedding=embedding,
-        tied=tied,
-        dropout=dropout,
-        learning_rate=learning_rate,
-        sequence_length=sequence_length,
-        batch_size=batch_size,
-        epochs=epochs,
-        time_limit=time_limit,
-        seed=seed,
-    )
+    given = {
+        "preset": preset,
+        "documents": documents,
+        "vocab_size": vocab_size,
+        "layers": layers,
+        "units": units,
+        "embedding": embedding,
+        "tied": tied,
+        "dropout": dropout,
+        "learning_rate": learning_rate,
+        "sequence_length": sequence_length,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "time_limit": time_limit,
+        "seed": seed,
+    }
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
+    before = checkpoints.load(saved) if resume else None
+    options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
     gguf_package()  # now, so that a missing package is known before the work is done
 
-    trainer = _prepare(corpus, valid, options, saved if resume else None)
+    trainer = _prepare(corpus, valid, options, before)
     with _interrupts() as interrupted:
         if not trainer.run(saved, report, interrupted):
-            raise KeyboardInterrupt(f"stopped at step {trainer.step}; {saved} holds the run: resume continues it")
+            raise KeyboardInterrupt(
+                f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
+            )
     exported = export(
         trainer.model,
         target,
@@ -258,15 +270,20 @@ def _paths(
         if not os.access(path.parent, os.W_OK):
             raise PermissionError(f"{role}: the directory {path.parent} cannot be written to")
     if resume and not saved.exists():
-        raise FileNotFoundError(f"resume: there is no checkpoint {saved}; leave resume out to begin a run")
+        raise FileNotFoundError(
+            f"there is no checkpoint {saved} to resume; leave --resume (resume=True) out to begin a run"
+        )
     if not resume and saved.exists():
-        raise FileExistsError(f"{saved} holds a run: resume continues it; or delete it, or name another checkpoint")
+        raise FileExistsError(
+            f"{saved} holds a run: --resume (resume=True) continues it; or delete it, or name another checkpoint"
+        )
     return target, saved
 
 
-def _prepare(corpus: Paths, valid: Paths | None, options: Options, saved: Path | None) -> Trainer:
-    """A trainer at the beginning of its run, or where the checkpoint ``saved`` left it."""
-    before = checkpoints.load(saved) if saved else None
+def _prepare(
+    corpus: Paths, valid: Paths | None, options: Options, before: tuple[dict[str, Any], checkpoints.Arrays] | None
+) -> Trainer:
+    """A trainer at the beginning of its run, or where the checkpoint ``before`` left it."""
     texts = read_documents(corpus, options.documents)
     texts, held = hold_out(texts) if valid is None else (texts, read_documents(valid, options.documents))
     tokenizer = from_fields(before[0]["tokenizer"]) if before else _train_tokenizer(options, texts)

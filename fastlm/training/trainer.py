@@ -248,6 +248,6 @@ class Trainer:
         self._assign(self._optimizer.moments, groups["moments"])
         self._assign(self._state, groups["state"])
         self._best_weights = groups["best"]
-        self._schedule = Schedule(**meta["schedule"])
+        self._schedule = Schedule(**{**meta["schedule"], "base": self.options.learning_rate})
         self.step, self.seconds, self.loss = meta["step"], meta["seconds"], meta["loss"]
         self.best = Evaluation(**meta["best"]) if meta["best"] else None
