@@ -148,10 +148,7 @@ cdef class Model:
         found = {}
         for i in range(fl_model_field_count(self._model)):
             fl_model_field(self._model, i, &field)
-            try:
-                found.setdefault(field.key[:field.key_size].decode(), i)
-            except UnicodeDecodeError as e:
-                raise FormatError(f"key {i}: expected UTF-8, found {e.object[e.start:e.end]!r}") from None
+            found.setdefault(field.key[:field.key_size].decode(), i)
         return found
 
     def value(self, size_t place):
@@ -160,11 +157,7 @@ cdef class Model:
         if place >= fl_model_field_count(self._model):
             raise IndexError(place)
         fl_model_field(self._model, place, &field)
-        try:
-            return _value(&field)
-        except UnicodeDecodeError as e:
-            key = field.key[:field.key_size].decode("utf-8", "replace")
-            raise FormatError(f"key {key!r}: expected UTF-8, found {e.object[e.start:e.end]!r}") from None
+        return _value(&field)
 
     def tensors(self):
         """All tensors of the file: list of (name, shape as numpy orders it, offset in the file, bytes)."""
@@ -172,7 +165,7 @@ cdef class Model:
         found = []
         for i in range(fl_model_tensor_count(self._model)):
             fl_model_tensor(self._model, i, &tensor)
-            name = tensor.name[:tensor.name_size].decode("utf-8", "replace")
+            name = tensor.name[:tensor.name_size].decode()
             shape = tuple(tensor.dims[j] for j in reversed(range(tensor.n_dims)))
             found.append((name, shape, tensor.offset, tensor.size))
         return found

@@ -51,10 +51,29 @@ static bool take_u64(cursor *c, const char *what, uint64_t *value) {
     return true;
 }
 
+/* Bytes of the well-formed UTF-8 character (no surrogate, nothing longer than it need be) at s; 0: there is none. */
+static size_t utf8_size(const uint8_t *s, size_t left) {
+    if (s[0] < 0x80) return 1;
+    const size_t size = s[0] >= 0xF0 ? 4 : s[0] >= 0xE0 ? 3 : 2;
+    if (s[0] < 0xC2 || s[0] > 0xF4 || size > left) return 0;
+    for (size_t i = 1; i < size; i++)
+        if ((s[i] & 0xC0) != 0x80) return 0;
+    const bool good = !(s[0] == 0xE0 && s[1] < 0xA0) && !(s[0] == 0xED && s[1] > 0x9F) && !(s[0] == 0xF0 && s[1] < 0x90) &&
+                      !(s[0] == 0xF4 && s[1] > 0x8F);
+    return good ? size : 0;
+}
+
 static bool take_string(cursor *c, const char *what, const char **text, size_t *size) {
     uint64_t length;
     const uint8_t *bytes;
     if (!take_u64(c, what, &length) || !take(c, what, length, &bytes)) return false;
+    for (size_t at = 0, step; at < length; at += step) {
+        step = utf8_size(bytes + at, (size_t)length - at);
+        if (step) continue;
+        fl_fail(c->error, FL_ERROR_FORMAT, "%s at byte %zu: expected UTF-8 text, found byte 0x%02x", what,
+                (size_t)(bytes - c->bytes) + at, bytes[at]);
+        return false;
+    }
     *text = (const char *)bytes;
     *size = (size_t)length;
     return true;

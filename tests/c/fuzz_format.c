@@ -1,0 +1,532 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Hostile model files. A file must load, and then everything must work, or be refused as a bad format: no
+ * crash, no other error, no more memory than twice its size and 64 MB (besides the store of gate rows that the
+ * caller asks for), and nothing kept after it is closed. Two programs in one file:
+ *
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined csrc/(all).c tests/c/fuzz_format.c -Icsrc -o fuzz
+ *     cc -g -O1 -fsanitize=address,undefined -DFUZZ_MAIN csrc/(all).c tests/c/fuzz_format.c -Icsrc -lm -o mutate
+ *     ./mutate [--seed N] [--count N] [--corpus FOLDER]
+ *
+ * The first is a libFuzzer target; the second knows the format, aims at its numbers, and with --corpus writes
+ * the valid files it starts from, which are good seeds for the first. */
+#include "harness.h"
+#include "tiny_model.h"
+
+#include "fastlm.h"
+
+#include <math.h>
+
+enum { ROW_CACHE = 1 << 16 };
+#define MEMORY_LIMIT(size) (2 * (size) + ((size_t)64 << 20))
+
+/* ---- use of a model that loads -------------------------------------------------------------------------- */
+
+static uint32_t sum_bytes(const void *bytes, size_t size) {
+    const uint8_t *p = bytes;
+    uint32_t sum = 0;
+    for (size_t i = 0; i < size; i++) sum += p[i];
+    return sum;
+}
+
+/* Reads all that the file says of itself; arrays of strings as the header says they lie. */
+static uint32_t read_index(const fl_model *model, const uint8_t *file) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < fl_model_field_count(model); i++) {
+        fl_field field;
+        fl_model_field(model, i, &field);
+        sum += sum_bytes(field.key, field.key_size) + sum_bytes(field.data, field.data_size);
+        const uint8_t *at = field.data;
+        for (uint64_t n = 0; field.item_type == TINY_STRING && n < field.count; n++) {
+            uint64_t size;
+            memcpy(&size, at, 8);
+            at += 8 + size;
+        }
+        if (field.item_type == TINY_STRING)
+            check(at == field.data + field.data_size, "strings do not fill the value of key %zu", i);
+    }
+    for (size_t i = 0; i < fl_model_tensor_count(model); i++) {
+        fl_tensor tensor;
+        fl_model_tensor(model, i, &tensor);
+        sum += sum_bytes(tensor.name, tensor.name_size) + sum_bytes(file + tensor.offset, tensor.size);
+    }
+    return sum;
+}
+
+/* Log-probabilities are at most a rounding above 0, tokens are tokens. */
+static void compute(const fl_model *model, const fl_model_info *info, uint64_t random) {
+    enum { N = 4 };
+    static const fl_sampling samplings[] = {{0, 0, 1, 0, 0}, {1, 0, 1, 1, 0}, {0.7f, 3, 1, 2, 1}, {1.2f, 5, 0.8, 3, 2}};
+    fl_session *session;
+    fl_error error;
+    int32_t tokens[N], drawn[N];
+    float scores[N];
+    fl_finish finish;
+    if (fl_session_new(model, &session, &error)) {
+        check(false, "no session: %s", error.message);
+        return;
+    }
+    for (int i = 0; i < N; i++) tokens[i] = (int32_t)below(&random, info->vocab_size);
+    fl_feed(session, tokens, N);
+    const float *logits = fl_logits(session);
+    for (uint32_t i = 0; i < info->vocab_size; i++) check(isfinite(logits[i]), "logit %u is %g", i, (double)logits[i]);
+    for (size_t s = 0; s < sizeof samplings / sizeof *samplings; s++) {
+        const size_t n = fl_generate(session, tokens, 1, &samplings[s], &info->eos, 1, N, drawn, scores, &finish);
+        for (size_t i = 0; i < n; i++)
+            check(drawn[i] >= 0 && (uint32_t)drawn[i] < info->vocab_size && scores[i] <= 1e-4f, "token %d, %g",
+                  drawn[i], (double)scores[i]);
+    }
+    fl_score(session, tokens, N, scores);
+    fl_session_free(session);
+}
+
+static void use(const fl_model *model, const uint8_t *file, uint64_t random) {
+    static volatile uint32_t sink;
+    fl_model_info info;
+    fl_error error;
+    double largest, tolerance;
+    fl_model_get_info(model, &info);
+    sink = read_index(model, file);
+    for (uint32_t i = 0; i < info.layers; i++) sink += fl_model_units(model, i);
+    const fl_status status = fl_model_verify(model, &largest, &tolerance, &error);
+    check(status == FL_OK || status == FL_ERROR_FORMAT, "verify: status %d: %s", status, error.message);
+    compute(model, &info, random);
+}
+
+/* ---- one file -------------------------------------------------------------------------------------------- */
+
+/* A message must be there, end, and be fit for a terminal: the file may try to smuggle in control characters. */
+static void check_message(const fl_error *error) {
+    size_t n = 0;
+    while (n < sizeof error->message && error->message[n] >= 32 && error->message[n] < 127) n++;
+    check(n > 0 && n < sizeof error->message && error->message[n] == 0, "the message is not clean: '%.100s'",
+          error->message);
+}
+
+/* Whether the bytes load; all that must hold is checked. */
+static bool try_bytes(const uint8_t *bytes, size_t size, uint64_t random) {
+    const size_t level = below(&random, fl_isa_count()), cache = below(&random, 2) * ROW_CACHE;
+    const fl_load_options options = {fl_isa_name(fl_isa_supported(level) ? level : 0), cache};
+    const int64_t mapped = watch.mapped;
+    fl_model *model = NULL;
+    fl_error error = {0};
+    watch_begin();
+    const fl_status status = fl_model_from_memory(bytes, size, &options, &model, &error);
+    if (status == FL_OK) use(model, bytes, random);
+    fl_model_close(model);
+    watch_end();
+    check(watch.bytes <= MEMORY_LIMIT(size) + cache, "%zu bytes of memory for a file of %zu", watch.bytes, size);
+    check(watch.mapped == mapped, "%lld bytes are still mapped", (long long)(watch.mapped - mapped));
+    check(status == FL_OK || status == FL_ERROR_FORMAT, "status %d: %s", status, error.message);
+    if (status) check_message(&error);
+    return status == FL_OK;
+}
+
+#if !defined(FUZZ_MAIN)
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
+    now("this input");
+    try_bytes(bytes, size, sum_bytes(bytes, size));
+    if (failed) abort();
+    return 0;
+}
+
+#else
+
+/* ---- mutations ------------------------------------------------------------------------------------------- */
+
+typedef struct victim {
+    const tiny_model *model; /* what it was made from */
+    uint8_t *bytes;          /* [room] */
+    size_t size, room;
+} victim;
+
+static void restore(victim *v, const tiny_model *model) {
+    v->model = model;
+    v->size = model->size;
+    memcpy(v->bytes, model->bytes, model->size);
+}
+
+/* Numbers that make arithmetic on sizes fail: powers of two and their neighbours, and those near what is there. */
+static uint64_t evil_number(size_t n, uint64_t old, size_t file_size) {
+    const uint64_t numbers[] = {0,
+                                1,
+                                2,
+                                4,
+                                5,
+                                6,
+                                8,
+                                9,
+                                13,
+                                64,
+                                65537,
+                                old + 1,
+                                old - 1,
+                                old + 64,
+                                old - 64,
+                                2 * old,
+                                file_size,
+                                file_size - 1,
+                                file_size + 1,
+                                file_size / 4,
+                                INT32_MAX,
+                                (uint64_t)INT32_MAX + 1,
+                                UINT32_MAX,
+                                (uint64_t)UINT32_MAX + 1,
+                                (uint64_t)1 << 62,
+                                INT64_MAX,
+                                (uint64_t)1 << 63,
+                                UINT64_MAX,
+                                UINT64_MAX - 63,
+                                UINT64_MAX / 4 + 1,
+                                UINT64_MAX - file_size,
+                                UINT64_MAX - old};
+    return numbers[n % (sizeof numbers / sizeof *numbers)];
+}
+enum { EVIL_NUMBERS = 32 };
+
+static void set_spot(victim *v, size_t spot, size_t n) {
+    const tiny_spot s = v->model->spots[spot];
+    uint64_t old = 0;
+    memcpy(&old, v->bytes + s.at, (size_t)s.size);
+    const uint64_t value = evil_number(n, old, v->model->size);
+    memcpy(v->bytes + s.at, &value, (size_t)s.size);
+}
+
+static void set_random_spots(victim *v, uint64_t *random) {
+    for (uint64_t n = 1 + below(random, 3); n; n--)
+        set_spot(v, below(random, v->model->spot_count), below(random, EVIL_NUMBERS));
+}
+
+static void flip_bits(victim *v, uint64_t *random) {
+    const size_t header = v->model->data_start, reach = below(random, 3) && header < v->size ? header : v->size;
+    for (uint64_t n = 1 + below(random, 8); n && reach; n--)
+        v->bytes[below(random, reach)] ^= (uint8_t)(1 << below(random, 8));
+}
+
+static void set_bytes(victim *v, uint64_t *random) {
+    const size_t at = below(random, v->model->data_start), n = 1 + below(random, 16);
+    for (size_t i = at; i < at + n && i < v->size; i++) v->bytes[i] = (uint8_t)next_random(random);
+}
+
+/* Puts n bytes in (of what lies at `from`) or takes them out; what follows moves. */
+static void insert_bytes(victim *v, size_t at, size_t from, size_t n) {
+    uint8_t copy[512];
+    if (n > sizeof copy || v->size + n > v->room || from + n > v->size) return;
+    memcpy(copy, v->bytes + from, n);
+    memmove(v->bytes + at + n, v->bytes + at, v->size - at);
+    memcpy(v->bytes + at, copy, n);
+    v->size += n;
+}
+
+static void remove_bytes(victim *v, size_t at, size_t n) {
+    if (at + n > v->size) return;
+    memmove(v->bytes + at, v->bytes + at + n, v->size - at - n);
+    v->size -= n;
+}
+
+static void move_bytes(victim *v, uint64_t *random) {
+    const size_t at = below(random, v->model->data_start), n = 1 + below(random, 64);
+    if (below(random, 2))
+        insert_bytes(v, at, below(random, v->model->data_start), n);
+    else
+        remove_bytes(v, at, n);
+}
+
+static void add_to_count(victim *v, size_t at, int64_t difference) {
+    uint64_t count;
+    memcpy(&count, v->bytes + at, 8);
+    count += (uint64_t)difference;
+    memcpy(v->bytes + at, &count, 8);
+}
+
+/* After the header's end has moved: padding that brings the data to where its alignment wants it. */
+static void pad_header(victim *v, size_t end) {
+    const size_t old = v->model->data_start - v->model->header_end, wanted = tiny_up(end, 64) - end;
+    if (wanted > old)
+        insert_bytes(v, end, v->size - (wanted - old), wanted - old);
+    else
+        remove_bytes(v, end, old - wanted);
+}
+
+/* A key or tensor twice or not at all, mostly with the count that belongs to it. */
+static void repeat_or_drop(victim *v, uint64_t *random) {
+    const bool key = below(random, 2), drop = below(random, 2);
+    const tiny_model *m = v->model;
+    const tiny_record r = key ? m->keys[below(random, m->key_count)] : m->tensors[below(random, m->tensor_count)];
+    const size_t n = r.end - r.begin;
+    if (below(random, 8)) add_to_count(v, key ? 16 : 8, drop ? -1 : 1);
+    if (drop)
+        remove_bytes(v, r.begin, n);
+    else
+        insert_bytes(v, r.end, r.begin, n);
+    pad_header(v, drop ? m->header_end - n : m->header_end + n);
+}
+
+/* One item less in an array of numbers, and in its count; in other keys, damage. */
+static void shorten_array(victim *v, uint64_t *random) {
+    const tiny_record r = v->model->keys[below(random, v->model->key_count)];
+    uint64_t name;
+    memcpy(&name, v->bytes + r.begin, 8);
+    if (r.begin + 8 + name + 16 > r.end) return;
+    add_to_count(v, r.begin + 8 + name + 8, -1);
+    remove_bytes(v, r.end - 4, 4);
+    pad_header(v, v->model->header_end - 4);
+}
+
+/* One tensor laid over another, whole or in part. */
+static void overlap(victim *v, uint64_t *random) {
+    const tiny_model *m = v->model;
+    const tiny_record a = m->tensors[below(random, m->tensor_count)], b = m->tensors[below(random, m->tensor_count)];
+    const int64_t shifts[] = {0, 64, -64, 4, (int64_t)(b.data_size / 2), -(int64_t)(a.data_size / 2)};
+    const uint64_t offset = b.data - m->data_start + (uint64_t)shifts[below(random, 6)];
+    memcpy(v->bytes + a.end - 8, &offset, 8);
+}
+
+static void truncate_somewhere(victim *v, uint64_t *random) { v->size = below(random, v->size); }
+
+static void append(victim *v, uint64_t *random) {
+    for (uint64_t n = 1 + below(random, 200); n && v->size < v->room; n--)
+        v->bytes[v->size++] = (uint8_t)next_random(random);
+}
+
+static void garbage(victim *v, uint64_t *random) {
+    v->size = below(random, 300);
+    for (size_t i = below(random, 2) ? 0 : 24; i < v->size; i++) v->bytes[i] = (uint8_t)next_random(random);
+}
+
+static void mutate(victim *v, uint64_t *random) {
+    static void (*const kinds[])(victim *, uint64_t *) = {
+        set_random_spots, set_random_spots, flip_bits, set_bytes, move_bytes,         overlap,
+        repeat_or_drop,   shorten_array,    append,    garbage,   truncate_somewhere,
+    };
+    kinds[below(random, sizeof kinds / sizeof *kinds)](v, random);
+    if (below(random, 4) == 0) flip_bits(v, random);
+}
+
+/* ---- campaigns -------------------------------------------------------------------------------------------- */
+
+enum { MODELS = 6 };
+
+static size_t loaded, refused, opened;
+static char temporary[] = "/tmp/fuzz_format_XXXXXX";
+
+/* The same through a file, which must end in the same way. */
+static void try_file(const victim *v, bool loads) {
+    FILE *file = fopen(temporary, "wb");
+    if (!file || fwrite(v->bytes, 1, v->size, file) != v->size || fclose(file)) {
+        printf("cannot write %s\n", temporary);
+        exit(2);
+    }
+    const fl_load_options options = {NULL, ROW_CACHE};
+    const int64_t mapped = watch.mapped;
+    fl_model *model = NULL;
+    fl_error error = {0};
+    const fl_status status = fl_model_open(temporary, &options, &model, &error);
+    check(status == (loads ? FL_OK : FL_ERROR_FORMAT), "as a file: status %d: %s", status, error.message);
+    if (model) use(model, v->bytes, v->size);
+    fl_model_close(model);
+    check(watch.mapped == mapped, "%lld bytes of a file are still mapped", (long long)(watch.mapped - mapped));
+    opened++;
+}
+
+static bool try_victim(const victim *v) {
+    uint8_t *exact = malloc(v->size ? v->size : 1); /* so that the sanitizer sees a read behind it */
+    memcpy(exact, v->bytes, v->size);
+    const bool loads = try_bytes(exact, v->size, v->size + loaded + refused);
+    free(exact);
+    *(loads ? &loaded : &refused) += 1;
+    if ((loaded + refused) % 16 == 0) try_file(v, loads);
+    return loads;
+}
+
+/* Every length, as far as the budget reaches. */
+static void try_truncations(victim *v, const tiny_model *model, size_t which, size_t budget, uint64_t *random) {
+    const size_t stride = 1 + model->size / budget;
+    for (size_t size = below(random, stride); size < model->size; size += stride) {
+        restore(v, model);
+        v->size = size;
+        now("model %zu cut to %zu of %zu bytes", which, size, model->size);
+        check(!try_victim(v), "loads");
+    }
+}
+
+/* Every number of the header, every evil value. */
+static void try_numbers(victim *v, const tiny_model *model, size_t which, size_t budget, uint64_t *random) {
+    const size_t all = model->spot_count * EVIL_NUMBERS, stride = 1 + all / budget;
+    for (size_t i = below(random, stride); i < all; i += stride) {
+        restore(v, model);
+        set_spot(v, i / EVIL_NUMBERS, i % EVIL_NUMBERS);
+        now("model %zu, number at byte %zu, evil value %zu", which, model->spots[i / EVIL_NUMBERS].at,
+            i % EVIL_NUMBERS);
+        try_victim(v);
+    }
+}
+
+/* Weights that are refused, and the largest and smallest that are not. */
+static void try_weights(victim *v, const tiny_model *model, size_t which, uint64_t *random) {
+    static const struct {
+        uint32_t bits;
+        bool allowed;
+    } weights[] = {{0x7FC00000, false}, {0xFFC00001, false}, {0x7F800001, false}, {0x7F800000, false},
+                   {0xFF800000, false}, {0x7F7FFFFF, false}, {0x53800001, false}, {0xD3800001, false},
+                   {0x53800000, true},  {0xD3800000, true},  {0x00000001, true},  {0x80000000, true},
+                   {0x80000001, true},  {0x007FFFFF, true}};
+    for (size_t t = 0; t < model->tensor_count; t++) {
+        for (size_t w = 0; w < sizeof weights / sizeof *weights; w++) {
+            const size_t count = model->tensors[t].data_size / 4, places[] = {0, count - 1, below(random, count)};
+            restore(v, model);
+            memcpy(v->bytes + model->tensors[t].data + 4 * places[below(random, 3)], &weights[w].bits, 4);
+            now("model %zu, a weight of tensor %zu with bits %08x", which, t, weights[w].bits);
+            check(try_victim(v) == weights[w].allowed, "%s", weights[w].allowed ? "refused" : "loads");
+        }
+    }
+}
+
+static void try_random(victim *v, tiny_model *const *models, size_t count, uint64_t *random) {
+    for (size_t i = 0; i < count; i++) {
+        const uint64_t state = *random;
+        const size_t which = below(random, MODELS);
+        restore(v, models[which]);
+        now("model %zu, mutation %zu (random state %llu)", which, i, (unsigned long long)state);
+        mutate(v, random);
+        try_victim(v);
+    }
+}
+
+/* ---- the models that it starts from ------------------------------------------------------------------------ */
+
+static tiny_model *valid_model(size_t which) {
+    static const tiny_shape shapes[MODELS] = {
+        {.vocab = 1, .embedding = 1, .layers = 1, .units = {1}, .alignment = 64, .scale = 1, .output_scale = 1},
+        {.vocab = 7,
+         .embedding = 3,
+         .layers = 1,
+         .units = {5},
+         .test = true,
+         .alignment = 64,
+         .scale = 1,
+         .output_scale = 1},
+        {.vocab = 20,
+         .embedding = 6,
+         .layers = 2,
+         .units = {3, 6},
+         .tied = true,
+         .text = true,
+         .test = true,
+         .alignment = 64,
+         .scale = 2,
+         .output_scale = 3},
+        {.vocab = 5,
+         .embedding = 2,
+         .layers = 3,
+         .units = {2, 17, 1},
+         .text = true,
+         .alignment = 192,
+         .scale = 1,
+         .output_scale = 1},
+        {.vocab = 17,
+         .embedding = 4,
+         .layers = 1,
+         .units = {4},
+         .tied = true,
+         .test = true,
+         .alignment = 64,
+         .scale = 40,
+         .output_scale = 40},
+        {.vocab = 33,
+         .embedding = 1,
+         .layers = 2,
+         .units = {1, 2},
+         .text = true,
+         .test = true,
+         .alignment = 64,
+         .scale = 0x1p40f,
+         .output_scale = 0x1p40f},
+    };
+    return tiny_new(&shapes[which]);
+}
+
+/* Valid ones load, from disk too; one that contradicts itself does not. */
+static void try_valid(victim *v, tiny_model *const *models) {
+    for (size_t i = 0; i < MODELS; i++) {
+        restore(v, models[i]);
+        now("valid model %zu", i);
+        const bool loads = try_victim(v);
+        check(loads, "refused");
+        try_file(v, loads);
+    }
+    tiny_model *wrong = tiny_new(&(tiny_shape){
+        .vocab = 5, .embedding = 3, .layers = 1, .units = {4}, .tied = true, .alignment = 64, .scale = 1});
+    restore(v, wrong);
+    now("a tied embedding that is not as wide as the last layer");
+    check(!try_victim(v), "loads");
+    tiny_free(wrong);
+}
+
+static void write_corpus(const char *folder, tiny_model *const *models) {
+    for (size_t i = 0; i < MODELS; i++) {
+        char path[1000];
+        snprintf(path, sizeof path, "%s/valid_%zu.gguf", folder, i);
+        FILE *file = fopen(path, "wb");
+        if (!file || fwrite(models[i]->bytes, 1, models[i]->size, file) != models[i]->size || fclose(file)) {
+            printf("cannot write %s\n", path);
+            exit(2);
+        }
+    }
+}
+
+/* About a fifth of the budget for truncations, two fifths for numbers, the rest at random. */
+static void campaign(tiny_model *const *models, size_t count, uint64_t *random) {
+    victim v = {.room = 1 << 16};
+    for (size_t i = 0; i < MODELS; i++)
+        if (v.room < 2 * models[i]->size) v.room = 2 * models[i]->size;
+    v.bytes = malloc(v.room);
+    if (!v.bytes) exit(2);
+    const int handle = mkstemp(temporary);
+    if (handle < 0) exit(2);
+    close(handle);
+    try_valid(&v, models);
+    for (size_t i = 0; i < MODELS; i++) {
+        try_truncations(&v, models[i], i, 1 + count / 5 / MODELS, random);
+        try_numbers(&v, models[i], i, 1 + 2 * count / 5 / MODELS, random);
+        try_weights(&v, models[i], i, random);
+    }
+    const size_t done = loaded + refused;
+    try_random(&v, models, done < count ? count - done : 0, random);
+    unlink(temporary);
+    free(v.bytes);
+}
+
+int main(int argc, char **argv) {
+    uint64_t seed = clock_seed();
+    size_t count = 100000;
+    const char *corpus = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--seed") == 0 && i + 1 < argc)
+            seed = strtoull(argv[++i], NULL, 0);
+        else if (strcmp(argv[i], "--count") == 0 && i + 1 < argc)
+            count = (size_t)strtoull(argv[++i], NULL, 0);
+        else if (strcmp(argv[i], "--corpus") == 0 && i + 1 < argc)
+            corpus = argv[++i];
+        else
+            return fprintf(stderr, "usage: %s [--seed N] [--count N] [--corpus FOLDER]\n", *argv), 2;
+    }
+    setvbuf(stdout, NULL, _IOLBF, BUFSIZ); /* a run that hangs still shows what has failed */
+    printf("seed %llu\n", (unsigned long long)seed);
+    catch_faults();
+    uint64_t random = seed;
+    tiny_model *models[MODELS];
+    for (size_t i = 0; i < MODELS; i++) models[i] = valid_model(i);
+    if (corpus)
+        write_corpus(corpus, models);
+    else
+        campaign(models, count, &random);
+    for (size_t i = 0; i < MODELS; i++) tiny_free(models[i]);
+    printf("%zu files: %zu loaded, %zu refused; %zu of them opened from disk too\n", loaded + refused, loaded, refused,
+           opened);
+    return report(seed);
+}
+
+#endif
