@@ -7,7 +7,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import fastlm
@@ -121,9 +122,25 @@ def _train(corpus: list[str], output: str, quiet: bool, **options: Any) -> int:
     units = options.pop("units")
     if units is not None:
         options["units"] = units[0] if len(units) == 1 else units
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets with a page of its own
+    with _silenced_stderr():  # TensorFlow greets with a page of its own, part of it whatever its log level
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import fastlm.training
     print(fastlm.train(corpus, output, progress=not quiet, **options))
     return 0
+
+
+@contextmanager
+def _silenced_stderr() -> Iterator[None]:
+    """Nothing that C code writes to standard error is shown."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # ---- command line --------------------------------------------------------------------------------------
