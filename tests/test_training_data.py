@@ -200,14 +200,16 @@ def test_the_rate_warms_up_holds_and_anneals():
 
 def test_plateaus_halve_the_rate_and_end_the_run():
     schedule = Schedule(1.0)
-    assert schedule.observe(5.0)
-    assert schedule.observe(4.0)
-    assert [schedule.observe(4.0) for _ in range(3)] == [False] * 3
+    assert schedule.observe(5.0, 0.1)
+    assert schedule.observe(4.0, 0.1)
+    assert not any(schedule.observe(4.0, 0.2) for _ in range(Schedule.PATIENCE))
     assert schedule.factor == 0.5
-    assert schedule.observe(3.0)
-    while not schedule.exhausted:
-        schedule.observe(3.5)
-    assert schedule.waited == Schedule.STOP
+    assert schedule.observe(3.0, 0.3)
+    for _ in range(Schedule.STOP):
+        assert not schedule.exhausted
+        schedule.observe(3.5, 0.6)
+    assert schedule.exhausted
+    assert schedule.factor == 0.5, "while the rate anneals, plateaus do not halve it too"
     assert schedule.best == 3.0
 
 

@@ -18,6 +18,7 @@ class Schedule:
 
     The second half of the budget takes the rate down in a straight line to a hundredth (a "trapezoid",
     Hägele et al. 2024: as good as a cosine, and a run whose budget grows loses nothing of its first half).
+    Plateaus no longer count then: the loss moves little near the end, and both together end the run early.
 
     Attributes
     ----------
@@ -36,8 +37,8 @@ class Schedule:
     best: float = float("inf")
     waited: int = 0
 
-    PATIENCE = 2
-    STOP = 8
+    PATIENCE = 3
+    STOP = 9
 
     def rate(self, step: int, progress: float) -> float:
         """The rate for a step, at a share ``progress`` (0 to 1) of the budget."""
@@ -45,13 +46,13 @@ class Schedule:
         anneal = min(1.0, max(LAST, (1 - progress) / (1 - ANNEAL_FROM)))
         return self.base * self.factor * warm * anneal
 
-    def observe(self, loss: float) -> bool:
-        """Take note of a validation loss; True if it is the best so far."""
+    def observe(self, loss: float, progress: float) -> bool:
+        """Take note of a validation loss at a share ``progress`` of the budget; True if it is the best so far."""
         if loss < self.best:
             self.best, self.waited = loss, 0
             return True
         self.waited += 1
-        if self.waited % self.PATIENCE == 0:
+        if self.waited % self.PATIENCE == 0 and progress < ANNEAL_FROM:
             self.factor /= 2
         return False
 

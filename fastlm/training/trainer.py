@@ -186,7 +186,7 @@ class Trainer:
         self._valid = self._evaluate()
         self._evaluation_seconds = time.monotonic() - began
         self._evaluated = self.step
-        if self._schedule.observe(self._valid.nats_per_token):
+        if self._schedule.observe(self._valid.nats_per_token, self._share()):
             self.best, self._best_weights = self._valid, self._weights()
 
     def _weights(self) -> list[Any]:
