@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
-# cython: freethreading_compatible=True, embedsignature=True
+# cython: freethreading_compatible=True, embedsignature=True, auto_pickle=False, autotestdict=False
 """The only bridge between Python and the C core: turns Python values into C ones, releases the GIL, makes
 one call, and turns C errors into exceptions. What arrives here has its final type; defaults and units
 belong to `fastlm.model` and `fastlm.options`."""
@@ -10,6 +10,7 @@ import struct
 import sys
 from array import array
 
+cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
@@ -26,8 +27,11 @@ cdef extern from *:
     """
     /* Tokens between two looks at pending signals (Ctrl-C): a tenth of a second for a large model. */
     enum { CHUNK = 32 };
+    /* A Python string takes several times what it takes in the file: no more of them than any vocabulary has. */
+    enum { MOST_STRINGS = 1 << 20 };
     """
     const int CHUNK
+    const int MOST_STRINGS
 
 
 cdef object _error(fl_error *error, object path):
@@ -60,9 +64,6 @@ def isa_choose():
     return name.decode()
 
 
-# A Python string takes several times what it takes in the file: no more of them than any vocabulary has.
-MOST_STRINGS = 1 << 20
-
 # GGUF value types that are numbers, as formats of struct and array (which has no truth values).
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -85,6 +86,7 @@ cdef object _value(const fl_field *field):
     return struct.unpack(f"<{number}", data)[0]
 
 
+@cython.final
 cdef class Model:
     """A model file, mapped (`path`) or copied (`data`), validated, ready to compute.
 
@@ -182,6 +184,7 @@ cdef class Model:
         return largest, tolerance
 
 
+@cython.final
 cdef class Session:
     """A state of the network and the room to decode from it. One thread at a time."""
 

@@ -592,6 +592,28 @@ def test_damaged_files_are_refused_or_work(tmp_path):
     assert loaded > 100
 
 
+def test_text_is_utf8_as_python_knows_it():
+    """Every first byte, with what may and may not follow: surrogates, overlong forms, beyond U+10FFFF, cut off."""
+    edges = [0x00, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xFF]
+    tails = [b"", b"a", b"\x80", b"\xbf\xbf", b"\x80\x7f", b"\x80\x80\x80", b"\xc0\x80"]
+    f = File()
+    f.key("x", STRING, b"########")
+    data = f.bytes()
+    for text in (bytes([first, second]) + tail for first in range(0x80, 0x100) for second in edges for tail in tails):
+        for value in (text.rjust(8, b"a"), text.ljust(8, b"a")):
+            try:
+                value.decode()
+                valid = True
+            except UnicodeDecodeError:
+                valid = False
+            try:
+                _engine.Model(None, data.replace(b"########", value), None, 0)
+                loads = True
+            except fastlm.FormatError:
+                loads = False
+            assert loads == valid, value
+
+
 def test_unknown_keys_and_tensors_are_let_be():
     f = File()
     for kind in NUMBERS:

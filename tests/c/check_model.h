@@ -236,6 +236,8 @@ static void check_definition(const fl_model *model, uint64_t *random, uint32_t V
         const float *found = fl_logits(session);
         naive_logits(model, tokens, n, expected);
         check(memcmp(found, expected, V * sizeof *found) == 0, "logits after %zu tokens are not the definition's", n);
+        for (size_t i = V; i < tiny_up(V, FL_BLOCK); i++)
+            check(found[i] == -INFINITY, "logit %zu, which pads the vocabulary, is %g", i, (double)found[i]);
         tokens[n] = (int32_t)below(random, V);
         fl_feed(session, &tokens[n], 1);
     }
