@@ -74,8 +74,8 @@ void fl_model_close(fl_model *model); /* NULL is allowed */
 void fl_model_get_info(const fl_model *model, fl_model_info *info);
 uint32_t fl_model_units(const fl_model *model, uint32_t layer); /* H of one LSTM layer, layer < L */
 
-/* A key of the file with its value where it lies. Strings are UTF-8, here and in names. Arrays of strings are stored as in GGUF: for each an
- * 8-byte little-endian length, then that many bytes; the reader has checked that they fit. */
+/* A key of the file with its value where it lies. Strings are UTF-8, here and in names. Arrays of strings are
+ * stored as in GGUF: for each an 8-byte little-endian length, then that many bytes; the reader has checked them. */
 typedef struct fl_field {
     const char *key;
     size_t key_size;

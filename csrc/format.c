@@ -2,7 +2,7 @@
  *
  * Reads a GGUF version 3 file (docs/format.md). This is the only code that looks at a file's bytes, and the
  * file may be hostile: every size, count and offset is compared with what is left of the mapping before a
- * pointer is formed from it, and memory is set aside only in proportion to the file. */
+ * pointer is formed from it, and memory is set aside only for what the header counts, which is bounded. */
 #include "internal.h"
 
 #include <stdio.h>

@@ -10,7 +10,7 @@ enum { MAX_UNITS = 1 << 20, MAX_LAYERS = 1024, MAX_VOCAB = 1 << 28 };
 
 /* The layer table: parallel arrays, one entry a layer (docs/format.md). */
 typedef struct layer_table {
-    const fl_field *kind, *input, *units, *direction, *layout, *tensor;
+    const fl_field *kind, *input, *units, *direction, *scale, *layout, *tensor;
     uint64_t count;
 } layer_table;
 
@@ -22,7 +22,8 @@ static fl_status read_table(const fl_file *file, layer_table *table, fl_error *e
     } columns[] = {
         {"lstm.layer.kind", FL_GGUF_STRING, &table->kind},     {"lstm.layer.input", FL_GGUF_INT32, &table->input},
         {"lstm.layer.units", FL_GGUF_UINT32, &table->units},   {"lstm.layer.direction", FL_GGUF_STRING, &table->direction},
-        {"lstm.layer.layout", FL_GGUF_STRING, &table->layout}, {"lstm.layer.tensor", FL_GGUF_STRING, &table->tensor},
+        {"lstm.layer.scale", FL_GGUF_FLOAT32, &table->scale},  {"lstm.layer.layout", FL_GGUF_STRING, &table->layout},
+        {"lstm.layer.tensor", FL_GGUF_STRING, &table->tensor},
     };
     const fl_field *kind = fl_file_field(file, "lstm.layer.kind");
     table->count = kind ? kind->count : 0;
@@ -55,6 +56,9 @@ static fl_status check_layer(const layer_table *table, uint64_t layer, fl_error 
     if (!status && fl_field_u32(table->input, layer) != (uint32_t)layer - 1)
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.input', layer %llu: expected %d, found %d",
                          (unsigned long long)layer, (int)layer - 1, (int)fl_field_u32(table->input, layer));
+    if (!status && fl_field_u32(table->scale, layer) << 1) /* not 0, of either sign */
+        status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.scale', layer %llu: this version computes no quantised inputs",
+                         (unsigned long long)layer);
     if (!status && (units == 0 || units > limit))
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.units', layer %llu: expected 1 to %u, found %u",
                          (unsigned long long)layer, limit, units);

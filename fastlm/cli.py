@@ -99,6 +99,7 @@ def _info(model: str, as_json: bool) -> int:
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=list)
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text)  # a file must not speak to the terminal
     return text if len(text) <= 100 else f"{text[:90]} ... ({len(value):,} in all)"
 
 

@@ -67,6 +67,14 @@ def test_info_shows_keys_and_tensors(byte_model, capsys):
     assert shown["metadata"]["lstm.layer.units"] == [16, 24, 18, 257]
 
 
+def test_info_does_not_let_a_file_speak_to_the_terminal(tmp_path, capsys):
+    fastlm.export(random_weights(), tmp_path / "m.gguf", metadata={"name": "\x1b[31mred\x07"})
+    assert main(["info", str(tmp_path / "m.gguf")]) == 0
+    out = capsys.readouterr().out
+    assert "[31mred" in out
+    assert "\x1b" not in out
+
+
 def test_check_says_good_or_bad(byte_model, tmp_path, capsys):
     assert main(["check", byte_model]) == 0
     assert "good: log-probabilities of the test vector differ by at most" in capsys.readouterr().out

@@ -258,6 +258,11 @@ def another_direction(f):
     f.key("lstm.layer.direction", (ARRAY, STRING), ["forward", "both", "forward"])
 
 
+@case("key 'lstm.layer.scale', layer 2: this version computes no quantised inputs")
+def quantised_inputs(f):
+    f.key("lstm.layer.scale", (ARRAY, F32), [0.0, -0.0, 0.5])
+
+
 @case("key 'lstm.layer.layout', layer 2: this version computes 'panels16' here, found 'rows'")
 def another_layout(f):
     f.key("lstm.layer.layout", (ARRAY, STRING), ["rows", "panels16", "rows"])
@@ -589,7 +594,7 @@ def test_damaged_files_are_refused_or_work(tmp_path):
         lm.generate([1], max_tokens=2, seed=1)
         if lm.tokenizer is not None:
             lm.decode(list(range(lm.vocab_size)))
-    assert loaded > 100
+    assert loaded > 50
 
 
 def test_text_is_utf8_as_python_knows_it():
@@ -599,8 +604,8 @@ def test_text_is_utf8_as_python_knows_it():
     f = File()
     f.key("x", STRING, b"########")
     data = f.bytes()
-    for text in (bytes([first, second]) + tail for first in range(0x80, 0x100) for second in edges for tail in tails):
-        for value in (text.rjust(8, b"a"), text.ljust(8, b"a")):
+    for odd in (bytes([first, second]) + tail for first in range(0x80, 0x100) for second in edges for tail in tails):
+        for value in (odd.rjust(8, b"a"), odd.ljust(8, b"a")):
             try:
                 value.decode()
                 valid = True
