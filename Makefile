@@ -12,6 +12,7 @@ check: lint types test ## what CI runs, in this environment
 lint: ## style
 	ruff check .
 	ruff format --check .
+	clang-format --dry-run --Werror csrc/*.[ch] tests/c/*.[ch] benchmarks/*.c
 
 types: ## types, and that the stub is true
 	mypy

@@ -60,7 +60,7 @@ typedef struct fl_model_info {
     int32_t bos, eos;        /* -1: the file names none */
     int tied;                /* 1: the output matrix is the embedding */
     size_t file_bytes;
-    size_t row_cache_bytes;  /* what the store of gate rows may grow to */
+    size_t row_cache_bytes; /* what the store of gate rows may grow to */
     const char *isa;
 } fl_model_info;
 
@@ -130,7 +130,7 @@ typedef struct fl_sampling {
     uint32_t top_k;    /* keep the k likeliest; 0: all */
     double top_p;      /* then keep the fewest whose share of what is left reaches p ≤ 1; 0: all */
     uint64_t seed;
-    uint32_t index;    /* which of the n samples of one prompt: each has its own noise */
+    uint32_t index; /* which of the n samples of one prompt: each has its own noise */
 } fl_sampling;
 
 typedef enum fl_finish { FL_FINISH_LENGTH = 0, FL_FINISH_STOP } fl_finish;

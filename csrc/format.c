@@ -58,8 +58,8 @@ static size_t utf8_size(const uint8_t *s, size_t left) {
     if (s[0] < 0xC2 || s[0] > 0xF4 || size > left) return 0;
     for (size_t i = 1; i < size; i++)
         if ((s[i] & 0xC0) != 0x80) return 0;
-    const bool good = !(s[0] == 0xE0 && s[1] < 0xA0) && !(s[0] == 0xED && s[1] > 0x9F) && !(s[0] == 0xF0 && s[1] < 0x90) &&
-                      !(s[0] == 0xF4 && s[1] > 0x8F);
+    const bool good = !(s[0] == 0xE0 && s[1] < 0xA0) && !(s[0] == 0xED && s[1] > 0x9F) &&
+                      !(s[0] == 0xF0 && s[1] < 0x90) && !(s[0] == 0xF4 && s[1] > 0x8F);
     return good ? size : 0;
 }
 
@@ -158,22 +158,24 @@ static bool place_tensor(cursor *c, fl_tensor *tensor, size_t data_start) {
     uint64_t size = sizeof(float);
     for (int i = 0; i < 4; i++) {
         if (tensor->dims[i] == 0 || tensor->dims[i] > c->size / size) {
-            fl_fail(c->error, FL_ERROR_FORMAT, "tensor '%s': dimension %d is %llu, which the file of %zu bytes cannot hold",
-                    name.text, i, (unsigned long long)tensor->dims[i], c->size);
+            fl_fail(c->error, FL_ERROR_FORMAT,
+                    "tensor '%s': dimension %d is %llu, which the file of %zu bytes cannot hold", name.text, i,
+                    (unsigned long long)tensor->dims[i], c->size);
             return false;
         }
         size *= tensor->dims[i];
     }
     if (data_start > c->size || tensor->offset > c->size - data_start || size > c->size - data_start - tensor->offset) {
-        fl_fail(c->error, FL_ERROR_FORMAT, "tensor '%s': expected %llu bytes at %zu + %llu, found the end of the file at %zu",
-                name.text, (unsigned long long)size, data_start, (unsigned long long)tensor->offset, c->size);
+        fl_fail(c->error, FL_ERROR_FORMAT,
+                "tensor '%s': expected %llu bytes at %zu + %llu, found the end of the file at %zu", name.text,
+                (unsigned long long)size, data_start, (unsigned long long)tensor->offset, c->size);
         return false;
     }
     tensor->offset += data_start;
     tensor->size = (size_t)size;
     if (tensor->offset % FL_ALIGN) {
-        fl_fail(c->error, FL_ERROR_FORMAT, "tensor '%s': expected an offset that is a multiple of %d, found %llu", name.text,
-                FL_ALIGN, (unsigned long long)tensor->offset);
+        fl_fail(c->error, FL_ERROR_FORMAT, "tensor '%s': expected an offset that is a multiple of %d, found %llu",
+                name.text, FL_ALIGN, (unsigned long long)tensor->offset);
         return false;
     }
     return true;
@@ -197,8 +199,8 @@ static bool take_counts(cursor *c, uint64_t *tensors, uint64_t *fields) {
     }
     if (!take_u64(c, "the header", tensors) || !take_u64(c, "the header", fields)) return false;
     if (*tensors > HEADER_ITEMS || *fields > HEADER_ITEMS) {
-        fl_fail(c->error, FL_ERROR_FORMAT, "the header: expected at most %d keys and tensors, found %llu and %llu", HEADER_ITEMS,
-                (unsigned long long)*fields, (unsigned long long)*tensors);
+        fl_fail(c->error, FL_ERROR_FORMAT, "the header: expected at most %d keys and tensors, found %llu and %llu",
+                HEADER_ITEMS, (unsigned long long)*fields, (unsigned long long)*tensors);
         return false;
     }
     return true;
@@ -219,7 +221,8 @@ static bool check_overlap(const fl_file *file, fl_error *error) {
     bool good = true;
     for (size_t i = 1; good && i < file->n_tensors; i++) {
         if (order[i - 1]->offset + order[i - 1]->size <= order[i]->offset) continue;
-        fl_fail(error, FL_ERROR_FORMAT, "tensors '%s' and '%s' overlap", fl_show(order[i - 1]->name, order[i - 1]->name_size).text,
+        fl_fail(error, FL_ERROR_FORMAT, "tensors '%s' and '%s' overlap",
+                fl_show(order[i - 1]->name, order[i - 1]->name_size).text,
                 fl_show(order[i]->name, order[i]->name_size).text);
         good = false;
     }
@@ -232,13 +235,15 @@ static bool parse(cursor *c, fl_file *file) {
     if (!take_counts(c, &n_tensors, &n_fields)) return false;
     file->fields = calloc((size_t)n_fields + 1, sizeof *file->fields);
     file->tensors = calloc((size_t)n_tensors + 1, sizeof *file->tensors);
-    if (!file->fields || !file->tensors) return fl_fail(c->error, FL_ERROR_MEMORY, "no memory for the file's index"), false;
+    if (!file->fields || !file->tensors)
+        return fl_fail(c->error, FL_ERROR_MEMORY, "no memory for the file's index"), false;
     for (; file->n_fields < n_fields; file->n_fields++)
         if (!take_field(c, &file->fields[file->n_fields])) return false;
     for (; file->n_tensors < n_tensors; file->n_tensors++)
         if (!take_tensor(c, &file->tensors[file->n_tensors])) return false;
     uint32_t alignment = 32; /* GGUF's own default */
-    if (fl_file_field(file, "general.alignment") && fl_file_u32(file, "general.alignment", &alignment, c->error)) return false;
+    if (fl_file_field(file, "general.alignment") && fl_file_u32(file, "general.alignment", &alignment, c->error))
+        return false;
     if (alignment == 0 || alignment > 1u << 20) {
         fl_fail(c->error, FL_ERROR_FORMAT, "key 'general.alignment': expected 64, found %u", alignment);
         return false;
@@ -289,16 +294,16 @@ fl_status fl_file_u32(const fl_file *file, const char *key, uint32_t *value, fl_
     return FL_OK;
 }
 
-fl_status fl_file_array(const fl_file *file, const char *key, uint32_t item_type, uint64_t count, const fl_field **field,
-                        fl_error *error) {
+fl_status fl_file_array(const fl_file *file, const char *key, uint32_t item_type, uint64_t count,
+                        const fl_field **field, fl_error *error) {
     const fl_field *found = fl_file_field(file, key);
     if (!found) return missing(key, error);
     if (found->type != FL_GGUF_ARRAY || found->item_type != item_type)
-        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected an array of type %u, found type %u of %u", key, item_type,
-                       found->type, found->item_type);
+        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected an array of type %u, found type %u of %u", key,
+                       item_type, found->type, found->item_type);
     if (found->count != count)
-        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected %llu items, found %llu", key, (unsigned long long)count,
-                       (unsigned long long)found->count);
+        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected %llu items, found %llu", key,
+                       (unsigned long long)count, (unsigned long long)found->count);
     *field = found;
     return FL_OK;
 }
@@ -340,14 +345,15 @@ fl_status fl_file_weights(const fl_file *file, const char *prefix, size_t prefix
     if (!found) return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': expected, not found", name.text, suffix);
     if (memcmp(found->dims, dims, 4 * sizeof *dims) != 0)
         return fl_fail(error, FL_ERROR_FORMAT,
-                       "tensor '%s.%s': expected dimensions %llu x %llu x %llu x %llu, found %llu x %llu x %llu x %llu", name.text,
-                       suffix, (unsigned long long)dims[0], (unsigned long long)dims[1], (unsigned long long)dims[2],
-                       (unsigned long long)dims[3], (unsigned long long)found->dims[0], (unsigned long long)found->dims[1],
-                       (unsigned long long)found->dims[2], (unsigned long long)found->dims[3]);
+                       "tensor '%s.%s': expected dimensions %llu x %llu x %llu x %llu, found %llu x %llu x %llu x %llu",
+                       name.text, suffix, (unsigned long long)dims[0], (unsigned long long)dims[1],
+                       (unsigned long long)dims[2], (unsigned long long)dims[3], (unsigned long long)found->dims[0],
+                       (unsigned long long)found->dims[1], (unsigned long long)found->dims[2],
+                       (unsigned long long)found->dims[3]);
     const float *data = (const float *)(const void *)(file->mapping.bytes + found->offset);
     if (!all_tame(data, found->size / sizeof(float)))
-        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': a weight is not a number, infinite or above 2^40", name.text,
-                       suffix);
+        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': a weight is not a number, infinite or above 2^40",
+                       name.text, suffix);
     *weights = data;
     return FL_OK;
 }

@@ -4,7 +4,6 @@
  * operating system once a session exists. */
 #include "kernels.h"
 
-
 /* ---- session ----------------------------------------------------------------------------------------- */
 
 static size_t state_floats(const fl_model *model) {
@@ -126,7 +125,8 @@ static void compute_logits(fl_session *session) {
     const fl_model *model = session->model;
     model->kernels->product(&model->output, model->output_bias, top(session), session->logits);
     /* What pads the vocabulary must never win. */
-    for (size_t i = model->vocab_size; i < fl_round_up(model->vocab_size, FL_BLOCK); i++) session->logits[i] = -INFINITY;
+    for (size_t i = model->vocab_size; i < fl_round_up(model->vocab_size, FL_BLOCK); i++)
+        session->logits[i] = -INFINITY;
 }
 
 static void read_tokens(fl_session *session, const int32_t *tokens, size_t n) {

@@ -83,8 +83,8 @@ void fl_file_close(fl_file *file);
 
 const fl_field *fl_file_field(const fl_file *file, const char *key);
 fl_status fl_file_u32(const fl_file *file, const char *key, uint32_t *value, fl_error *error);
-fl_status fl_file_array(const fl_file *file, const char *key, uint32_t item_type, uint64_t count, const fl_field **field,
-                        fl_error *error);
+fl_status fl_file_array(const fl_file *file, const char *key, uint32_t item_type, uint64_t count,
+                        const fl_field **field, fl_error *error);
 /* The n-th string of an array of strings that fl_file_array has returned; not NUL-terminated. */
 const char *fl_field_string(const fl_field *field, uint64_t n, size_t *size);
 uint32_t fl_field_u32(const fl_field *field, uint64_t n); /* n-th of an array of 32-bit numbers, its bits */
@@ -118,9 +118,9 @@ typedef struct fl_lstm {
 /* First-layer gate rows (bias + input product of one token's embedding), computed when a token is first seen
  * and kept. Append-only; a reader takes no lock. */
 typedef struct fl_row_store {
-    float *rows;                /* [capacity][4 * groups * 16] */
-    _Atomic(uint32_t) *slot;    /* [V]; 0: not kept, else 1 + index of the row */
-    _Atomic(uint32_t) used;     /* rows handed out; may pass capacity, never by more than the threads there are */
+    float *rows;             /* [capacity][4 * groups * 16] */
+    _Atomic(uint32_t) *slot; /* [V]; 0: not kept, else 1 + index of the row */
+    _Atomic(uint32_t) used;  /* rows handed out; may pass capacity, never by more than the threads there are */
     uint32_t capacity;
     size_t row_floats;
 } fl_row_store;
@@ -160,14 +160,14 @@ typedef struct fl_candidate {
 struct fl_session {
     const fl_model *model;
     fl_state state;
-    float *logits;           /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
-    float *row;              /* first-layer gate row that the store had no room for */
-    float *embedding;        /* one embedding, when it is not contiguous in the file */
+    float *logits;            /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
+    float *row;               /* first-layer gate row that the store had no room for */
+    float *embedding;         /* one embedding, when it is not contiguous in the file */
     fl_candidate *candidates; /* [V] */
-    float *kept_logits;      /* [V rounded up to FL_PANEL] */
-    int32_t *kept_ids;       /* [V rounded up to FL_PANEL] */
-    uint32_t *kept_mass;     /* [V rounded up to FL_PANEL] */
-    size_t bytes;            /* of the one allocation that holds all of this */
+    float *kept_logits;       /* [V rounded up to FL_PANEL] */
+    int32_t *kept_ids;        /* [V rounded up to FL_PANEL] */
+    uint32_t *kept_mass;      /* [V rounded up to FL_PANEL] */
+    size_t bytes;             /* of the one allocation that holds all of this */
 };
 
 /* sample.c: the next token from the session's logits. */

@@ -116,18 +116,19 @@ FL_INLINE void accumulate(vf *sum, const fl_matrix *matrix, size_t panel, const 
     const float *weights = matrix->weights + panel * stride;
     for (size_t k = 0; k < K; k++, weights += FL_PANEL) {
         const vf b = vf_set(input[k]);
-        FL_UNROLL for (int p = 0; p < panels; p++)
-            FL_UNROLL for (int v = 0; v < VECTORS; v++)
-                sum[p * VECTORS + v] = vf_fma(vf_load(weights + (size_t)p * stride + v * FL_LANES), b, sum[p * VECTORS + v]);
+        FL_UNROLL for (int p = 0; p < panels; p++) FL_UNROLL for (int v = 0; v < VECTORS; v++) sum[p * VECTORS + v] =
+            vf_fma(vf_load(weights + (size_t)p * stride + v * FL_LANES), b, sum[p * VECTORS + v]);
     }
 }
 
 FL_INLINE void product_panels(const fl_matrix *matrix, size_t panel, const float *start, const float *input, float *out,
                               const int panels) {
     vf sum[FL_PANELS * VECTORS];
-    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++) sum[i] = vf_load(start + panel * FL_PANEL + (size_t)i * FL_LANES);
+    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++) sum[i] =
+        vf_load(start + panel * FL_PANEL + (size_t)i * FL_LANES);
     accumulate(sum, matrix, panel, input, panels);
-    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++) vf_store(out + panel * FL_PANEL + (size_t)i * FL_LANES, sum[i]);
+    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++)
+        vf_store(out + panel * FL_PANEL + (size_t)i * FL_LANES, sum[i]);
 }
 
 static void product(const fl_matrix *matrix, const float *start, const float *input, float *out) {

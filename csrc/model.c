@@ -20,9 +20,12 @@ static fl_status read_table(const fl_file *file, layer_table *table, fl_error *e
         uint32_t item_type;
         const fl_field **field;
     } columns[] = {
-        {"lstm.layer.kind", FL_GGUF_STRING, &table->kind},     {"lstm.layer.input", FL_GGUF_INT32, &table->input},
-        {"lstm.layer.units", FL_GGUF_UINT32, &table->units},   {"lstm.layer.direction", FL_GGUF_STRING, &table->direction},
-        {"lstm.layer.scale", FL_GGUF_FLOAT32, &table->scale},  {"lstm.layer.layout", FL_GGUF_STRING, &table->layout},
+        {"lstm.layer.kind", FL_GGUF_STRING, &table->kind},
+        {"lstm.layer.input", FL_GGUF_INT32, &table->input},
+        {"lstm.layer.units", FL_GGUF_UINT32, &table->units},
+        {"lstm.layer.direction", FL_GGUF_STRING, &table->direction},
+        {"lstm.layer.scale", FL_GGUF_FLOAT32, &table->scale},
+        {"lstm.layer.layout", FL_GGUF_STRING, &table->layout},
         {"lstm.layer.tensor", FL_GGUF_STRING, &table->tensor},
     };
     const fl_field *kind = fl_file_field(file, "lstm.layer.kind");
@@ -38,7 +41,8 @@ static fl_status read_table(const fl_file *file, layer_table *table, fl_error *e
     return FL_OK;
 }
 
-static fl_status expect_text(const fl_field *column, const char *key, uint64_t layer, const char *expected, fl_error *error) {
+static fl_status expect_text(const fl_field *column, const char *key, uint64_t layer, const char *expected,
+                             fl_error *error) {
     size_t size;
     const char *text = fl_field_string(column, layer, &size);
     if (fl_same_text(text, size, expected)) return FL_OK;
@@ -50,14 +54,19 @@ static fl_status expect_text(const fl_field *column, const char *key, uint64_t l
 static fl_status check_layer(const layer_table *table, uint64_t layer, fl_error *error) {
     const bool first = layer == 0, last = layer == table->count - 1;
     const uint32_t units = fl_field_u32(table->units, layer), limit = last ? MAX_VOCAB : MAX_UNITS;
-    fl_status status = expect_text(table->kind, "lstm.layer.kind", layer, first ? "embedding" : last ? "dense" : "lstm", error);
+    fl_status status = expect_text(table->kind, "lstm.layer.kind", layer,
+                                   first  ? "embedding"
+                                   : last ? "dense"
+                                          : "lstm",
+                                   error);
     if (!status) status = expect_text(table->direction, "lstm.layer.direction", layer, "forward", error);
     if (!status && !first) status = expect_text(table->layout, "lstm.layer.layout", layer, "panels16", error);
     if (!status && fl_field_u32(table->input, layer) != (uint32_t)layer - 1)
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.input', layer %llu: expected %d, found %d",
                          (unsigned long long)layer, (int)layer - 1, (int)fl_field_u32(table->input, layer));
     if (!status && fl_field_u32(table->scale, layer) << 1) /* not 0, of either sign */
-        status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.scale', layer %llu: this version computes no quantised inputs",
+        status = fl_fail(error, FL_ERROR_FORMAT,
+                         "key 'lstm.layer.scale', layer %llu: this version computes no quantised inputs",
                          (unsigned long long)layer);
     if (!status && (units == 0 || units > limit))
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.units', layer %llu: expected 1 to %u, found %u",
@@ -65,8 +74,8 @@ static fl_status check_layer(const layer_table *table, uint64_t layer, fl_error 
     return status;
 }
 
-static fl_status read_matrix(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix, size_t panels,
-                             size_t inputs, fl_matrix *matrix, fl_error *error) {
+static fl_status read_matrix(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix,
+                             size_t panels, size_t inputs, fl_matrix *matrix, fl_error *error) {
     size_t size;
     const char *name = fl_field_string(table->tensor, layer, &size);
     const uint64_t dims[4] = {FL_PANEL, inputs, panels, 1};
@@ -74,15 +83,16 @@ static fl_status read_matrix(const fl_file *file, const layer_table *table, uint
     return fl_file_weights(file, name, size, suffix, dims, &matrix->weights, error);
 }
 
-static fl_status read_bias(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix, size_t panels,
-                           const float **bias, fl_error *error) {
+static fl_status read_bias(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix,
+                           size_t panels, const float **bias, fl_error *error) {
     size_t size;
     const char *name = fl_field_string(table->tensor, layer, &size);
     const uint64_t dims[4] = {FL_PANEL, panels, 1, 1};
     return fl_file_weights(file, name, size, suffix, dims, bias, error);
 }
 
-static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64_t layer, fl_lstm *lstm, fl_error *error) {
+static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64_t layer, fl_lstm *lstm,
+                           fl_error *error) {
     lstm->units = fl_field_u32(table->units, layer);
     lstm->groups = fl_round_up(lstm->units, FL_PANEL) / FL_PANEL;
     const size_t panels = lstm->groups * FL_GATES, inputs = fl_field_u32(table->units, layer - 1);
@@ -99,7 +109,8 @@ static fl_status read_embedding(fl_model *model, const layer_table *table, fl_er
     const char *output = fl_field_string(table->tensor, table->count - 1, &output_size);
     if (size == output_size && memcmp(name, output, size) == 0) {
         if (model->output.inputs != model->embedding_size)
-            return fl_fail(error, FL_ERROR_FORMAT, "a tied embedding of size %u needs a last layer as wide, found %zu units",
+            return fl_fail(error, FL_ERROR_FORMAT,
+                           "a tied embedding of size %u needs a last layer as wide, found %zu units",
                            model->embedding_size, model->output.inputs);
         return expect_text(table->layout, "lstm.layer.layout", 0, "panels16", error);
     }
@@ -122,7 +133,8 @@ static fl_status read_layers(fl_model *model, fl_error *error) {
         status = read_lstm(&model->file, &table, i + 1, &model->layers[i], error);
     const size_t panels = fl_round_up(model->vocab_size, FL_PANEL) / FL_PANEL;
     const size_t inputs = fl_field_u32(table.units, table.count - 2);
-    if (!status) status = read_matrix(&model->file, &table, table.count - 1, "weight", panels, inputs, &model->output, error);
+    if (!status)
+        status = read_matrix(&model->file, &table, table.count - 1, "weight", panels, inputs, &model->output, error);
     if (!status) status = read_bias(&model->file, &table, table.count - 1, "bias", panels, &model->output_bias, error);
     return status ? status : read_embedding(model, &table, error);
 }
@@ -135,7 +147,8 @@ static fl_status read_token(const fl_model *model, const char *key, int32_t *tok
     const fl_status status = fl_file_u32(&model->file, key, &value, error);
     if (status) return status;
     if (value >= model->vocab_size)
-        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected a token below %u, found %u", key, model->vocab_size, value);
+        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected a token below %u, found %u", key, model->vocab_size,
+                       value);
     *token = (int32_t)value;
     return FL_OK;
 }
@@ -152,8 +165,8 @@ static fl_status read_header(const fl_file *file, fl_error *error) {
         size_t size;
         const char *text = fl_field_string(field, 0, &size);
         if (!fl_same_text(text, size, texts[i].expected))
-            return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found '%s'", texts[i].key, texts[i].expected,
-                           fl_show(text, size).text);
+            return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found '%s'", texts[i].key,
+                           texts[i].expected, fl_show(text, size).text);
     }
     uint32_t numerics = 0;
     const fl_status status = fl_file_u32(file, "lstm.numerics_version", &numerics, error);
@@ -283,14 +296,17 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
     if (!given || !limit || limit->type != FL_GGUF_FLOAT32 || given->count < 2)
         return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*', at least two tokens)");
     fl_status status = fl_file_array(&model->file, "lstm.test.tokens", FL_GGUF_INT32, given->count, tokens, error);
-    if (!status) status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, given->count - 1, logprobs, error);
+    if (!status)
+        status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, given->count - 1, logprobs, error);
     for (uint64_t i = 0; !status && i < given->count; i++)
         if (fl_field_u32(given, i) >= model->vocab_size)
-            status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tokens': %d is not a token", (int)fl_field_u32(given, i));
+            status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tokens': %d is not a token",
+                             (int)fl_field_u32(given, i));
     if (status) return status;
     *tolerance = float_item(limit, 0);
     if (*tolerance > 0 && *tolerance <= 1) return FL_OK;
-    return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tolerance': expected above 0 and at most 1, found %g", *tolerance);
+    return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tolerance': expected above 0 and at most 1, found %g",
+                   *tolerance);
 }
 
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) {
@@ -308,7 +324,8 @@ fl_status fl_model_verify(const fl_model *model, double *largest, double *tolera
         fl_score(session, &token, 1, &found);
         if (i == 0) continue; /* nothing comes before the first */
         const double difference = fabs((double)found - (double)float_item(logprobs, i - 1));
-        if (difference > *largest || isnan(difference)) *largest = difference; /* not a number is the worst, and stays */
+        if (difference > *largest || isnan(difference))
+            *largest = difference; /* not a number is the worst, and stays */
     }
     fl_fp_leave(&caller);
     fl_session_free(session);

@@ -9,7 +9,6 @@
  * measured in whole numbers, so that the order in which anything is summed cannot matter. */
 #include "kernels.h"
 
-
 /* ---- candidates -------------------------------------------------------------------------------------- */
 
 /* Whole numbers that order as -logit does: flip what makes floats differ from them, then reverse. */
@@ -76,8 +75,9 @@ static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
 static size_t keep_run(fl_session *session, size_t n, const uint32_t *mass, uint64_t target) {
     fl_candidate *list = session->candidates;
     for (size_t i = 0; i < n; i++)
-        list[i] = (fl_candidate){(uint64_t)falling_order(session->kept_logits[i]) << 32 | (uint32_t)session->kept_ids[i],
-                                 mass ? mass[i] : 1};
+        list[i] =
+            (fl_candidate){(uint64_t)falling_order(session->kept_logits[i]) << 32 | (uint32_t)session->kept_ids[i],
+                           mass ? mass[i] : 1};
     n = select_run(list, n, target);
     for (size_t i = 0; i < n; i++) {
         session->kept_ids[i] = (int32_t)(uint32_t)list[i].order;
@@ -137,8 +137,10 @@ int32_t fl_sample(fl_session *session, const fl_sampling *sampling) {
     const fl_model *model = session->model;
     const float T = sampling->temperature;
     const fl_noise noise = noise_of(session, sampling, FL_PURPOSE_TOKEN);
-    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size, top_p = sampling->top_p > 0.0 && sampling->top_p < 1.0;
-    if (T == 0 || (!top_k && !top_p)) return model->kernels->choose(session->logits, NULL, model->vocab_size, T, &noise);
+    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size,
+               top_p = sampling->top_p > 0.0 && sampling->top_p < 1.0;
+    if (T == 0 || (!top_k && !top_p))
+        return model->kernels->choose(session->logits, NULL, model->vocab_size, T, &noise);
     const float largest = largest_logit(session);
     const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */
     size_t n = 0;

@@ -19,14 +19,14 @@ typedef uint64_t words32 __attribute__((vector_size(32)));
 typedef uint64_t words64 __attribute__((vector_size(64)));
 
 /* Eight loads in flight, whose exclusive or keeps the compiler from dropping them. */
-#define DEFINE_READ(bits, words, target)                                    \
-    target static uint64_t read##bits(const void *memory, size_t size) {    \
-        const words *w = memory;                                            \
-        words a[8] = {{0}};                                                 \
-        for (size_t i = 0; i + 8 <= size / sizeof *w; i += 8)               \
-            FL_UNROLL for (int j = 0; j < 8; j++) a[j] ^= w[i + (size_t)j]; \
-        FL_UNROLL for (int j = 1; j < 8; j++) a[0] ^= a[j];                 \
-        return a[0][0] ^ a[0][1];                                           \
+#define DEFINE_READ(bits, words, target)                                                                               \
+    target static uint64_t read##bits(const void *memory, size_t size) {                                               \
+        const words *w = memory;                                                                                       \
+        words a[8] = {{0}};                                                                                            \
+        for (size_t i = 0; i + 8 <= size / sizeof *w; i += 8)                                                          \
+            FL_UNROLL for (int j = 0; j < 8; j++) a[j] ^= w[i + (size_t)j];                                            \
+        FL_UNROLL for (int j = 1; j < 8; j++) a[0] ^= a[j];                                                            \
+        return a[0][0] ^ a[0][1];                                                                                      \
     }
 
 DEFINE_READ(128, words16, )

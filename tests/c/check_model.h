@@ -119,13 +119,13 @@ static const fl_sampling samplings[] = {
 enum { SAMPLINGS = sizeof samplings / sizeof *samplings, DRAWN = 8, TRACE_STOPS = 3 };
 
 /* Calls the core: counts what it takes, and sees whether the mode is the caller's again. */
-#define CALL(t, expression)                                       \
-    do {                                                          \
-        const uint32_t before = seen_mode();                      \
-        watch_begin();                                            \
-        expression;                                               \
-        (t)->taken += watch_end();                                \
-        (t)->mode_kept = (t)->mode_kept && seen_mode() == before; \
+#define CALL(t, expression)                                                                                            \
+    do {                                                                                                               \
+        const uint32_t before = seen_mode();                                                                           \
+        watch_begin();                                                                                                 \
+        expression;                                                                                                    \
+        (t)->taken += watch_end();                                                                                     \
+        (t)->mode_kept = (t)->mode_kept && seen_mode() == before;                                                      \
     } while (0)
 
 static void trace_feed(trace *t, fl_session *session, const int32_t *tokens, size_t n, size_t chunk) {
