@@ -135,7 +135,7 @@ typedef struct fl_sampling {
 
 typedef enum fl_finish { FL_FINISH_LENGTH = 0, FL_FINISH_STOP } fl_finish;
 
-/* Reads n_prompt tokens, then draws up to max_tokens. A token found in stop_tokens ends the text and is not
+/* Reads n_prompt tokens, each of which must be in 0 … V-1, then draws up to max_tokens. A token found in stop_tokens ends the text and is not
  * written. The last token written has not been read: to go on, pass it as the next call's prompt.
  * logprobs (or NULL) receives each token's natural log-probability under the full softmax at temperature 1.
  * Returns the number of tokens written. */

@@ -27,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as e:
         print(f"\nfastlm: {str(e) or 'interrupted'}", file=sys.stderr)
         return 130
-    except (OSError, ValueError, TypeError, ImportError, FloatingPointError, MemoryError) as e:
+    except OSError as e:
+        about = f"{e.filename}: {e.strerror}" if e.filename and e.strerror else e
+        print(f"fastlm: {about}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError, ImportError, FloatingPointError, MemoryError) as e:
         print(f"fastlm: {e}", file=sys.stderr)
         return 1
 
@@ -61,6 +65,8 @@ def _score(model: str, files: list[str], as_json: bool) -> int:
     for name in files:
         text = sys.stdin.read() if name == "-" else read_text(name)
         score = lm.score(text, documents=True)
+        if not score.token_ids:
+            raise ValueError(f"{name}: no text to score")
         row = {
             "file": name,
             "tokens": len(score.token_ids),
@@ -193,7 +199,7 @@ def _add_generate(commands: Any) -> None:
 
 def _add_score(commands: Any) -> None:
     command = _add(commands, "score", _score, "perplexity and bits per character of text files")
-    command.add_argument("model", help="model file, or bundled name")
+    command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
     command.add_argument("files", nargs="+", help="UTF-8 text, plain or .gz; '-' reads standard input")
     command.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object a file")
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -206,7 +208,9 @@ def _load_keras(path: str) -> Any:
     if not path.endswith(".keras"):
         raise ValueError(f"{path}: expected a .keras file (model.save('name.keras'))")
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(errno.ENOENT, "no such file", path)
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path}: not a .keras file, which model.save('name.keras') writes")
     from fastlm.training.network import load_keras_model
 
     return load_keras_model(path)

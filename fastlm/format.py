@@ -251,14 +251,17 @@ def _add_field(writer: Any, key: str, value: Any) -> None:
 def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
     """A temporary name beside ``path``: becomes ``path`` if the block succeeds, and is removed if it fails.
 
+    A link is followed: what it points to is replaced.
+
     Raises
     ------
     OSError
-        ``path`` cannot be written, or is a directory; it is then as it was.
+        ``path`` cannot be written, or is a directory or a device; it is then as it was.
     """
-    path = os.fspath(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, "expected a file name, found a directory", path)
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        kind = IsADirectoryError if os.path.isdir(path) else OSError
+        raise kind(errno.EISDIR if kind is IsADirectoryError else errno.EINVAL, "expected the name of a file", path)
     temporary = f"{path}.{os.getpid()}.part"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -269,6 +272,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as e:
+        os.unlink(temporary)
+        if e.errno is None:  # numpy tells a short write in words of its own
+            raise OSError(errno.ENOSPC, f"not written whole, is the disk full? ({e})", path) from e
+        raise
     except BaseException:
         os.unlink(temporary)
         raise

@@ -49,6 +49,11 @@ class Model:
         self.tokenizer = self._read_tokenizer()
         self.recommended = self._read_recommended()
 
+    def __repr__(self) -> str:
+        facts = self._engine.info()
+        name = self.metadata.get("general.name", "unnamed")
+        return f"<fastlm.Model {name!r}: {self.vocab_size} tokens, LSTM {facts['units']}, on {facts['isa']}>"
+
     def _read_tokenizer(self) -> tokenizer.Tokenizer | None:
         try:
             found = tokenizer.from_fields(self.metadata)
@@ -439,6 +444,8 @@ def load(
     cache = int(row_cache_mb * 2**20)
     if isinstance(model, (bytes, bytearray, memoryview)):
         return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache))
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = os.fspath(model)
     if path in BUNDLED:
         path = str(resources.files("fastlm.models") / f"{path}.gguf")

@@ -46,13 +46,13 @@ def test_generate_reads_standard_input(byte_model, lm):
 def test_score_reports_each_file(byte_model, lm, tmp_path, capsys):
     (tmp_path / "a.txt").write_text("Hello, Wörld")
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"Bye"))
-    assert main(["score", byte_model, str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), "--json"]) == 0
+    assert main(["score", "--model", byte_model, str(tmp_path / "a.txt"), str(tmp_path / "b.txt.gz"), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     expected = lm.score("Hello, Wörld", documents=True)
     assert rows[0]["perplexity"] == expected.perplexity
     assert rows[0]["bits_per_char"] == expected.bits_per_char
     assert (rows[1]["tokens"], rows[1]["characters"], rows[1]["unknown"]) == (4, 3, 0)
-    assert main(["score", byte_model, str(tmp_path / "a.txt")]) == 0
+    assert main(["score", "--model", byte_model, str(tmp_path / "a.txt")]) == 0
     assert "bits per character (14 tokens, 0 unknown, 12 characters)" in capsys.readouterr().out
 
 
@@ -90,7 +90,8 @@ def test_check_says_good_or_bad(byte_model, tmp_path, capsys):
         (["generate", "x", "--top-p", "7"], 1, "top_p=7.0: expected 0 to 1"),
         (["generate", "x", "--temperature", "hot"], 2, "invalid float value: 'hot'"),
         (["generate", "x", "--colour"], 2, "unrecognized arguments: --colour"),
-        (["score", "stories", "nowhere.txt"], 1, "nowhere.txt"),
+        (["score", "nowhere.txt"], 1, "nowhere.txt"),
+        (["score", "/dev/null"], 1, "/dev/null: no text to score"),
         (["info", "/dev/null"], 1, "not a regular file"),
         (["check", "nowhere.gguf"], 1, "nowhere.gguf"),
         (["export", "m.h5", "m.gguf"], 1, "expected a .keras file"),
@@ -110,7 +111,7 @@ def test_errors_are_one_line_without_a_traceback(arguments, status, message):
 
 def test_text_that_is_not_utf8_is_named(byte_model, tmp_path, capsys):
     (tmp_path / "latin1.txt").write_bytes(b"Gr\xfc\xdfe")
-    assert main(["score", byte_model, str(tmp_path / "latin1.txt")]) == 1
+    assert main(["score", "--model", byte_model, str(tmp_path / "latin1.txt")]) == 1
     assert "latin1.txt: expected UTF-8 text, found byte 0xfc at offset 2" in capsys.readouterr().err
 
 

@@ -150,6 +150,16 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert left_behind(tmp_path) == ["m.gguf"]
 
 
+def test_devices_are_not_replaced_and_links_are_followed(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="expected the name of a file"):
+        fastlm.export(random_weights(), tmp_path / "pipe")
+    (tmp_path / "link.gguf").symlink_to(tmp_path / "real.gguf")
+    fastlm.export(random_weights(), tmp_path / "link.gguf")
+    assert (tmp_path / "link.gguf").is_symlink()
+    assert left_behind(tmp_path) == ["link.gguf", "pipe", "real.gguf"]
+
+
 def test_an_existing_file_is_replaced_whole(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_text("old")

@@ -318,7 +318,7 @@ BAD_FILES = [
     ),
     (lambda d: b"", fastlm.FormatError, "found no bytes"),
     (lambda d: "/dev/null", fastlm.FormatError, "not a regular file"),
-    (lambda d: 3.5, TypeError, "float"),
+    (lambda d: 3.5, TypeError, "model=3.5: expected a path"),
     (lambda d: "a.gguf\0.gguf", ValueError, "null character"),
 ]
 

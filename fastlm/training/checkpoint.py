@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from fastlm.format import atomic
 
 Arrays: TypeAlias = dict[str, list[npt.NDArray[Any]]]
 
@@ -28,15 +29,8 @@ def save(path: Path, meta: dict[str, Any], groups: Arrays) -> None:
     text = json.dumps({"version": _VERSION, **meta})
     arrays: dict[str, Any] = {"meta": np.frombuffer(text.encode(), np.uint8)}
     arrays |= {f"{name}/{n:03d}": a for name, group in groups.items() for n, a in enumerate(group)}
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load(path: Path) -> tuple[dict[str, Any], Arrays]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import keras
+import tensorflow as tf
 
 from fastlm.exporter import ExportReport, export
 from fastlm.format import gguf_package
@@ -164,6 +165,8 @@ def train(
         If a file cannot be read or written. FileExistsError: ``checkpoint`` holds a run already.
     FloatingPointError
         If training diverges.
+    MemoryError
+        If model and batch do not fit into memory.
     KeyboardInterrupt
         After Ctrl-C, with the run saved; the message says where. (In the main thread.)
 
@@ -196,8 +199,8 @@ def train(
     options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
     gguf_package()  # now, so that a missing package is known before the work is done
 
-    trainer = _prepare(corpus, valid, options, before)
-    with _interrupts() as interrupted:
+    with _interrupts() as interrupted, _memory_errors():
+        trainer = _prepare(corpus, valid, options, before)
         if not trainer.run(saved, report, interrupted):
             raise KeyboardInterrupt(
                 f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
@@ -316,6 +319,14 @@ def _report(trainer: Trainer, output: Path, exported: ExportReport) -> TrainRepo
         output=output,
         export=exported,
     )
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as e:
+        raise MemoryError("the run does not fit into memory: lower units, vocab_size or batch_size") from e
 
 
 @contextmanager
