@@ -113,7 +113,9 @@ class Model:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without start and end."""
-        return self._tokens_of(text)
+        if not isinstance(text, str):
+            raise TypeError(f"text={text!r:.60}: expected a str, found {type(text).__name__}")
+        return self._need_tokenizer().encode(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
@@ -128,11 +130,6 @@ class Model:
             )
         return self.tokenizer
 
-    def _tokens_of(self, text: str) -> list[int]:
-        if not isinstance(text, str):
-            raise TypeError(f"text={text!r:.60}: expected a str, found {type(text).__name__}")
-        return self._need_tokenizer().encode(text)
-
     def _check_tokens(self, tokens: Iterable[int], what: str = "token") -> None:
         for place, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size:
@@ -141,7 +138,7 @@ class Model:
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
         start = array("i", [] if self.bos is None else [self.bos])
-        ids = start + array("i", self._tokens_of(prompt)) if isinstance(prompt, str) else _token_array(prompt) or start
+        ids = start + array("i", self.encode(prompt)) if isinstance(prompt, str) else _token_array(prompt) or start
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
         return ids
@@ -343,7 +340,7 @@ class Model:
                 raise ValueError("documents=True wants a text, not token ids")
             return self._score_ids(_token_array(text), fresh=True, characters=None)
         if not documents:
-            return self._score_ids(array("i", self._tokens_of(text)), fresh=False, characters=len(text))
+            return self._score_ids(array("i", self.encode(text)), fresh=False, characters=len(text))
         known = self._need_tokenizer()
         parts = list(tokenizer.split_documents(text, known.documents))
         characters = tokenizer.count_characters(parts, known.documents)
@@ -351,7 +348,6 @@ class Model:
 
     def _score_ids(self, ids: array[int], *, fresh: bool, characters: int | None) -> Score:
         """``fresh``: not behind the start of text. ``characters``: None to count those of the ids' text."""
-        self._check_tokens(ids)
         with self._session() as session:
             if self.bos is not None and not fresh:
                 session.feed(array("i", [self.bos]))

@@ -198,22 +198,19 @@ def train(
     before = checkpoints.load(saved) if resume else None
     options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
     gguf_package()  # now, so that a missing package is known before the work is done
-
-    with _interrupts() as interrupted, _memory_errors():
+    with _memory_errors():
         trainer = _prepare(corpus, valid, options, before)
-        if not trainer.run(saved, report, interrupted):
-            raise KeyboardInterrupt(
-                f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
-            )
+        with _interrupts() as interrupted:
+            if not trainer.run(saved, report, interrupted):
+                raise KeyboardInterrupt(
+                    f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
+                )
     exported = export(
         trainer.model,
         target,
         tokenizer=trainer.tokenizer,
-        dtype="f32",
         sampling=SAMPLING,
         metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
-        bos=trainer.tokenizer.bos,
-        eos=trainer.tokenizer.eos,
     )
     if checkpoint is None:
         saved.unlink()
