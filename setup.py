@@ -27,7 +27,7 @@ engine = Extension(
     ["csrc/_engine.pyx", *sorted(str(p) for p in Path("csrc").glob("*.c"))],
     depends=[str(p) for p in Path("csrc").glob("*.[hp]*")],
     include_dirs=["csrc"],
-    libraries=["m"],
+    libraries=["m", "pthread"],
     extra_compile_args=flags,
     extra_link_args=link_flags,
 )

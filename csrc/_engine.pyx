@@ -12,6 +12,7 @@ from array import array
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from capi cimport *
@@ -25,13 +26,18 @@ class FormatError(ValueError):
 
 cdef extern from *:
     """
-    /* Tokens between two looks at pending signals (Ctrl-C): a tenth of a second for a large model. */
-    enum { CHUNK = 32 };
+    /* Tokens between two looks at pending signals (Ctrl-C): a tenth of a second for a large model; a prompt is read
+     * faster than a text is written. */
+    enum { CHUNK = 32, READ = 128 };
     /* A Python string takes several times what it takes in the file: no more of them than any vocabulary has. */
     enum { MOST_STRINGS = 1 << 20 };
     """
     const int CHUNK
+    const int READ
     const int MOST_STRINGS
+
+
+cdef const int32_t[::1] NOTHING = array("i", [])
 
 
 cdef object _error(fl_error *error, object path):
@@ -96,7 +102,7 @@ cdef class Model:
     cdef fl_model *_model
     cdef readonly uint32_t vocab_size
 
-    def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes):
+    def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0):
         cdef fl_error error
         cdef fl_load_options options
         cdef fl_model_info info
@@ -107,6 +113,7 @@ cdef class Model:
         isa_bytes = None if isa is None else isa.encode()
         options.isa = NULL if isa is None else <const char *>isa_bytes
         options.row_cache_bytes = row_cache_bytes
+        options.threads = threads
         if path is not None:
             path_bytes = os.fsencode(path)
             if b"\0" in path_bytes:
@@ -141,6 +148,7 @@ cdef class Model:
             "eos": None if info.eos < 0 else info.eos,
             "file_bytes": info.file_bytes,
             "row_cache_bytes": info.row_cache_bytes,
+            "threads": info.threads,
             "isa": info.isa.decode(),
         }
 
@@ -162,14 +170,14 @@ cdef class Model:
         return _value(&field)
 
     def tensors(self):
-        """All tensors of the file: list of (name, shape as numpy orders it, offset in the file, bytes)."""
+        """All tensors of the file: list of (name, shape as numpy orders it, offset in the file, bytes, GGML type)."""
         cdef fl_tensor tensor
         found = []
         for i in range(fl_model_tensor_count(self._model)):
             fl_model_tensor(self._model, i, &tensor)
             name = tensor.name[:tensor.name_size].decode()
             shape = tuple(tensor.dims[j] for j in reversed(range(tensor.n_dims)))
-            found.append((name, shape, tensor.offset, tensor.size))
+            found.append((name, shape, tensor.offset, tensor.size, tensor.type))
         return found
 
     def verify(self):
@@ -185,104 +193,203 @@ cdef class Model:
 
 
 @cython.final
-cdef class Session:
-    """A state of the network and the room to decode from it. One thread at a time."""
+cdef class State:
+    """A sequence's past. One thread at a time."""
 
-    cdef fl_session *_session
+    cdef fl_state *_state
     cdef readonly Model model  # kept alive
 
     def __cinit__(self, Model model not None):
         cdef fl_error error
         self.model = model
-        if fl_session_new(model._model, &self._session, &error) != FL_OK:
+        if fl_state_new(model._model, &self._state, &error) != FL_OK:
             raise _error(&error, None)
 
     def __dealloc__(self):
-        fl_session_free(self._session)
+        fl_state_free(self._state)
 
     @property
     def position(self):
-        return fl_session_position(self._session)
+        return fl_state_position(self._state)
 
     def reset(self):
-        fl_session_reset(self._session)
+        fl_state_reset(self._state)
 
-    def copy_from(self, Session other not None):
-        """Takes over the state of another session of the same model."""
-        if other.model is not self.model:
-            raise ValueError("the other session belongs to another model")
-        fl_session_copy(self._session, other._session)
+    def copy(self):
+        """The same past, in a state of its own."""
+        cdef State state = State(self.model)
+        fl_state_copy(state._state, self._state)
+        return state
 
-    cdef int _check(self, const int32_t[::1] tokens) except -1:
+
+@cython.final
+cdef class Decoder:
+    """The room to compute in. One thread at a time."""
+
+    cdef fl_decoder *_decoder
+    cdef readonly Model model  # kept alive
+
+    def __cinit__(self, Model model not None):
+        cdef fl_error error
+        self.model = model
+        if fl_decoder_new(model._model, &self._decoder, &error) != FL_OK:
+            raise _error(&error, None)
+
+    def __dealloc__(self):
+        fl_decoder_free(self._decoder)
+
+    cdef int _check(self, State state, const int32_t[::1] tokens) except -1:
         cdef Py_ssize_t i
         cdef int32_t vocab_size = <int32_t>self.model.vocab_size
+        if state.model is not self.model:
+            raise ValueError("the state belongs to another model")
         for i in range(tokens.shape[0]):
             if tokens[i] < 0 or tokens[i] >= vocab_size:
                 raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {vocab_size - 1}")
         return 0
 
-    cdef int _feed(self, const int32_t[::1] tokens) except -1:
-        cdef Py_ssize_t at = 0, n, size = tokens.shape[0]
+    cdef int _feed(self, State state, const int32_t[::1] tokens, Py_ssize_t size) except -1:
+        cdef Py_ssize_t at = 0, n
         while at < size:
-            n = min(<Py_ssize_t>CHUNK, size - at)
+            n = min(<Py_ssize_t>READ, size - at)
             with nogil:
-                fl_feed(self._session, &tokens[at], n)
+                fl_feed(self._decoder, state._state, &tokens[at], n)
             PyErr_CheckSignals()
             at += n
         return 0
 
-    def feed(self, const int32_t[::1] tokens not None):
+    def feed(self, State state not None, const int32_t[::1] tokens not None):
         """Reads tokens."""
-        self._check(tokens)
-        self._feed(tokens)
+        self._check(state, tokens)
+        self._feed(state, tokens, tokens.shape[0])
 
-    def logits(self):
+    def logits(self, State state not None):
         """Logits of the next token: array of V floats (a copy)."""
         cdef const float *logits
+        self._check(state, NOTHING)
         with nogil:
-            logits = fl_logits(self._session)
+            logits = fl_logits(self._decoder, state._state)
         return array("f", (<const char *>logits)[:4 * self.model.vocab_size])
 
-    def score(self, const int32_t[::1] tokens not None):
+    def score(self, State state not None, const int32_t[::1] tokens not None):
         """Reads tokens; the natural log-probability of each given what was read before: array of floats."""
         cdef Py_ssize_t at = 0, n, size = tokens.shape[0]
-        self._check(tokens)
+        self._check(state, tokens)
         found = array("f", bytes(4 * size))
         cdef float[::1] logprobs = found
         while at < size:
-            n = min(<Py_ssize_t>CHUNK, size - at)
+            n = min(<Py_ssize_t>READ, size - at)
             with nogil:
-                fl_score(self._session, &tokens[at], n, &logprobs[at])
+                fl_score(self._decoder, state._state, &tokens[at], n, &logprobs[at])
             PyErr_CheckSignals()
             at += n
         return found
 
-    def generate(self, const int32_t[::1] prompt not None, Py_ssize_t max_tokens, float temperature, uint32_t top_k,
-                 double top_p, uint64_t seed, uint32_t index, const int32_t[::1] stop not None, bint logprobs):
-        """Reads the prompt, then draws up to max_tokens: (tokens, log-probabilities or None, stopped).
-        The last token drawn has not been read."""
+    def generate(self, list states not None, list prompts not None, list indices not None, Py_ssize_t max_tokens,
+                 float temperature, uint32_t top_k, double top_p, uint64_t seed, const int32_t[::1] stop not None,
+                 bint logprobs):
+        """Writes on from the states, side by side, after reading a prompt each: a list of (tokens, log-probabilities
+        or None, stopped). The last token written has not been read."""
+        cdef Py_ssize_t i, n = len(states)
+        cdef Writer writer = Writer(n, logprobs)
         cdef fl_sampling sampling
-        cdef fl_finish finish = FL_FINISH_LENGTH
-        cdef int32_t drawn[CHUNK]
-        cdef float scores[CHUNK]
-        cdef int32_t last = 0
-        cdef const int32_t *stop_tokens = &stop[0] if stop.shape[0] else NULL
-        cdef size_t n, n_last = 0, n_stop = stop.shape[0], wanted
-        sampling.temperature, sampling.top_k, sampling.top_p = temperature, top_k, top_p
-        sampling.seed, sampling.index = seed, index
-        self._check(prompt)
-        self._feed(prompt)
-        tokens = []
-        found = [] if logprobs else None
-        while len(tokens) < max_tokens and finish == FL_FINISH_LENGTH:
-            wanted = min(<Py_ssize_t>CHUNK, max_tokens - len(tokens))
+        cdef const int32_t[::1] prompt
+        sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed = temperature, top_k, top_p, seed
+        for i in range(n):
+            prompt = prompts[i]
+            self._check(states[i], prompt)
+            sampling.index = indices[i]
+            writer.requests[i].state = (<State>states[i])._state
+            writer.requests[i].sampling = sampling
+            writer.requests[i].stop, writer.requests[i].n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]
+            writer.requests[i].prompt = &prompt[0] if prompt.shape[0] else NULL
+            writer.unread[i] = prompt.shape[0]
+        while writer.begin_round(max_tokens):
             with nogil:
-                n = fl_generate(self._session, &last, n_last, &sampling, stop_tokens, n_stop, wanted, drawn,
-                                scores if logprobs else NULL, &finish)
-            tokens.extend([drawn[i] for i in range(n)])
-            if logprobs:
-                found.extend([scores[i] for i in range(n)])
-            if n:
-                last, n_last = drawn[n - 1], 1
+                fl_generate(self._decoder, writer.requests, writer.active)
+            writer.end_round(max_tokens)
             PyErr_CheckSignals()
-        return tokens, found, finish == FL_FINISH_STOP
+        return writer.results
+
+
+@cython.final
+cdef class Writer:
+    """Requests in rounds, between which signals are seen: of READ tokens of the prompts, then of CHUNK tokens written.
+    Those that are not done stand in front."""
+
+    cdef fl_request *requests
+    cdef size_t active
+    cdef Py_ssize_t *unread   # tokens of each prompt
+    cdef Py_ssize_t *place    # among the results
+    cdef int32_t *tokens      # [n][CHUNK]: written in this round
+    cdef int32_t *last        # written in the round before
+    cdef float *logprobs      # [n][CHUNK]
+    cdef bint reading
+    cdef list results
+
+    def __cinit__(self, Py_ssize_t n, bint logprobs):
+        cdef Py_ssize_t i
+        self.requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request))
+        self.unread = <Py_ssize_t *>PyMem_Calloc(n, sizeof(Py_ssize_t))
+        self.place = <Py_ssize_t *>PyMem_Calloc(n, sizeof(Py_ssize_t))
+        self.tokens = <int32_t *>PyMem_Calloc(n, CHUNK * sizeof(int32_t))
+        self.last = <int32_t *>PyMem_Calloc(n, sizeof(int32_t))
+        self.logprobs = <float *>PyMem_Calloc(n, CHUNK * sizeof(float))
+        if not (self.requests and self.unread and self.place and self.tokens and self.last and self.logprobs):
+            raise MemoryError
+        self.results = [([], [] if logprobs else None, False) for i in range(n)]
+        self.active = n
+        for i in range(n):
+            self.place[i] = i
+
+    def __dealloc__(self):
+        PyMem_Free(self.requests)
+        PyMem_Free(self.unread)
+        PyMem_Free(self.place)
+        PyMem_Free(self.tokens)
+        PyMem_Free(self.last)
+        PyMem_Free(self.logprobs)
+
+    cdef bint begin_round(self, Py_ssize_t max_tokens):
+        cdef size_t i
+        cdef fl_request *request
+        self.reading = False
+        for i in range(self.active):
+            self.reading |= self.unread[i] > READ
+        for i in range(self.active):
+            request = &self.requests[i]
+            tokens, logprobs, _ = self.results[self.place[i]]
+            request.tokens = &self.tokens[i * CHUNK]
+            request.logprobs = NULL if logprobs is None else &self.logprobs[i * CHUNK]
+            request.n_prompt, request.max_tokens = self.unread[i], min(<Py_ssize_t>CHUNK, max_tokens - len(tokens))
+            if self.reading:
+                request.n_prompt, request.max_tokens = min(<Py_ssize_t>READ, max(self.unread[i] - 1, 0)), 0
+        return self.active > 0
+
+    cdef int end_round(self, Py_ssize_t max_tokens) except -1:
+        cdef size_t i, j, kept = 0
+        cdef fl_request *request
+        for i in range(self.active):
+            request = &self.requests[i]
+            tokens, logprobs, _ = self.results[self.place[i]]
+            tokens.extend([request.tokens[j] for j in range(request.written)])
+            if logprobs is not None:
+                logprobs.extend([request.logprobs[j] for j in range(request.written)])
+            if request.finish == FL_FINISH_STOP:
+                self.results[self.place[i]] = (tokens, logprobs, True)
+            elif self.reading or len(tokens) < max_tokens:
+                self._keep(i, kept)
+                kept += 1
+        self.active = kept
+        return 0
+
+    cdef void _keep(self, size_t i, size_t kept) noexcept:
+        cdef fl_request request = self.requests[i]
+        self.unread[kept] = self.unread[i] - request.n_prompt
+        self.place[kept] = self.place[i]
+        if request.written:
+            self.last[kept] = request.tokens[request.written - 1]
+            request.prompt, self.unread[kept] = &self.last[kept], 1
+        elif request.prompt != NULL:
+            request.prompt += request.n_prompt
+        self.requests[kept] = request

@@ -6,7 +6,9 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 cdef extern from "fastlm.h" nogil:
     ctypedef struct fl_model:
         pass
-    ctypedef struct fl_session:
+    ctypedef struct fl_state:
+        pass
+    ctypedef struct fl_decoder:
         pass
 
     ctypedef enum fl_status:
@@ -29,6 +31,7 @@ cdef extern from "fastlm.h" nogil:
     ctypedef struct fl_load_options:
         const char *isa
         size_t row_cache_bytes
+        uint32_t threads
 
     ctypedef struct fl_model_info:
         uint32_t vocab_size
@@ -39,6 +42,7 @@ cdef extern from "fastlm.h" nogil:
         int tied
         size_t file_bytes
         size_t row_cache_bytes
+        uint32_t threads
         const char *isa
 
     fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model,
@@ -73,15 +77,17 @@ cdef extern from "fastlm.h" nogil:
     void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor) noexcept
     fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) noexcept
 
-    fl_status fl_session_new(const fl_model *model, fl_session **session, fl_error *error) noexcept
-    void fl_session_free(fl_session *session) noexcept
-    void fl_session_reset(fl_session *session) noexcept
-    void fl_session_copy(fl_session *session, const fl_session *origin) noexcept
-    uint64_t fl_session_position(const fl_session *session) noexcept
+    fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error) noexcept
+    void fl_state_free(fl_state *state) noexcept
+    void fl_state_reset(fl_state *state) noexcept
+    void fl_state_copy(fl_state *state, const fl_state *origin) noexcept
+    uint64_t fl_state_position(const fl_state *state) noexcept
 
-    void fl_feed(fl_session *session, const int32_t *tokens, size_t n) noexcept
-    const float *fl_logits(fl_session *session) noexcept
-    void fl_score(fl_session *session, const int32_t *tokens, size_t n, float *logprobs) noexcept
+    fl_status fl_decoder_new(const fl_model *model, fl_decoder **decoder, fl_error *error) noexcept
+    void fl_decoder_free(fl_decoder *decoder) noexcept
+    void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n) noexcept
+    const float *fl_logits(fl_decoder *decoder, const fl_state *state) noexcept
+    void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
     ctypedef struct fl_sampling:
         float temperature
@@ -94,6 +100,17 @@ cdef extern from "fastlm.h" nogil:
         FL_FINISH_LENGTH
         FL_FINISH_STOP
 
-    size_t fl_generate(fl_session *session, const int32_t *prompt, size_t n_prompt, const fl_sampling *sampling,
-                       const int32_t *stop_tokens, size_t n_stop, size_t max_tokens, int32_t *tokens,
-                       float *logprobs, fl_finish *finish) noexcept
+    ctypedef struct fl_request:
+        fl_state *state
+        const int32_t *prompt
+        size_t n_prompt
+        fl_sampling sampling
+        const int32_t *stop
+        size_t n_stop
+        size_t max_tokens
+        int32_t *tokens
+        float *logprobs
+        size_t written
+        fl_finish finish
+
+    void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n) noexcept

@@ -2,10 +2,10 @@
  *
  * fastlm: LSTM language models on CPUs. The only public header of the C core.
  *
- * A model is immutable once loaded and may be used by many threads at once. A session belongs to one
- * thread at a time and must be freed before its model is closed. Only opening a model, creating a session
- * and verifying can fail; the calls that compute validate nothing that costs time per token, and their
- * preconditions are stated. No call prints, exits or aborts.
+ * A model is immutable once loaded and may be used by many threads at once. A state and a decoder each belong to one
+ * thread at a time and must be freed before their model is closed; any decoder of a model works on any of its
+ * states. Only opening a model, creating a state or a decoder and verifying can fail; the calls that compute validate
+ * nothing that costs time per token, and their preconditions are stated. No call prints, exits or aborts.
  */
 #ifndef FASTLM_H
 #define FASTLM_H
@@ -18,7 +18,8 @@ extern "C" {
 #endif
 
 typedef struct fl_model fl_model;
-typedef struct fl_session fl_session;
+typedef struct fl_state fl_state;
+typedef struct fl_decoder fl_decoder;
 
 typedef enum fl_status {
     FL_OK = 0,
@@ -51,6 +52,8 @@ fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error);
 typedef struct fl_load_options {
     const char *isa;        /* as for fl_isa_choose */
     size_t row_cache_bytes; /* address space set aside for first-layer gate rows; 0: none are kept */
+    uint32_t threads; /* that share the work of a step, the caller among them; 0: the environment's FASTLM_THREADS,
+                               else as many as the model's size and the machine make useful */
 } fl_load_options;
 
 typedef struct fl_model_info {
@@ -61,6 +64,7 @@ typedef struct fl_model_info {
     int tied;                /* 1: the output matrix is the embedding */
     size_t file_bytes;
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
+    uint32_t threads;       /* at most, and never more than the processors that the process may use */
     const char *isa;
 } fl_model_info;
 
@@ -107,23 +111,29 @@ void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor);
  * has none. */
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error);
 
-/* ---- session: a state and the room to decode from it --------------------------------------------- */
+/* ---- state: a sequence's past --------------------------------------------------------------------- */
 
-fl_status fl_session_new(const fl_model *model, fl_session **session, fl_error *error);
-void fl_session_free(fl_session *session); /* NULL is allowed */
-/* Back to the state of a fresh network: all zero, position 0. */
-void fl_session_reset(fl_session *session);
-/* Makes a session's state that of another session of the same model. */
-void fl_session_copy(fl_session *session, const fl_session *from);
+/* The state of a fresh network: all zero, position 0. */
+fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error);
+void fl_state_free(fl_state *state); /* NULL is allowed */
+/* Back to the state of a fresh network. */
+void fl_state_reset(fl_state *state);
+/* Makes a state that of another of the same model. */
+void fl_state_copy(fl_state *state, const fl_state *from);
 /* Tokens read since the last reset. */
-uint64_t fl_session_position(const fl_session *session);
+uint64_t fl_state_position(const fl_state *state);
+
+/* ---- decoder: the room to compute in --------------------------------------------------------------- */
+
+fl_status fl_decoder_new(const fl_model *model, fl_decoder **decoder, fl_error *error);
+void fl_decoder_free(fl_decoder *decoder); /* NULL is allowed */
 
 /* Reads n tokens, each of which must be in 0 … V-1. */
-void fl_feed(fl_session *session, const int32_t *tokens, size_t n);
-/* Logits of the next token, V floats, valid until the next call on this session. */
-const float *fl_logits(fl_session *session);
+void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n);
+/* Logits of the next token, V floats, valid until the next call on this decoder. */
+const float *fl_logits(fl_decoder *decoder, const fl_state *state);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
-void fl_score(fl_session *session, const int32_t *tokens, size_t n, float *logprobs);
+void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
 
 typedef struct fl_sampling {
     float temperature; /* ≥ 0 and finite; 0: the likeliest token, lowest id among equals */
@@ -135,13 +145,25 @@ typedef struct fl_sampling {
 
 typedef enum fl_finish { FL_FINISH_LENGTH = 0, FL_FINISH_STOP } fl_finish;
 
-/* Reads n_prompt tokens, each of which must be in 0 … V-1, then draws up to max_tokens. A token found in stop_tokens ends the text and is not
- * written. The last token written has not been read: to go on, pass it as the next call's prompt.
- * logprobs (or NULL) receives each token's natural log-probability under the full softmax at temperature 1.
- * Returns the number of tokens written. */
-size_t fl_generate(fl_session *session, const int32_t *prompt, size_t n_prompt, const fl_sampling *sampling,
-                   const int32_t *stop_tokens, size_t n_stop, size_t max_tokens, int32_t *tokens, float *logprobs,
-                   fl_finish *finish);
+/* One text to write on. */
+typedef struct fl_request {
+    fl_state *state;
+    const int32_t *prompt; /* tokens in 0 … V-1 that are read first */
+    size_t n_prompt;
+    fl_sampling sampling;
+    const int32_t *stop; /* a token found here ends the text and is not written */
+    size_t n_stop;
+    size_t max_tokens;
+    int32_t *tokens;  /* receives up to max_tokens */
+    float *logprobs;  /* NULL, or receives each one's natural log-probability under the full softmax, temperature 1 */
+    size_t written;   /* result: number of tokens */
+    fl_finish finish; /* result */
+} fl_request;
+
+/* Reads the prompts, then draws tokens for all requests side by side, each with a state of its own. A result does
+ * not depend on the other requests. The last token written has not been read: to go on, pass it as the next call's
+ * prompt. */
+void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n);
 
 #ifdef __cplusplus
 }

@@ -131,6 +131,11 @@ static bool take_field(cursor *c, fl_field *field) {
 
 /* ---- tensors ----------------------------------------------------------------------------------------- */
 
+/* Bytes of a value by GGML type; 0: none that we know. */
+static uint32_t value_bytes(uint32_t type) {
+    return type == FL_GGML_F32 ? 4 : type == FL_GGML_BF16 ? 2 : type == FL_GGML_I8 ? 1 : 0;
+}
+
 static bool take_tensor(cursor *c, fl_tensor *tensor) {
     if (!take_string(c, "a tensor's name", &tensor->name, &tensor->name_size)) return false;
     char what[80];
@@ -145,8 +150,9 @@ static bool take_tensor(cursor *c, fl_tensor *tensor) {
         if (i < tensor->n_dims && !take_u64(c, what, &tensor->dims[i])) return false;
     }
     if (!take_u32(c, what, &tensor->type) || !take_u64(c, what, &tensor->offset)) return false;
-    if (tensor->type != FL_GGML_F32) {
-        fl_fail(c->error, FL_ERROR_FORMAT, "%s: expected type 0 (f32), found %u", what, tensor->type);
+    if (value_bytes(tensor->type) == 0) {
+        fl_fail(c->error, FL_ERROR_FORMAT, "%s: expected type 0 (f32), 24 (int8) or 30 (bf16), found %u", what,
+                tensor->type);
         return false;
     }
     return true;
@@ -155,7 +161,7 @@ static bool take_tensor(cursor *c, fl_tensor *tensor) {
 /* Size from the dimensions, then offset from the start of the file. */
 static bool place_tensor(cursor *c, fl_tensor *tensor, size_t data_start) {
     const fl_shown name = fl_show(tensor->name, tensor->name_size);
-    uint64_t size = sizeof(float);
+    uint64_t size = value_bytes(tensor->type);
     for (int i = 0; i < 4; i++) {
         if (tensor->dims[i] == 0 || tensor->dims[i] > c->size / size) {
             fl_fail(c->error, FL_ERROR_FORMAT,
@@ -318,10 +324,9 @@ const char *fl_field_string(const fl_field *field, uint64_t n, size_t *size) {
 }
 
 /* Sign aside, floats order as their bits do, so one comparison of whole numbers finds what is too large,
- * infinite or not a number; the loop has nothing to stop it, so that compilers make it wide. */
-static bool all_tame(const float *weights, size_t n) {
+ * infinite or not a number; the loops have nothing to stop them, so that compilers make them wide. */
+static bool all_tame(const uint8_t *bytes, size_t n) {
     enum { LIMIT = 0x53800000 }; /* 2^40 */
-    const uint8_t *bytes = (const uint8_t *)weights;
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -331,18 +336,42 @@ static bool all_tame(const float *weights, size_t n) {
     return !bad;
 }
 
-fl_status fl_file_weights(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix,
-                          const uint64_t dims[4], const float **weights, fl_error *error) {
+static bool all_tame_bf16(const uint8_t *bytes, size_t n) {
+    enum { LIMIT = 0x5380 }; /* 2^40 */
+    uint16_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint16_t bits;
+        memcpy(&bits, bytes + 2 * i, 2);
+        bad |= (uint16_t)((bits & 0x7FFF) > LIMIT);
+    }
+    return !bad;
+}
+
+static bool has_byte(const uint8_t *bytes, size_t n, uint8_t byte) {
+    uint8_t found = 0;
+    for (size_t i = 0; i < n; i++) found |= (uint8_t)(bytes[i] == byte);
+    return found;
+}
+
+const fl_tensor *fl_file_tensor(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix) {
     const size_t suffix_size = strlen(suffix);
-    const fl_shown name = fl_show(prefix, prefix_size);
-    const fl_tensor *found = NULL;
-    for (size_t i = 0; i < file->n_tensors && !found; i++) {
+    for (size_t i = 0; i < file->n_tensors; i++) {
         const fl_tensor *t = &file->tensors[i];
         if (t->name_size == prefix_size + 1 + suffix_size && memcmp(t->name, prefix, prefix_size) == 0 &&
             t->name[prefix_size] == '.' && memcmp(t->name + prefix_size + 1, suffix, suffix_size) == 0)
-            found = t;
+            return t;
     }
+    return NULL;
+}
+
+fl_status fl_file_data(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix, uint32_t type,
+                       const uint64_t dims[4], const void **data, fl_error *error) {
+    const fl_shown name = fl_show(prefix, prefix_size);
+    const fl_tensor *found = fl_file_tensor(file, prefix, prefix_size, suffix);
     if (!found) return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': expected, not found", name.text, suffix);
+    if (found->type != type)
+        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': expected type %u, found %u", name.text, suffix, type,
+                       found->type);
     if (memcmp(found->dims, dims, 4 * sizeof *dims) != 0)
         return fl_fail(error, FL_ERROR_FORMAT,
                        "tensor '%s.%s': expected dimensions %llu x %llu x %llu x %llu, found %llu x %llu x %llu x %llu",
@@ -350,10 +379,19 @@ fl_status fl_file_weights(const fl_file *file, const char *prefix, size_t prefix
                        (unsigned long long)dims[2], (unsigned long long)dims[3], (unsigned long long)found->dims[0],
                        (unsigned long long)found->dims[1], (unsigned long long)found->dims[2],
                        (unsigned long long)found->dims[3]);
-    const float *data = (const float *)(const void *)(file->mapping.bytes + found->offset);
-    if (!all_tame(data, found->size / sizeof(float)))
+    const uint8_t *bytes = file->mapping.bytes + found->offset;
+    if ((type == FL_GGML_F32 && !all_tame(bytes, found->size / 4)) ||
+        (type == FL_GGML_BF16 && !all_tame_bf16(bytes, found->size / 2)))
         return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': a weight is not a number, infinite or above 2^40",
                        name.text, suffix);
-    *weights = data;
+    *data = bytes;
     return FL_OK;
+}
+
+fl_status fl_file_int8(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix,
+                       const uint64_t dims[4], const void **data, fl_error *error) {
+    const fl_status status = fl_file_data(file, prefix, prefix_size, suffix, FL_GGML_I8, dims, data, error);
+    if (status || !has_byte(*data, (size_t)(dims[0] * dims[1] * dims[2] * dims[3]), 0x80)) return status;
+    return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': expected weights from -127 to 127, found -128",
+                   fl_show(prefix, prefix_size).text, suffix);
 }

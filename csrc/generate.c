@@ -1,164 +1,162 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The token loop: embed, step through the layers, logits, choose. Nothing here allocates, locks or calls the
- * operating system once a session exists. */
-#include "kernels.h"
+ * What a caller asks for: feed, score, generate. */
+#include "step.h"
 
-/* ---- session ----------------------------------------------------------------------------------------- */
+/* Tokens of a text that are read at once. Enough that a loaded weight is used as often as arithmetic allows; scoring
+ * keeps a row of logits for each. */
+enum { FEED = FL_MOST_COLUMNS, SCORE = 32 };
 
-static size_t state_floats(const fl_model *model) {
-    size_t floats = 0;
-    for (uint32_t i = 0; i < model->n_layers; i++) floats += 3 * model->layers[i].groups * FL_PANEL;
-    return floats;
+/* The caller's floating-point mode is set aside, and workers are borrowed, for one call. */
+static void enter(fl_decoder *d, fenv_t *caller) {
+    fl_fp_enter(caller);
+    fl_team_begin(&d->team, d->model->threads);
 }
 
-/* Cuts one block of memory into pieces; with block NULL only adds up their size. */
-static void *cut(uint8_t *block, size_t *at, size_t bytes) {
-    void *piece = block ? block + *at : NULL;
-    *at += fl_round_up(bytes, FL_ALIGN);
-    return piece;
+static void leave(fl_decoder *d, const fenv_t *caller) {
+    fl_team_end(&d->team);
+    fl_fp_leave(caller);
 }
 
-static size_t lay_out(fl_session *session, const fl_model *model, uint8_t *block) {
-    const size_t padded = fl_round_up(model->vocab_size, FL_BLOCK);
-    size_t at = 0;
-    cut(block, &at, sizeof *session);
-    session->model = model;
-    session->state.floats = state_floats(model);
-    session->state.memory = cut(block, &at, session->state.floats * sizeof(float));
-    session->logits = cut(block, &at, padded * sizeof(float));
-    session->row = cut(block, &at, model->layers[0].groups * FL_GATES * FL_PANEL * sizeof(float));
-    session->embedding = cut(block, &at, model->embedding_size * sizeof(float));
-    session->candidates = cut(block, &at, padded * sizeof(fl_candidate));
-    session->kept_logits = cut(block, &at, padded * sizeof(float));
-    session->kept_ids = cut(block, &at, padded * sizeof(int32_t));
-    session->kept_mass = cut(block, &at, padded * sizeof(uint32_t));
-    return session->bytes = at;
-}
-
-fl_status fl_session_new(const fl_model *model, fl_session **session, fl_error *error) {
-    fl_session sizes;
-    const size_t bytes = lay_out(&sizes, model, NULL);
-    uint8_t *block = fl_os_alloc(bytes);
-    if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a session of %zu bytes", bytes);
-    *session = (fl_session *)(void *)block;
-    lay_out(*session, model, block);
-    return FL_OK;
-}
-
-void fl_session_free(fl_session *session) {
-    if (session) fl_os_free(session, session->bytes);
-}
-
-void fl_session_reset(fl_session *session) {
-    session->state.position = 0;
-    memset(session->state.memory, 0, session->state.floats * sizeof(float));
-}
-
-void fl_session_copy(fl_session *session, const fl_session *from) {
-    session->state.position = from->state.position;
-    memcpy(session->state.memory, from->state.memory, from->state.floats * sizeof(float));
-}
-
-uint64_t fl_session_position(const fl_session *session) { return session->state.position; }
-
-/* ---- one step ---------------------------------------------------------------------------------------- */
-
-static const float *embed(const fl_session *session, int32_t token) {
-    const fl_model *model = session->model;
-    const size_t E = model->embedding_size, id = (size_t)token;
-    if (model->embedding) return model->embedding + id * E;
-    /* Tied: one lane of the output matrix's panel. */
-    const float *lane = model->output.weights + id / FL_PANEL * E * FL_PANEL + id % FL_PANEL;
-    for (size_t k = 0; k < E; k++) session->embedding[k] = lane[k * FL_PANEL];
-    return session->embedding;
-}
-
-/* Bias + input product of the first layer, [groups][4][16]: a function of the token alone, so it is kept. Two
- * threads that meet the same new token both compute it and both are right; one row is then wasted. */
-static const float *gate_row(const fl_session *session, int32_t token) {
-    const fl_model *model = session->model;
-    const fl_lstm *first = &model->layers[0];
-    fl_row_store *store = model->store;
-    float *row = session->row;
-    uint32_t index = 0;
-    if (store) {
-        const uint32_t slot = atomic_load_explicit(&store->slot[token], memory_order_acquire);
-        if (slot) return store->rows + (size_t)(slot - 1) * store->row_floats;
-        index = store->capacity;
-        if (atomic_load_explicit(&store->used, memory_order_relaxed) < store->capacity)
-            index = atomic_fetch_add_explicit(&store->used, 1, memory_order_relaxed);
-        if (index < store->capacity) row = store->rows + (size_t)index * store->row_floats;
+static void feed(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n) {
+    if (!n) return;
+    fl_load(d, 0, false, state);
+    for (size_t at = 0, part; at < n; at += part) {
+        part = n - at < FEED ? n - at : FEED;
+        fl_read(d, tokens + at, part, false);
+        fl_team_pause(&d->team);
     }
-    model->kernels->product(&first->x, first->bias, embed(session, token), row);
-    if (row != session->row) atomic_store_explicit(&store->slot[token], index + 1, memory_order_release);
-    return row;
+    fl_store(d, 0, false, state);
+    state->position += n;
 }
 
-/* h is kept twice: position tells which one is current. */
-static void step(fl_session *session, int32_t token) {
-    const fl_model *model = session->model;
-    const size_t old = session->state.position & 1;
-    float *memory = session->state.memory;
-    const float *start = gate_row(session, token), *x = NULL;
-    for (uint32_t i = 0; i < model->n_layers; i++) {
-        const fl_lstm *layer = &model->layers[i];
-        const size_t width = layer->groups * FL_PANEL;
-        float *h_new = memory + !old * width;
-        if (i) start = layer->bias;
-        model->kernels->cell(layer, start, x, memory + old * width, h_new, memory + 2 * width);
-        x = h_new;
-        memory += 3 * width;
+void fl_feed(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n) {
+    fenv_t caller;
+    enter(d, &caller);
+    feed(d, state, tokens, n);
+    leave(d, &caller);
+}
+
+const float *fl_logits(fl_decoder *d, const fl_state *state) {
+    fenv_t caller;
+    enter(d, &caller);
+    fl_load(d, 0, false, state);
+    fl_step_logits(d, 1, false);
+    leave(d, &caller);
+    return d->logits[0];
+}
+
+typedef struct scoring {
+    fl_decoder *decoder;
+    const int32_t *tokens;
+    float *logprobs;
+    size_t n;
+} scoring;
+
+static void score_part(void *context, uint32_t part, uint32_t parts) {
+    const scoring *s = context;
+    size_t begin, end;
+    fl_slice(s->n, 1, part, parts, &begin, &end);
+    for (size_t t = begin; t < end; t++)
+        s->logprobs[t] = fl_logprob(s->decoder->model, s->decoder->logits[t], s->tokens[t]);
+}
+
+void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) {
+    fenv_t caller;
+    enter(d, &caller);
+    fl_load(d, 0, false, state);
+    for (size_t at = 0, part; at < n; at += part) {
+        part = n - at < SCORE ? n - at : SCORE;
+        fl_read(d, tokens + at, part, true);
+        fl_text_logits(d, part);
+        scoring s = {d, tokens + at, logprobs + at, part};
+        fl_team_run(&d->team, score_part, &s);
+        fl_team_pause(&d->team);
     }
-    session->state.position++;
+    fl_store(d, 0, false, state);
+    state->position += n;
+    leave(d, &caller);
 }
 
-/* Hidden values of the last layer. */
-static const float *top(const fl_session *session) {
-    const fl_model *model = session->model;
-    const size_t width = model->layers[model->n_layers - 1].groups * FL_PANEL;
-    const float *memory = session->state.memory + session->state.floats - 3 * width;
-    return memory + (session->state.position & 1) * width;
-}
+/* ---- generate ---------------------------------------------------------------------------------------- */
 
-static void compute_logits(fl_session *session) {
-    const fl_model *model = session->model;
-    model->kernels->product(&model->output, model->output_bias, top(session), session->logits);
-    /* What pads the vocabulary must never win. */
-    for (size_t i = model->vocab_size; i < fl_round_up(model->vocab_size, FL_BLOCK); i++)
-        session->logits[i] = -INFINITY;
-}
+/* Requests that are written on side by side, and the token that each has not read yet. */
+typedef struct batch {
+    fl_request *request[FL_MOST_COLUMNS];
+    int32_t token[FL_MOST_COLUMNS];
+    size_t n;
+    size_t unread; /* the first so many have a token to read */
+} batch;
 
-static void read_tokens(fl_session *session, const int32_t *tokens, size_t n) {
-    for (size_t i = 0; i < n; i++) step(session, tokens[i]);
-}
+/* Prompts, or what is left of them, that are read. */
+typedef struct reading {
+    fl_request *request;
+    size_t n;
+} reading;
 
-/* ---- public ------------------------------------------------------------------------------------------ */
-
-void fl_feed(fl_session *session, const int32_t *tokens, size_t n) {
-    fenv_t caller;
-    fl_fp_enter(&caller);
-    read_tokens(session, tokens, n);
-    fl_fp_leave(&caller);
-}
-
-const float *fl_logits(fl_session *session) {
-    fenv_t caller;
-    fl_fp_enter(&caller);
-    compute_logits(session);
-    fl_fp_leave(&caller);
-    return session->logits;
-}
-
-void fl_score(fl_session *session, const int32_t *tokens, size_t n, float *logprobs) {
-    fenv_t caller;
-    fl_fp_enter(&caller);
-    for (size_t i = 0; i < n; i++) {
-        compute_logits(session);
-        logprobs[i] = fl_logprob(session, tokens[i]);
-        step(session, tokens[i]);
+/* The longest first. */
+static void sort_readings(reading *list, size_t n) {
+    for (size_t i = 1; i < n; i++) {
+        const reading one = list[i];
+        size_t at = i;
+        for (; at && list[at - 1].n < one.n; at--) list[at] = list[at - 1];
+        list[at] = one;
     }
-    fl_fp_leave(&caller);
+}
+
+/* Fewer than so many prompts are read faster one by one, each as a matrix: of FL_WIDTH columns that are computed too
+ * many would be idle. */
+enum { TOGETHER = FL_WIDTH / 2 };
+
+/* Reads prompts side by side, as long as there are enough of them, then the rest one by one. */
+static void read_prompts(fl_decoder *d, reading *list, size_t n) {
+    int32_t tokens[FL_MOST_COLUMNS];
+    size_t t = 0, active = n;
+    sort_readings(list, n);
+    while (active && !list[active - 1].n) active--;
+    if (active < TOGETHER) n = 0;
+    for (size_t j = 0; j < n && j < active; j++) fl_load(d, j, true, list[j].request->state);
+    while (n && active >= TOGETHER) {
+        for (size_t j = 0; j < active; j++) tokens[j] = list[j].request->prompt[t];
+        fl_step(d, tokens, active, true);
+        for (size_t j = 0; j < active; j++) list[j].request->state->position++;
+        for (t++; active && (list[active - 1].n == t); active--)
+            fl_store(d, active - 1, true, list[active - 1].request->state);
+    }
+    for (size_t j = 0; n && j < active; j++) fl_store(d, j, true, list[j].request->state);
+    for (size_t j = 0; j < active; j++) feed(d, list[j].request->state, list[j].request->prompt + t, list[j].n - t);
+}
+
+/* Takes in requests as long as there is room. All of a prompt but its last token is read at once; the last one with
+ * those of the others. */
+static size_t admit(fl_decoder *d, batch *b, fl_request *requests, size_t n) {
+    reading list[FL_MOST_COLUMNS];
+    size_t taken = 0, count = 0;
+    for (; taken < n && b->n < FL_MOST_COLUMNS && count < FL_MOST_COLUMNS; taken++) {
+        fl_request *r = &requests[taken];
+        const bool writes = r->max_tokens > 0, last = writes && r->n_prompt > 0;
+        r->written = 0;
+        r->finish = FL_FINISH_LENGTH;
+        list[count++] = (reading){r, r->n_prompt - last};
+        if (!writes) continue;
+        b->request[b->n] = r;
+        if (last) { /* those with nothing to read stand behind */
+            b->request[b->n] = b->request[b->unread];
+            b->request[b->unread] = r;
+            b->token[b->unread++] = r->prompt[r->n_prompt - 1];
+        }
+        b->n++;
+    }
+    read_prompts(d, list, count);
+    return taken;
+}
+
+/* Everyone reads a token. The first time some may have none, and join only now. */
+static void advance(fl_decoder *d, batch *b, bool many) {
+    if (b->unread) fl_step(d, b->token, b->unread, many);
+    for (size_t j = 0; j < b->unread; j++) b->request[j]->state->position++;
+    for (size_t j = b->unread; j < b->n; j++) fl_load(d, j, many, b->request[j]->state);
+    b->unread = b->n;
 }
 
 static bool contains(const int32_t *tokens, size_t n, int32_t token) {
@@ -167,25 +165,84 @@ static bool contains(const int32_t *tokens, size_t n, int32_t token) {
     return false;
 }
 
-size_t fl_generate(fl_session *session, const int32_t *prompt, size_t n_prompt, const fl_sampling *sampling,
-                   const int32_t *stop_tokens, size_t n_stop, size_t max_tokens, int32_t *tokens, float *logprobs,
-                   fl_finish *finish) {
-    fenv_t caller;
-    size_t n = 0;
-    fl_fp_enter(&caller);
-    *finish = FL_FINISH_LENGTH;
-    read_tokens(session, prompt, n_prompt);
-    while (n < max_tokens) {
-        if (n) step(session, tokens[n - 1]);
-        compute_logits(session);
-        const int32_t token = fl_sample(session, sampling);
-        if (contains(stop_tokens, n_stop, token)) {
-            *finish = FL_FINISH_STOP;
-            break;
-        }
-        if (logprobs) logprobs[n] = fl_logprob(session, token);
-        tokens[n++] = token;
+typedef struct drawing {
+    fl_decoder *decoder;
+    batch *batch;
+} drawing;
+
+static void draw_token(fl_decoder *d, batch *b, size_t column, const fl_scratch *scratch, fl_winner first) {
+    fl_request *r = b->request[column];
+    const float *logits = d->logits[column];
+    const int32_t token = fl_sample(d->model, scratch, logits, &r->sampling, r->state->position, first);
+    b->token[column] = token;
+    if (r->logprobs) r->logprobs[r->written] = fl_logprob(d->model, logits, token);
+}
+
+static void draw_part(void *context, uint32_t part, uint32_t parts) {
+    const drawing *w = context;
+    fl_decoder *d = w->decoder;
+    size_t begin, end;
+    fl_slice(w->batch->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) {
+        const fl_request *r = w->batch->request[j];
+        const fl_contest contest = fl_contest_of(d->model, &r->sampling, r->state->position);
+        draw_token(d, w->batch, j, &d->scratch[part], fl_win(d->model, d->logits[j], &contest));
     }
-    fl_fp_leave(&caller);
-    return n;
+}
+
+/* token[j] of everyone: rows of the vocabulary are shared out for one sequence, sequences for many. */
+static void draw_tokens(fl_decoder *d, batch *b) {
+    if (b->n == 1) {
+        const fl_request *r = b->request[0];
+        const fl_contest contest = fl_contest_of(d->model, &r->sampling, r->state->position);
+        draw_token(d, b, 0, &d->scratch[0], fl_step_winner(d, &contest));
+        return;
+    }
+    drawing w = {d, b};
+    fl_step_logits(d, b->n, true);
+    fl_team_run(&d->team, draw_part, &w);
+}
+
+/* Returns whether the request goes on. */
+static bool write_token(fl_request *r, int32_t token) {
+    if (contains(r->stop, r->n_stop, token)) {
+        r->finish = FL_FINISH_STOP;
+        return false;
+    }
+    r->tokens[r->written++] = token;
+    return r->written < r->max_tokens;
+}
+
+/* Writes until someone is done: who goes on is kept, with states stored. */
+static void write_on(fl_decoder *d, batch *b) {
+    bool goes_on[FL_MOST_COLUMNS];
+    const bool many = b->n > 1;
+    size_t kept;
+    for (size_t j = 0; j < b->unread; j++) fl_load(d, j, many, b->request[j]->state);
+    do {
+        advance(d, b, many);
+        draw_tokens(d, b);
+        kept = 0;
+        for (size_t j = 0; j < b->n; j++) kept += goes_on[j] = write_token(b->request[j], b->token[j]);
+        fl_team_pause(&d->team);
+    } while (kept == b->n);
+    for (size_t j = 0; j < b->n; j++) fl_store(d, j, many, b->request[j]->state);
+    kept = 0;
+    for (size_t j = 0; j < b->n; j++) {
+        if (!goes_on[j]) continue;
+        b->request[kept] = b->request[j];
+        b->token[kept++] = b->token[j];
+    }
+    b->n = b->unread = kept;
+}
+
+void fl_generate(fl_decoder *d, fl_request *requests, size_t n) {
+    fenv_t caller;
+    batch b = {.n = 0};
+    enter(d, &caller);
+    for (size_t next = 0; next < n || b.n;) {
+        next += admit(d, &b, requests + next, n - next);
+        if (b.n) write_on(d, &b);
+    }
+    leave(d, &caller);
 }

@@ -5,9 +5,11 @@
 #define FL_INTERNAL_H
 
 #include "fastlm.h"
+#include "threads.h"
 
 #include <fenv.h>
 #include <float.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
@@ -29,12 +31,18 @@
 #endif
 
 enum {
-    FL_PANEL = 16,   /* output rows that lie side by side in the file */
-    FL_GATES = 4,    /* i, f, g, o */
-    FL_ALIGN = 64,   /* bytes: a cache line, an AVX-512 register */
-    FL_BLOCK = 64,   /* tokens that share one noise counter group: FL_PANEL lanes x 4 words */
-    FL_NUMERICS = 1, /* version of docs/numerics.md that this engine computes */
+    FL_PANEL = 16,        /* output rows that lie side by side in the file */
+    FL_GATES = 4,         /* i, f, g, o */
+    FL_ALIGN = 64,        /* bytes: a cache line, an AVX-512 register */
+    FL_BLOCK = 64,        /* tokens that share one noise counter group: FL_PANEL lanes x 4 words */
+    FL_WIDTH = 8,         /* columns (sequences, places of a text) whose values lie side by side */
+    FL_MOST_COLUMNS = 64, /* that are computed at once */
+    FL_NUMERICS = 1,      /* version of docs/numerics.md that this engine computes */
 };
+
+/* Hidden values are multiplied by 127 and rounded where integer weights read them. */
+#define FL_HIDDEN_UNITS 127.0f
+#define FL_HIDDEN_STEP (1.0f / 127.0f)
 
 static inline size_t fl_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -66,6 +74,10 @@ fl_status fl_os_copy(const void *bytes, size_t size, fl_mapping *mapping, fl_err
 void fl_os_unmap(fl_mapping *mapping);
 void *fl_os_alloc(size_t size); /* FL_ALIGN-aligned, zeroed, pages touched only when used; NULL: none left */
 void fl_os_free(void *memory, size_t size);
+/* Processors that this process may run on now. */
+uint32_t fl_os_cores(void);
+/* Those of them that share no core, and no more than the control groups grant. */
+uint32_t fl_os_own_cores(void);
 
 /* ---- file: format.c ------------------------------------------------------------------------------ */
 
@@ -89,21 +101,33 @@ fl_status fl_file_array(const fl_file *file, const char *key, uint32_t item_type
 const char *fl_field_string(const fl_field *field, uint64_t n, size_t *size);
 uint32_t fl_field_u32(const fl_field *field, uint64_t n); /* n-th of an array of 32-bit numbers, its bits */
 bool fl_same_text(const char *text, size_t size, const char *expected);
-/* An f32 tensor "prefix.suffix" of exactly these dimensions, all of whose values are finite and at most
- * 2^40 in size (docs/numerics.md: then nothing can overflow). */
-fl_status fl_file_weights(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix,
-                          const uint64_t dims[4], const float **weights, fl_error *error);
+/* The tensor "prefix.suffix", or NULL. */
+const fl_tensor *fl_file_tensor(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix);
+/* Its bytes, if it is of exactly this type and these dimensions, and all its floats are finite and at most 2^40 in
+ * size (docs/numerics.md: then nothing can overflow). */
+fl_status fl_file_data(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix, uint32_t type,
+                       const uint64_t dims[4], const void **data, fl_error *error);
+/* The same for whole numbers from -127 to 127. */
+fl_status fl_file_int8(const fl_file *file, const char *prefix, size_t prefix_size, const char *suffix,
+                       const uint64_t dims[4], const void **data, fl_error *error);
 
 enum { FL_GGUF_UINT32 = 4, FL_GGUF_INT32 = 5, FL_GGUF_FLOAT32 = 6, FL_GGUF_STRING = 8, FL_GGUF_ARRAY = 9 };
-enum { FL_GGML_F32 = 0 };
+enum { FL_GGML_F32 = 0, FL_GGML_I8 = 24, FL_GGML_BF16 = 30 };
 
 /* ---- weights: model.c ---------------------------------------------------------------------------- */
 
-/* Rows in panels of 16: weights[panel][k][lane] belongs to row 16 * panel + lane and input k. */
+typedef enum fl_dtype { FL_F32, FL_BF16, FL_INT8, FL_INT4 } fl_dtype;
+
+/* Rows in panels of 16 (docs/format.md); an embedding of its own is in panels of one row. All in the mapping. */
 typedef struct fl_matrix {
-    const float *weights; /* [panels][inputs][FL_PANEL], in the mapping */
+    fl_dtype dtype;
+    const void *weights; /* f32 [panels][K][lanes], bf16 [panels][K/2][lanes][2], int8 [panels][K/4][lanes][4],
+                            int4 [panels][K/8][lanes][4], low nibbles before high ones */
+    const float *scale;  /* int8, int4: [panels][lanes] */
+    const int8_t *group; /* int4: [panels][K/64][lanes][2], a factor for every 32 weights */
     size_t panels;
     size_t inputs; /* K */
+    size_t lanes;  /* FL_PANEL or 1 */
 } fl_matrix;
 
 /* One LSTM layer. Panels come in groups of four, the i, f, g and o gates of the same 16 units. */
@@ -134,22 +158,48 @@ struct fl_model {
     uint32_t embedding_size;
     uint32_t n_layers;
     int32_t bos, eos;
-    const float *embedding; /* [V][E] in the mapping; NULL: tied, rows of the output matrix are used */
+    bool tied;           /* the embedding is the output matrix */
+    fl_matrix embedding; /* V panels of one row, or the output matrix */
     fl_lstm *layers;
     fl_matrix output;
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
     fl_row_store *store;
+    uint32_t threads; /* that share a step, at most */
 };
 
-/* ---- state and session: generate.c --------------------------------------------------------------- */
+/* ---- inputs of products: columns.c --------------------------------------------------------------- */
 
-/* The network's whole past. One block of memory; h of every layer twice, since a step reads the old one while
- * it writes the new one. */
-typedef struct fl_state {
+/* Vectors of K values, as floats and as bytes, in blocks of `width` columns side by side: 1, or FL_WIDTH so that
+ * a loaded weight meets many columns. A block starts after `padded` * width values (and bytes) of the one before. */
+typedef struct fl_columns {
+    float *values; /* [blocks][padded][width]; from K on anything */
+    int8_t *bytes; /* [blocks][padded / 4][width][4]: values / step, rounded; from K on zero */
+    int32_t *sums; /* [blocks][padded / 32][width]: of 32 bytes each */
+    float *steps;  /* [blocks][width] */
+    size_t inputs; /* K */
+    size_t padded; /* K rounded up to 64 */
+    size_t width;
+} fl_columns;
+
+/* Writes a column. step: of its bytes; 0: so that the largest value becomes 127. */
+void fl_columns_put(const fl_columns *columns, size_t column, const float *values, float step);
+/* Reads a column's values. */
+void fl_columns_get(const fl_columns *columns, size_t column, float *values);
+/* Copies a column of hidden values (whose steps are all alike), for the inputs begin … end-1, multiples of 32. */
+void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t from_column, size_t begin,
+                     size_t end);
+/* A row of a matrix, as floats: out[K]. */
+void fl_matrix_row(const fl_matrix *matrix, size_t row, float *out);
+
+/* ---- state and decoder: decoder.c ---------------------------------------------------------------- */
+
+/* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]. */
+struct fl_state {
+    const fl_model *model;
     uint64_t position; /* tokens read since the reset */
-    float *memory;     /* for each layer: h [2][16 * groups], c [16 * groups] */
     size_t floats;
-} fl_state;
+    float memory[];
+};
 
 /* A token that may win: ordered by falling logit, then by rising id. */
 typedef struct fl_candidate {
@@ -157,23 +207,68 @@ typedef struct fl_candidate {
     uint64_t mass;  /* what it weighs: 1, or its share of the probability in 2^-30 of the likeliest token's */
 } fl_candidate;
 
-struct fl_session {
-    const fl_model *model;
-    fl_state state;
-    float *logits;            /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
-    float *row;               /* first-layer gate row that the store had no room for */
-    float *embedding;         /* one embedding, when it is not contiguous in the file */
+/* What one thread needs to choose a token. */
+typedef struct fl_scratch {
     fl_candidate *candidates; /* [V] */
     float *kept_logits;       /* [V rounded up to FL_PANEL] */
     int32_t *kept_ids;        /* [V rounded up to FL_PANEL] */
     uint32_t *kept_mass;      /* [V rounded up to FL_PANEL] */
-    size_t bytes;             /* of the one allocation that holds all of this */
+} fl_scratch;
+
+/* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */
+typedef struct fl_layer_room {
+    fl_columns one[2];  /* h of a single column */
+    fl_columns many[2]; /* h of columns in blocks of FL_WIDTH */
+    fl_columns text;    /* h of the places of a text */
+    float *c[FL_MOST_COLUMNS];
+} fl_layer_room;
+
+/* The room to compute in; what it holds between calls is of no meaning. One block of memory, of which only what is used
+ * is ever touched. */
+struct fl_decoder {
+    const fl_model *model;
+    fl_layer_room *layers;
+    size_t now;                     /* which of each pair of h is current */
+    fl_columns embedded[2];         /* embeddings of tokens whose gate rows are not kept: of one, of many */
+    float *vector;                  /* one embedding */
+    float *gates[FL_MOST_COLUMNS];  /* gate inputs of a column, [4 * 16 * most groups] */
+    float *logits[FL_MOST_COLUMNS]; /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
+    fl_scratch *scratch;            /* [threads] */
+    fl_team team;
+    size_t bytes; /* of the one allocation that holds all of this */
 };
 
-/* sample.c: the next token from the session's logits. */
-int32_t fl_sample(fl_session *session, const fl_sampling *sampling);
-/* sample.c: natural log-probability of one token under the full softmax. */
-float fl_logprob(const fl_session *session, int32_t token);
+/* ---- the next token: sample.c -------------------------------------------------------------------- */
+
+/* Where the noise of one drawn token comes from; the token's id completes the counter. */
+typedef struct fl_noise {
+    uint32_t key[2];     /* the seed */
+    uint32_t counter[3]; /* position (low word), sample index, purpose and position (high bits) */
+} fl_noise;
+
+/* The token that wins so far: the larger key, among equals the lower id. */
+typedef struct fl_winner {
+    float key;
+    int32_t id;
+} fl_winner;
+
+#define FL_NO_WINNER ((fl_winner){-INFINITY, INT32_MAX})
+
+/* What is looked for among all tokens, while the logits appear: the token itself if no filter restricts the set, else
+ * the largest logit. */
+typedef struct fl_contest {
+    float temperature;
+    fl_noise noise;
+} fl_contest;
+
+fl_contest fl_contest_of(const fl_model *model, const fl_sampling *sampling, uint64_t position);
+/* The next token, given the contest's winner. */
+int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const float *logits, const fl_sampling *sampling,
+                  uint64_t position, fl_winner first);
+/* The winner among all tokens. */
+fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest);
+/* Natural log-probability of one token under the full softmax. */
+float fl_logprob(const fl_model *model, const float *logits, int32_t token);
 
 /* The caller's floating-point mode (rounding, flush-to-zero, traps) is set aside while we compute. */
 static inline void fl_fp_enter(fenv_t *caller) {

@@ -6,33 +6,40 @@
 
 #include "internal.h"
 
-#include <math.h>
-
-/* Where the noise of one drawn token comes from; the token's id completes the counter. */
-typedef struct fl_noise {
-    uint32_t key[2];     /* the seed */
-    uint32_t counter[3]; /* position (low word), sample index, purpose and position (high bits) */
-} fl_noise;
-
 enum { FL_PURPOSE_TOKEN = 0 };
 
 /* exp() of the likeliest token in the whole numbers that the sums over the vocabulary are made of. */
 #define FL_MASS_ONE 1073741824.0f /* 2^30 */
 
+/* Ranges of panels and groups let threads share the work: no result depends on how it is cut. */
 struct fl_kernels {
     const char *name;
 
-    /* out[16 p + lane] = start[...] + sum over k of weights * input[k], k rising, one fma each, for all panels. */
-    void (*product)(const fl_matrix *matrix, const float *start, const float *input, float *out);
+    /* For the panels begin … end-1 and the first n columns: out[column][16 panel + lane] = start[column][...] plus
+     * the product of weights and column. out may be start. */
+    void (*product)(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
+                    const float *const *start, float *const *out);
 
-    /* One LSTM step. start: [groups][4][16] gate inputs so far; x (or NULL: start holds its product already):
-     * x.inputs floats; h: old hidden values, units floats; h_new, c: [16 * groups], h_new distinct from h. */
-    void (*cell)(const fl_lstm *layer, const float *start, const float *x, const float *h, float *h_new, float *c);
+    /* One LSTM step of one column for the groups begin … end-1, begin even. start: [groups][4][16] gate inputs so
+     * far; x (or NULL: start holds its product already); h: old hidden values; h_new, c: written, h_new distinct
+     * from h. x, h and h_new have width 1. */
+    void (*cell)(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
+                 const fl_columns *h, const fl_columns *h_new, float *c);
 
-    /* The token with the largest logit + temperature * g, g standard Gumbel noise (none if temperature is 0);
-     * among equals the lowest id. ids (or NULL: 0, 1, …) has n entries. logits and ids must have room up to
-     * the next multiple of FL_BLOCK (ids NULL) or FL_PANEL; what lies there must be -inf and INT32_MAX. */
-    int32_t (*choose)(const float *logits, const int32_t *ids, size_t n, float temperature, const fl_noise *noise);
+    /* The same for n columns whose gate inputs are complete: gates[column] as start above, c[column]. */
+    void (*update)(const fl_lstm *layer, size_t begin, size_t end, size_t n, const float *const *gates,
+                   const fl_columns *h_new, float *const *c);
+
+    /* Lets the tokens begin … end-1 challenge the winner with the key logit + temperature * g, g standard Gumbel
+     * noise (none if temperature is 0). ids: NULL for the tokens themselves, else logits[i] is token ids[i]'s. begin is
+     * a multiple of FL_BLOCK; logits and ids must have room up to the next multiple of FL_BLOCK (ids NULL) or
+     * FL_PANEL; what lies there must be -inf and INT32_MAX. */
+    void (*choose)(fl_winner *winner, const float *logits, const int32_t *ids, size_t begin, size_t end,
+                   float temperature, const fl_noise *noise);
+
+    /* Lists the tokens whose logit is at least `floor`, by rising id, with their logits; returns how many. logits are
+     * padded to a multiple of FL_PANEL; ids and kept have room for n. */
+    size_t (*collect)(const float *logits, size_t n, float floor, int32_t *ids, float *kept);
 
     /* Sum of round(2^30 exp((logit - largest) * scale)) over n logits, padded with -inf to a multiple of
      * FL_PANEL; each term to mass (same room) unless NULL. */
@@ -45,16 +52,38 @@ struct fl_kernels {
 /* Levels, slowest first; cpu.c chooses. */
 extern const fl_kernels fl_kernels_scalar;
 extern const fl_kernels fl_kernels_avx2;
+extern const fl_kernels fl_kernels_avxvnni;
 extern const fl_kernels fl_kernels_avx512;
+extern const fl_kernels fl_kernels_avx512vnni;
+extern const fl_kernels fl_kernels_neon;
 
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__))
 #define FL_X86 1
+#endif
+
+/* Each compiler has its own name for the dot product, which older ones do not have. */
+#if defined(__aarch64__) && defined(__clang__)
+#define FL_NEON 1
+#define FL_NEON_TARGET "dotprod"
+#elif defined(__aarch64__) && defined(__GNUC__) && __GNUC__ >= 8
+#define FL_NEON 1
+#define FL_NEON_TARGET "arch=armv8.2-a+dotprod"
 #endif
 
 #if defined(__GNUC__)
 #define FL_INLINE static inline __attribute__((always_inline))
 #else
 #define FL_INLINE static inline
+#endif
+#if defined(__GNUC__)
+#define FL_NOINLINE __attribute__((noinline))
+#else
+#define FL_NOINLINE
+#endif
+#if defined(__GNUC__)
+#define FL_PREFETCH(address) __builtin_prefetch(address)
+#else
+#define FL_PREFETCH(address) (void)(address)
 #endif
 #if defined(__clang__)
 #define FL_UNROLL _Pragma("clang loop unroll(full)")
@@ -75,5 +104,7 @@ extern const fl_kernels fl_kernels_avx512;
 #endif
 
 fl_status fl_cpu_choose(const char *isa, const fl_kernels **kernels, fl_error *error);
+/* How many threads share a step that reads so many bytes of weights. asked: 0 for what is useful here. */
+fl_status fl_cpu_threads(uint32_t asked, size_t bytes, uint32_t *threads, fl_error *error);
 
 #endif

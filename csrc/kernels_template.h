@@ -10,6 +10,9 @@
 
 enum { VECTORS = FL_PANEL / FL_LANES }; /* vectors in a panel */
 
+/* Sums of a tile: of FL_PANELS panels for one column, or of FL_TILE panels for FL_COLUMNS columns. */
+#define FL_SUMS ((FL_PANELS > FL_TILE * FL_COLUMNS ? FL_PANELS : FL_TILE * FL_COLUMNS) * VECTORS)
+
 /* ---- elementary functions: coefficients fitted for this file, errors in docs/numerics.md ------------ */
 
 /* exp(x) = s + s * q with s a power of two and q = exp(r) - 1, |r| <= ln 2 / 2. x is taken as within
@@ -109,76 +112,395 @@ FL_INLINE vf gumbel(vi n) {
 
 /* ---- products --------------------------------------------------------------------------------------- */
 
-/* sum[p][v] += weights of `panels` panels times input: k rising, one sum a row. `panels` is a constant where
- * this is inlined, so the sums live in registers. */
-FL_INLINE void accumulate(vf *sum, const fl_matrix *matrix, size_t panel, const float *input, const int panels) {
-    const size_t K = matrix->inputs, stride = K * FL_PANEL;
-    const float *weights = matrix->weights + panel * stride;
-    for (size_t k = 0; k < K; k++, weights += FL_PANEL) {
-        const vf b = vf_set(input[k]);
-        FL_UNROLL for (int p = 0; p < panels; p++) FL_UNROLL for (int v = 0; v < VECTORS; v++) sum[p * VECTORS + v] =
-            vf_fma(vf_load(weights + (size_t)p * stride + v * FL_LANES), b, sum[p * VECTORS + v]);
-    }
+/* FL_COLUMNS or fewer columns of one block of the input, ready for a tile of panels. */
+typedef struct block {
+    const float *values;     /* [K][width] */
+    const int8_t *bytes;     /* [K / 4][width][4] */
+    const int32_t *sums;     /* [K / 32][width] */
+    const float *steps;      /* [width] */
+    int32_t total[FL_WIDTH]; /* of all bytes of a column */
+} block;
+
+static block block_at(const fl_columns *input, size_t column, bool integers) {
+    const size_t width = input->width, b = column / width, at = column % width, K = input->padded;
+    block found = {input->values + b * K * width + at,
+                   input->bytes + b * K * width + 4 * at,
+                   input->sums + b * K / 32 * width + at,
+                   input->steps + b * width + at,
+                   {0}};
+    if (integers)
+        for (size_t g = 0; g < K / 32; g++)
+            for (size_t j = 0; j < FL_COLUMNS && at + j < width; j++) found.total[j] += found.sums[g * width + j];
+    return found;
 }
 
-FL_INLINE void product_panels(const fl_matrix *matrix, size_t panel, const float *start, const float *input, float *out,
-                              const int panels) {
-    vf sum[FL_PANELS * VECTORS];
-    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++) sum[i] =
-        vf_load(start + panel * FL_PANEL + (size_t)i * FL_LANES);
-    accumulate(sum, matrix, panel, input, panels);
-    FL_UNROLL for (int i = 0; i < panels * VECTORS; i++)
-        vf_store(out + panel * FL_PANEL + (size_t)i * FL_LANES, sum[i]);
-}
-
-static void product(const fl_matrix *matrix, const float *start, const float *input, float *out) {
-    size_t panel = 0;
-    for (; panel + FL_PANELS <= matrix->panels; panel += FL_PANELS)
-        product_panels(matrix, panel, start, input, out, FL_PANELS);
-    switch (matrix->panels - panel) { /* the last few together: one alone would wait for its own sums */
-#if FL_PANELS > 4
-    case 7: product_panels(matrix, panel, start, input, out, 7); break;
-    case 6: product_panels(matrix, panel, start, input, out, 6); break;
-    case 5: product_panels(matrix, panel, start, input, out, 5); break;
-    case 4: product_panels(matrix, panel, start, input, out, 4); break;
+#if FL_LANES > 1
+#define EACH(i, n) FL_UNROLL for (int i = 0; i < (n); i++)
+#else /* nothing lives in registers, and code would fill pages */
+#define EACH(i, n) for (int i = 0; i < (n); i++)
 #endif
-    case 3: product_panels(matrix, panel, start, input, out, 3); break;
-    case 2: product_panels(matrix, panel, start, input, out, 2); break;
-    case 1: product_panels(matrix, panel, start, input, out, 1); break;
-    default: break;
-    }
+
+/* Distance of one input from the next. */
+FL_INLINE size_t width_of(const int columns) { return columns == 1 ? 1 : FL_WIDTH; }
+
+/* While a tile meets many columns, the memory rests: the weights of the next tile are asked for, `distance` bytes on.
+ * (batch 8, int8, 32 MB: 1.5 ms without, 0.73 with. One column is bound by memory anyway, and loses.) */
+FL_INLINE void fetch_ahead(const void *weights, size_t distance, const int columns) {
+    if (columns > 1) FL_PREFETCH((const char *)weights + distance);
 }
 
-/* The gates of `groups` groups of 16 units and the cell's update, all in registers:
- * c = sigmoid(f) * c + sigmoid(i) * tanh(g), h = sigmoid(o) * tanh(c). */
-FL_INLINE void cell_groups(const fl_lstm *layer, size_t group, const float *start, const float *x, const float *h,
-                           float *h_new, float *c, const int groups) {
-    vf sum[FL_PANELS * VECTORS];
-    const size_t panel = group * FL_GATES;
-    const int vectors = groups * FL_GATES * VECTORS;
-    FL_UNROLL for (int i = 0; i < vectors; i++) sum[i] = vf_load(start + panel * FL_PANEL + (size_t)i * FL_LANES);
-    if (x) accumulate(sum, &layer->x, panel, x, groups * FL_GATES);
-    accumulate(sum, &layer->h, panel, h, groups * FL_GATES);
-    FL_UNROLL for (int g = 0; g < groups; g++) {
-        FL_UNROLL for (int v = 0; v < VECTORS; v++) {
-            const vf *gate = sum + g * FL_GATES * VECTORS + v;
-            const size_t at = (group + (size_t)g) * FL_PANEL + (size_t)v * FL_LANES;
-            const vf in = vf_mul(sigmoid(gate[0]), hyperbolic_tangent(gate[2 * VECTORS]));
-            const vf cell = vf_fma(sigmoid(gate[VECTORS]), vf_load(c + at), in);
-            vf_store(c + at, cell);
-            vf_store(h_new + at, vf_mul(sigmoid(gate[3 * VECTORS]), hyperbolic_tangent(cell)));
+/* What follows adds a tile's weights times a block's columns to rows[column][16 panel + lane], the tile's rows of each
+ * column. `panels` and `columns` are constants where these are inlined, so the sums of a column's vectors, sum[column *
+ * panels * VECTORS + vector], live in registers. */
+
+FL_INLINE void load_rows(vf *sum, float *const *rows, const int panels, const int columns) {
+    EACH(j, columns) EACH(i, panels * VECTORS) sum[j * panels * VECTORS + i] = vf_load(rows[j] + i * FL_LANES);
+}
+
+FL_INLINE void store_rows(const vf *sum, float *const *rows, const int panels, const int columns) {
+    EACH(j, columns) EACH(i, panels * VECTORS) vf_store(rows[j] + i * FL_LANES, sum[j * panels * VECTORS + i]);
+}
+
+/* k rising, one fused multiply-add each. */
+FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
+                       const int columns) {
+    const size_t K = matrix->inputs, stride = K * FL_PANEL;
+    const float *weights = (const float *)matrix->weights + panel * stride, *x = in->values;
+    vf sum[FL_SUMS];
+    load_rows(sum, rows, panels, columns);
+    for (size_t k = 0; k < K; k++, weights += FL_PANEL, x += width_of(columns)) {
+        vf w[FL_PANELS * VECTORS];
+        EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vf_load(weights + (size_t)p * stride + v * FL_LANES);
+        EACH(p, panels) fetch_ahead(weights + (size_t)p * stride, (size_t)panels * stride * 4, columns);
+        EACH(j, columns) {
+            const vf b = vf_set(x[j]);
+            EACH(i, panels * VECTORS) sum[j * panels * VECTORS + i] = vf_fma(w[i], b, sum[j * panels * VECTORS + i]);
+        }
+    }
+    store_rows(sum, rows, panels, columns);
+}
+
+/* As f32; a lane holds the weights of two k, whose 16 bits are the upper half of a float. */
+FL_INLINE void add_bf16(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
+                        const int columns) {
+    const size_t K = matrix->inputs, stride = (K + 1) / 2 * FL_PANEL;
+    const uint32_t *weights = (const uint32_t *)matrix->weights + panel * stride;
+    const float *x = in->values;
+    vf sum[FL_SUMS];
+    load_rows(sum, rows, panels, columns);
+    for (size_t k = 0; k < K; k += 2, weights += FL_PANEL, x += 2 * width_of(columns)) {
+        vi w[FL_PANELS * VECTORS];
+        EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vi_load(weights + (size_t)p * stride + v * FL_LANES);
+        EACH(p, panels) fetch_ahead(weights + (size_t)p * stride, (size_t)panels * stride * 4, columns);
+        EACH(j, columns) {
+            const vf b = vf_set(x[j]);
+            EACH(i, panels * VECTORS)
+            sum[j * panels * VECTORS + i] = vf_fma(vf_bits(vi_shl(w[i], 16)), b, sum[j * panels * VECTORS + i]);
+        }
+        if (k + 1 == K) break;
+        EACH(j, columns) {
+            const vf b = vf_set(x[width_of(columns) + (size_t)j]);
+            EACH(i, panels * VECTORS)
+            sum[j * panels * VECTORS + i] =
+                vf_fma(vf_bits(vi_and(w[i], vi_set(0xFFFF0000))), b, sum[j * panels * VECTORS + i]);
+        }
+    }
+    store_rows(sum, rows, panels, columns);
+}
+
+/* rows += scale of the row * step of the column * whole number. */
+FL_INLINE void add_scaled(const vi *whole, const fl_matrix *matrix, size_t panel, const block *in, float *const *rows,
+                          const int panels, const int columns) {
+    const float *scales = matrix->scale + panel * FL_PANEL;
+    EACH(i, panels * VECTORS) {
+        const vf scale = vf_load(scales + i * FL_LANES);
+        EACH(j, columns) {
+            float *row = rows[j] + i * FL_LANES;
+            const vf number = vf_from_int(whole[j * panels * VECTORS + i]);
+            vf_store(row, vf_fma(number, vf_mul(scale, vf_set(in->steps[j])), vf_load(row)));
         }
     }
 }
 
-static void cell(const fl_lstm *layer, const float *start, const float *x, const float *h, float *h_new, float *c) {
+FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
+                        const int columns) {
+    const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
+    const int8_t *weights = (const int8_t *)matrix->weights + panel * stride, *x = in->bytes;
+    vi dot[FL_SUMS];
+    EACH(j, columns) EACH(i, panels * VECTORS) dot[j * panels * VECTORS + i] = vi_dot_start(in->total[j]);
+    for (size_t k = 0; k < blocks; k++, weights += 4 * FL_PANEL, x += 4 * width_of(columns)) {
+        vi w[FL_PANELS * VECTORS];
+        EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vi_load(weights + (size_t)p * stride + 4 * v * FL_LANES);
+        EACH(p, panels) fetch_ahead(weights + (size_t)p * stride, (size_t)panels * stride, columns);
+        EACH(j, columns) {
+            const vx b = vx_set(x + 4 * j);
+            EACH(i, panels * VECTORS) vi_dot(&dot[j * panels * VECTORS + i], w[i], b);
+        }
+    }
+    add_scaled(dot, matrix, panel, in, rows, panels, columns);
+}
+
+/* Sum of one group of 32 inputs, `blocks` (at most 4) blocks of 8, times values that were lifted by 8. */
+FL_INLINE void int4_group(vi *group, const int8_t *weights, size_t stride, const block *in, size_t g, size_t blocks,
+                          const int panels, const int columns) {
+    vn dot[FL_SUMS];
+    EACH(i, columns * panels * VECTORS) dot[i] = vn_zero();
+    const int8_t *x = in->bytes + 32 * g * width_of(columns);
+    weights += 4 * g * 4 * FL_PANEL;
+    for (size_t k = 0; k < blocks; k++, weights += 4 * FL_PANEL, x += 8 * width_of(columns)) {
+        vi w[FL_PANELS * VECTORS];
+        EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vi_load(weights + (size_t)p * stride + 4 * v * FL_LANES);
+        EACH(p, panels) fetch_ahead(weights + (size_t)p * stride, (size_t)panels * stride, columns);
+        EACH(j, columns) {
+            const vx low = vx_set(x + 4 * j), high = vx_set(x + 4 * width_of(columns) + 4 * j);
+            EACH(i, panels * VECTORS) vn_dot(&dot[j * panels * VECTORS + i], w[i], low, high);
+        }
+    }
+    EACH(j, columns) {
+        const vi lifted = vi_set((uint32_t)(8 * in->sums[g * width_of(columns) + (size_t)j]));
+        EACH(i, panels * VECTORS)
+        group[j * panels * VECTORS + i] = vi_sub(vn_total(dot[j * panels * VECTORS + i]), lifted);
+    }
+}
+
+/* Two groups at a time: their sums fit 16 bits each, and one instruction multiplies both by their factors. */
+FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
+                        const int columns) {
+    const size_t blocks = (matrix->inputs + 7) / 8, stride = blocks * 4 * FL_PANEL, pairs = (blocks + 7) / 8;
+    const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
+    const int8_t *factors = matrix->group + panel * pairs * 2 * FL_PANEL;
+    vi total[FL_SUMS];
+    EACH(i, columns * panels * VECTORS) total[i] = vi_set(0);
+    for (size_t pair = 0; pair < pairs; pair++) {
+        const size_t left = blocks - 8 * pair;
+        vi first[FL_SUMS], second[FL_SUMS];
+        if (left >= 8) {
+            int4_group(first, weights, stride, in, 2 * pair, 4, panels, columns);
+            int4_group(second, weights, stride, in, 2 * pair + 1, 4, panels, columns);
+        } else {
+            int4_group(first, weights, stride, in, 2 * pair, left < 4 ? left : 4, panels, columns);
+            int4_group(second, weights, stride, in, 2 * pair + 1, left < 4 ? 0 : left - 4, panels, columns);
+        }
+        EACH(p, panels) EACH(v, VECTORS) {
+            const vi factor = vi_load_factors(factors + (((size_t)p * pairs + pair) * FL_PANEL + v * FL_LANES) * 2);
+            EACH(j, columns) {
+                const int i = (j * panels + p) * VECTORS + v;
+                vi_dot_pair(&total[i], vi_pair(first[i], second[i]), factor);
+            }
+        }
+    }
+    add_scaled(total, matrix, panel, in, rows, panels, columns);
+}
+
+/* Every tile is a function of its own: in one large function compilers lose the registers. */
+typedef void add_tile(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows);
+
+#define TILE(dtype, panels, columns)                                                                                   \
+    static FL_NOINLINE void add_##dtype##_##panels##x##columns(const fl_matrix *matrix, size_t panel, const block *in, \
+                                                               float *const *rows) {                                   \
+        add_##dtype(matrix, panel, in, rows, panels, columns);                                                         \
+    }
+#if FL_PANELS == 8
+#define TILES(dtype)                                                                                                   \
+    TILE(dtype, 1, 1)                                                                                                  \
+    TILE(dtype, 2, 1)                                                                                                  \
+    TILE(dtype, 3, 1)                                                                                                  \
+    TILE(dtype, 4, 1)                                                                                                  \
+    TILE(dtype, 5, 1)                                                                                                  \
+    TILE(dtype, 6, 1)                                                                                                  \
+    TILE(dtype, 7, 1)                                                                                                  \
+    TILE(dtype, 8, 1)
+#define ONE_COLUMN(dtype)                                                                                              \
+    {add_##dtype##_1x1, add_##dtype##_2x1, add_##dtype##_3x1, add_##dtype##_4x1,                                       \
+     add_##dtype##_5x1, add_##dtype##_6x1, add_##dtype##_7x1, add_##dtype##_8x1}
+#else
+#define TILES(dtype)                                                                                                   \
+    TILE(dtype, 1, 1)                                                                                                  \
+    TILE(dtype, 2, 1)                                                                                                  \
+    TILE(dtype, 3, 1)                                                                                                  \
+    TILE(dtype, 4, 1)
+#define ONE_COLUMN(dtype) {add_##dtype##_1x1, add_##dtype##_2x1, add_##dtype##_3x1, add_##dtype##_4x1}
+#endif
+#define WIDE_TILES(dtype)                                                                                              \
+    static FL_NOINLINE void add_##dtype##_narrow(const fl_matrix *matrix, size_t panel, const block *in,               \
+                                                 float *const *rows) {                                                 \
+        add_##dtype(matrix, panel, in, rows, 1, FL_COLUMNS);                                                           \
+    }                                                                                                                  \
+    static FL_NOINLINE void add_##dtype##_wide(const fl_matrix *matrix, size_t panel, const block *in,                 \
+                                               float *const *rows) {                                                   \
+        add_##dtype(matrix, panel, in, rows, FL_TILE, FL_COLUMNS);                                                     \
+    }
+TILES(f32)
+TILES(bf16)
+TILES(int8)
+TILES(int4)
+WIDE_TILES(f32)
+WIDE_TILES(bf16)
+WIDE_TILES(int8)
+WIDE_TILES(int4)
+
+static add_tile *const one_column[][FL_PANELS] = {[FL_F32] = ONE_COLUMN(f32),
+                                                  [FL_BF16] = ONE_COLUMN(bf16),
+                                                  [FL_INT8] = ONE_COLUMN(int8),
+                                                  [FL_INT4] = ONE_COLUMN(int4)};
+static add_tile *const many_columns[][2] = {[FL_F32] = {add_f32_narrow, add_f32_wide},
+                                            [FL_BF16] = {add_bf16_narrow, add_bf16_wide},
+                                            [FL_INT8] = {add_int8_narrow, add_int8_wide},
+                                            [FL_INT4] = {add_int4_narrow, add_int4_wide}};
+
+static bool reads_bytes(const fl_matrix *matrix) { return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4; }
+
+/* The last few panels go together: one alone would wait for its own sums. */
+static void product_column(const fl_matrix *matrix, size_t begin, size_t end, const block *in, const float *start,
+                           float *out) {
+    if (start != out) memcpy(out + begin * FL_PANEL, start + begin * FL_PANEL, (end - begin) * FL_PANEL * sizeof *out);
+    for (size_t panel = begin, step; panel < end; panel += step) {
+        float *row = out + panel * FL_PANEL;
+        step = end - panel < FL_PANELS ? end - panel : FL_PANELS;
+        one_column[matrix->dtype][step - 1](matrix, panel, in, &row);
+    }
+}
+
+/* One tile for all columns, of which the last block may not have FL_COLUMNS: what it computes too much goes nowhere. */
+static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, const block *blocks, size_t n,
+                         const float *const *start, float *const *out) {
+    float nowhere[FL_TILE * FL_PANEL] = {0}, *rows[FL_COLUMNS];
+    for (size_t first = 0; first < n; first += FL_COLUMNS) {
+        for (size_t j = 0; j < FL_COLUMNS; j++) {
+            const size_t column = first + j;
+            rows[j] = column < n ? out[column] + panel * FL_PANEL : nowhere;
+            if (column < n && start[column] != out[column])
+                memcpy(rows[j], start[column] + panel * FL_PANEL, panels * FL_PANEL * sizeof *nowhere);
+        }
+        many_columns[matrix->dtype][panels > 1](matrix, panel, &blocks[first / FL_COLUMNS], rows);
+    }
+}
+
+/* A tile's weights stay in the cache while all columns pass. */
+static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
+                    const float *const *start, float *const *out) {
+    block blocks[FL_MOST_COLUMNS / FL_COLUMNS];
+    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(input, b * FL_COLUMNS, reads_bytes(matrix));
+    if (input->width == 1) {
+        product_column(matrix, begin, end, blocks, *start, *out);
+        return;
+    }
+    /* int4 has two sums on the way to one, and no room for a larger tile */
+    const size_t most = matrix->dtype == FL_INT4 ? 1 : FL_TILE;
+    for (size_t panel = begin, step; panel < end; panel += step) {
+        step = end - panel < most ? 1 : most;
+        product_tile(matrix, panel, step, blocks, n, start, out);
+    }
+}
+
+/* ---- the cell --------------------------------------------------------------------------------------- */
+
+/* 16 units' update: c = sigmoid(f) * c + sigmoid(i) * tanh(g), h = sigmoid(o) * tanh(c). */
+FL_INLINE void update_units(const vf *gate, float *c, vf *h) {
+    EACH(v, VECTORS) {
+        const vf in = vf_mul(sigmoid(gate[v]), hyperbolic_tangent(gate[2 * VECTORS + v]));
+        const vf cell = vf_fma(sigmoid(gate[VECTORS + v]), vf_load(c + v * FL_LANES), in);
+        vf_store(c + v * FL_LANES, cell);
+        h[v] = vf_mul(sigmoid(gate[3 * VECTORS + v]), hyperbolic_tangent(cell));
+    }
+}
+
+/* round(127 h), halves to even, in the low byte. */
+FL_INLINE vi quantised(vf h) {
+    const vf magic = vf_set(12582912.0f); /* 1.5 * 2^23, as in exp_parts */
+    return vi_bits(vf_add(vf_mul(h, vf_set(FL_HIDDEN_UNITS)), magic));
+}
+
+/* What the next products want to know besides the bytes. What pads a layer's units is cleared: products of bytes
+ * read whole words. */
+static void finish_bytes(const fl_columns *h, size_t block, size_t begin, size_t end) {
+    const size_t width = h->width, first = begin * FL_PANEL, last = fl_round_up(end * FL_PANEL, 32);
+    int8_t *bytes = h->bytes + block * h->padded * width;
+    int32_t *sums = h->sums + block * h->padded / 32 * width;
+    for (size_t k = h->inputs; k < end * FL_PANEL; k++)
+        for (size_t j = 0; j < width; j++) bytes[(k / 4 * width + j) * 4 + k % 4] = 0;
+    for (size_t g = first / 32; g < last / 32; g++)
+        for (size_t j = 0; j < width; j++) {
+            int32_t sum = 0;
+            for (size_t k = 0; k < 8; k++)
+                for (size_t i = 0; i < 4; i++) sum += bytes[((8 * g + k) * width + j) * 4 + i];
+            sums[g * width + j] = sum;
+        }
+}
+
+/* The gates of `groups` groups of 16 units, all of their inputs, and their update. */
+static void cell_groups(const fl_lstm *layer, size_t group, size_t groups, const float *start, const block *x,
+                        const block *h, const fl_columns *h_new, float *c) {
+    _Alignas(FL_ALIGN) float gates[FL_PANELS * FL_PANEL];
+    float *rows = gates;
+    const size_t panel = group * FL_GATES, panels = groups * FL_GATES;
+    memcpy(gates, start + panel * FL_PANEL, panels * FL_PANEL * sizeof *gates);
+    if (x) one_column[layer->x.dtype][panels - 1](&layer->x, panel, x, &rows);
+    one_column[layer->h.dtype][panels - 1](&layer->h, panel, h, &rows);
+    for (size_t g = 0; g < groups; g++) {
+        vf gate[FL_GATES * VECTORS], value[VECTORS];
+        const size_t unit = (group + g) * FL_PANEL;
+        EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(gates + g * FL_GATES * FL_PANEL + (size_t)i * FL_LANES);
+        update_units(gate, c + unit, value);
+        EACH(v, VECTORS) {
+            vf_store(h_new->values + unit + v * FL_LANES, value[v]);
+            vi_store_bytes(h_new->bytes + unit + v * FL_LANES, quantised(value[v]));
+        }
+    }
+}
+
+static void cell(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
+                 const fl_columns *h, const fl_columns *h_new, float *c) {
     enum { GROUPS = FL_PANELS / FL_GATES };
-    size_t group = 0;
-    for (; group + GROUPS <= layer->groups; group += GROUPS) cell_groups(layer, group, start, x, h, h_new, c, GROUPS);
-    for (; group < layer->groups; group++) cell_groups(layer, group, start, x, h, h_new, c, 1);
+    const block hidden = block_at(h, 0, reads_bytes(&layer->h));
+    block below;
+    if (x) below = block_at(x, 0, reads_bytes(&layer->x));
+    for (size_t group = begin, step; group < end; group += step) {
+        step = end - group < GROUPS ? end - group : GROUPS;
+        cell_groups(layer, group, step, start, x ? &below : NULL, &hidden, h_new, c);
+    }
+    finish_bytes(h_new, 0, begin, end);
+}
+
+/* 16 units of one column, from a vector to the layout of columns. */
+static void scatter(const fl_columns *h_new, size_t column, size_t unit, const vf *value) {
+    float values[FL_PANEL];
+    int8_t bytes[FL_PANEL];
+    EACH(v, VECTORS) {
+        vf_store(values + v * FL_LANES, value[v]);
+        vi_store_bytes(bytes + v * FL_LANES, quantised(value[v]));
+    }
+    const size_t width = h_new->width, at = column / width * h_new->padded * width, j = column % width;
+    for (size_t k = 0; k < FL_PANEL; k++) h_new->values[at + (unit + k) * width + j] = values[k];
+    for (size_t k = 0; k < FL_PANEL; k += 4) memcpy(h_new->bytes + at + (unit + k) * width + 4 * j, bytes + k, 4);
+}
+
+static void update(const fl_lstm *layer, size_t begin, size_t end, size_t n, const float *const *gates,
+                   const fl_columns *h_new, float *const *c) {
+    (void)layer;
+    for (size_t j = 0; j < n; j++) {
+        for (size_t group = begin; group < end; group++) {
+            vf gate[FL_GATES * VECTORS], value[VECTORS];
+            const float *from = gates[j] + group * FL_GATES * FL_PANEL;
+            EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(from + (size_t)i * FL_LANES);
+            update_units(gate, c[j] + group * FL_PANEL, value);
+            scatter(h_new, j, group * FL_PANEL, value);
+        }
+    }
+    for (size_t b = 0; b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
 }
 
 /* ---- the next token --------------------------------------------------------------------------------- */
+
+FL_INLINE size_t lowest_bit(uint32_t bits) {
+#if defined(__GNUC__)
+    return (size_t)__builtin_ctz(bits);
+#else
+    size_t n = 0;
+    for (; !(bits & 1); bits >>= 1) n++;
+    return n;
+#endif
+}
 
 /* The best so far in every lane: the larger key, among equals the lower id. */
 typedef struct winner {
@@ -192,64 +514,84 @@ FL_INLINE void challenge(winner *best, vf key, vi id) {
     best->id = vi_select(wins, id, best->id);
 }
 
-static int32_t final_winner(winner best) {
-    float key[FL_LANES];
-    int32_t id[FL_LANES];
-    vf_store(key, best.key);
-    vi_store(id, best.id);
-    int w = 0;
-    for (int i = 1; i < FL_LANES; i++)
-        if (key[i] > key[w] || (key[i] == key[w] && id[i] < id[w])) w = i;
-    return id[w];
-}
+FL_INLINE vi ids_from(size_t first) { return vi_add(vi_set((uint32_t)first), vi_lanes()); }
 
-static void challenge_greedy(winner *best, const float *logits, const int32_t *ids, size_t n) {
-    for (size_t at = 0; at < n; at += FL_LANES) {
-        const vi id = ids ? vi_load(ids + at) : vi_add(vi_set((uint32_t)at), vi_lanes());
-        challenge(best, vf_load(logits + at), id);
-    }
+/* Four chains, since each comparison waits for the one before it. */
+FL_INLINE void challenge_greedy(winner *best, const float *logits, size_t begin, size_t end) {
+    winner chain[4] = {*best, *best, *best, *best};
+    for (size_t at = begin; at < end; at += FL_BLOCK)
+        for (size_t v = 0; v < FL_BLOCK / FL_LANES; v += 4) EACH(i, 4) {
+                const size_t id = at + (v + (size_t)i) * FL_LANES;
+                challenge(&chain[i], vf_load(logits + id), ids_from(id));
+            }
+    EACH(i, 4) challenge(best, chain[i].key, chain[i].id);
 }
 
 /* Token 64 b + 16 j + l has word j of the counter that starts with 16 b + l, so that 16 lanes of the
  * generator make the noise of 64 tokens in a row, in order. */
-static void challenge_all(winner *best, const float *logits, size_t n, float temperature, const fl_noise *noise) {
+FL_INLINE void challenge_all(winner *best, const float *logits, size_t begin, size_t end, float temperature,
+                             const fl_noise *noise) {
     const vf t = vf_set(temperature);
-    for (size_t block = 0; block * FL_BLOCK < n; block++) {
+    for (size_t block = begin / FL_BLOCK; block * FL_BLOCK < end; block++) {
         for (size_t v = 0; v < VECTORS; v++) {
             vi word[4];
-            philox(vi_add(vi_set((uint32_t)(block * FL_PANEL + v * FL_LANES)), vi_lanes()), noise, word);
+            philox(ids_from(block * FL_PANEL + v * FL_LANES), noise, word);
             for (size_t j = 0; j < 4; j++) {
                 const size_t at = block * FL_BLOCK + j * FL_PANEL + v * FL_LANES;
-                const vf key = vf_fma(t, gumbel(word[j]), vf_load(logits + at));
-                challenge(best, key, vi_add(vi_set((uint32_t)at), vi_lanes()));
+                challenge(best, vf_fma(t, gumbel(word[j]), vf_load(logits + at)), ids_from(at));
             }
         }
     }
 }
 
-static void challenge_listed(winner *best, const float *logits, const int32_t *ids, size_t n, float temperature,
-                             const fl_noise *noise) {
+FL_INLINE void challenge_listed(winner *best, const float *logits, const int32_t *ids, size_t n, float temperature,
+                                const fl_noise *noise) {
     const vf t = vf_set(temperature);
     for (size_t at = 0; at < n; at += FL_LANES) {
         const vi id = vi_load(ids + at);
-        vi word[4];
-        philox(vi_add(vi_shl(vi_shr(id, 6), 4), vi_and(id, vi_set(15))), noise, word);
-        const vi j = vi_and(vi_shr(id, 4), vi_set(3));
-        vi n32 = word[3];
-        for (uint32_t i = 0; i < 3; i++) n32 = vi_select(vi_equal(j, vi_set(i)), word[i], n32);
-        challenge(best, vf_fma(t, gumbel(n32), vf_load(logits + at)), id);
+        vf key = vf_load(logits + at);
+        if (temperature != 0.0f) {
+            vi word[4];
+            philox(vi_add(vi_shl(vi_shr(id, 6), 4), vi_and(id, vi_set(15))), noise, word);
+            const vi j = vi_and(vi_shr(id, 4), vi_set(3));
+            vi n32 = word[3];
+            for (uint32_t i = 0; i < 3; i++) n32 = vi_select(vi_equal(j, vi_set(i)), word[i], n32);
+            key = vf_fma(t, gumbel(n32), key);
+        }
+        challenge(best, key, id);
     }
 }
 
-static int32_t choose(const float *logits, const int32_t *ids, size_t n, float temperature, const fl_noise *noise) {
-    winner best = {vf_set(-INFINITY), vi_set(INT32_MAX)};
-    if (temperature == 0.0f)
-        challenge_greedy(&best, logits, ids, n);
-    else if (ids)
-        challenge_listed(&best, logits, ids, n, temperature, noise);
+static void choose(fl_winner *found, const float *logits, const int32_t *ids, size_t begin, size_t end,
+                   float temperature, const fl_noise *noise) {
+    winner best = {vf_set(found->key), vi_set((uint32_t)found->id)};
+    if (ids)
+        challenge_listed(&best, logits + begin, ids + begin, end - begin, temperature, noise);
+    else if (temperature == 0.0f)
+        challenge_greedy(&best, logits, begin, end);
     else
-        challenge_all(&best, logits, n, temperature, noise);
-    return final_winner(best);
+        challenge_all(&best, logits, begin, end, temperature, noise);
+    float key[FL_LANES];
+    int32_t id[FL_LANES];
+    vf_store(key, best.key);
+    vi_store(id, best.id);
+    for (int i = 0; i < FL_LANES; i++)
+        if (key[i] > found->key || (key[i] == found->key && id[i] < found->id)) *found = (fl_winner){key[i], id[i]};
+}
+
+static size_t collect(const float *logits, size_t n, float floor, int32_t *ids, float *kept) {
+    size_t count = 0;
+    for (size_t at = 0; at < n; at += FL_LANES) {
+        const vf x = vf_load(logits + at);
+        uint32_t bits = vm_bits(vm_or(vf_greater(x, vf_set(floor)), vf_equal(x, vf_set(floor))));
+        if (n - at < FL_LANES) bits &= (1u << (n - at)) - 1;
+        for (; bits; bits &= bits - 1) {
+            const size_t id = at + lowest_bit(bits);
+            ids[count] = (int32_t)id;
+            kept[count++] = logits[id];
+        }
+    }
+    return count;
 }
 
 static uint64_t mass(const float *logits, size_t n, float largest, float scale, uint32_t *out) {
@@ -273,4 +615,4 @@ static float logarithm(float x) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), product, cell, choose, mass, logarithm};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), product, cell, update, choose, collect, mass, logarithm};

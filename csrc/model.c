@@ -64,31 +64,112 @@ static fl_status check_layer(const layer_table *table, uint64_t layer, fl_error 
     if (!status && fl_field_u32(table->input, layer) != (uint32_t)layer - 1)
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.input', layer %llu: expected %d, found %d",
                          (unsigned long long)layer, (int)layer - 1, (int)fl_field_u32(table->input, layer));
-    if (!status && fl_field_u32(table->scale, layer) << 1) /* not 0, of either sign */
-        status = fl_fail(error, FL_ERROR_FORMAT,
-                         "key 'lstm.layer.scale', layer %llu: this version computes no quantised inputs",
-                         (unsigned long long)layer);
     if (!status && (units == 0 || units > limit))
         status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.units', layer %llu: expected 1 to %u, found %u",
                          (unsigned long long)layer, limit, units);
     return status;
 }
 
-static fl_status read_matrix(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix,
-                             size_t panels, size_t inputs, fl_matrix *matrix, fl_error *error) {
-    size_t size;
-    const char *name = fl_field_string(table->tensor, layer, &size);
-    const uint64_t dims[4] = {FL_PANEL, inputs, panels, 1};
-    *matrix = (fl_matrix){NULL, panels, inputs};
-    return fl_file_weights(file, name, size, suffix, dims, &matrix->weights, error);
+/* ---- matrices ---------------------------------------------------------------------------------------- */
+
+/* Bounds that keep whole sums within 32 bits: 127 * 127 * K, and 128 * 32 * 8 * 127 for 32 of int4's K. */
+enum { MOST_INT8_INPUTS = 1 << 17, MOST_INT4_INPUTS = 1 << 14 };
+
+static uint64_t parts(uint64_t n, uint64_t size) { return (n + size - 1) / size; }
+
+/* What tells the dtype of matrix "name". */
+static fl_status find_dtype(const fl_file *file, const char *name, size_t size, fl_dtype *dtype, fl_error *error) {
+    const fl_tensor *weight = fl_file_tensor(file, name, size, "weight");
+    if (!weight)
+        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.weight': expected, not found", fl_show(name, size).text);
+    *dtype = weight->type == FL_GGML_F32                 ? FL_F32
+             : weight->type == FL_GGML_BF16              ? FL_BF16
+             : fl_file_tensor(file, name, size, "group") ? FL_INT4
+                                                         : FL_INT8;
+    return FL_OK;
 }
 
-static fl_status read_bias(const fl_file *file, const layer_table *table, uint64_t layer, const char *suffix,
-                           size_t panels, const float **bias, fl_error *error) {
+static fl_status read_scale(const fl_file *file, const char *name, size_t size, const uint64_t dims[4],
+                            const float **scale, fl_error *error) {
+    const void *data;
+    const fl_status status = fl_file_data(file, name, size, "scale", FL_GGML_F32, dims, &data, error);
+    if (status) return status;
+    *scale = data;
+    for (uint64_t i = 0; i < dims[0] * dims[1]; i++)
+        if (!((*scale)[i] >= 0))
+            return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.scale': expected numbers from 0, found %g",
+                           fl_show(name, size).text, (double)(*scale)[i]);
+    return FL_OK;
+}
+
+/* `panels` panels of `lanes` rows of K inputs, in whichever dtype the file has them. One row's panel has no dimension
+ * for its lane. */
+static fl_status read_matrix(const fl_file *file, const char *name, size_t size, size_t lanes, size_t panels,
+                             size_t inputs, fl_matrix *matrix, fl_error *error) {
+    const uint64_t K = inputs, P = panels, L = lanes;
+    fl_dtype dtype = FL_F32;
+    fl_status status = find_dtype(file, name, size, &dtype, error);
+    if (status) return status;
+    const uint64_t most = dtype == FL_INT8 ? MOST_INT8_INPUTS : dtype == FL_INT4 ? MOST_INT4_INPUTS : K;
+    if (K > most)
+        return fl_fail(error, FL_ERROR_FORMAT,
+                       "tensor '%s.weight': expected at most %llu inputs of whole numbers, found %llu",
+                       fl_show(name, size).text, (unsigned long long)most, (unsigned long long)K);
+    const bool rows = lanes == 1;
+    const uint64_t items = dtype == FL_BF16 ? 2 : 4, each = parts(K, dtype == FL_INT4 ? 8 : items);
+    const uint64_t f32[4] = {rows ? K : L, rows ? P : K, rows ? 1 : P, 1};
+    const uint64_t packed[4] = {rows ? items * each : items, rows ? P : L, rows ? 1 : each, rows ? 1 : P};
+    const uint64_t scale[4] = {rows ? P : L, rows ? 1 : P, 1, 1};
+    const uint64_t group[4] = {rows ? 2 * parts(K, 64) : 2, rows ? P : L, rows ? 1 : parts(K, 64), rows ? 1 : P};
+    const void *factors = NULL;
+    *matrix = (fl_matrix){.dtype = dtype, .panels = panels, .inputs = inputs, .lanes = lanes};
+    if (dtype == FL_F32) return fl_file_data(file, name, size, "weight", FL_GGML_F32, f32, &matrix->weights, error);
+    if (dtype == FL_BF16)
+        return fl_file_data(file, name, size, "weight", FL_GGML_BF16, packed, &matrix->weights, error);
+    status = dtype == FL_INT8 ? fl_file_int8(file, name, size, "weight", packed, &matrix->weights, error)
+                              : fl_file_data(file, name, size, "weight", FL_GGML_I8, packed, &matrix->weights, error);
+    if (!status && dtype == FL_INT4)
+        status = fl_file_data(file, name, size, "group", FL_GGML_I8, group, &factors, error);
+    matrix->group = factors;
+    return status ? status : read_scale(file, name, size, scale, &matrix->scale, error);
+}
+
+static bool whole_numbers(const fl_matrix *matrix) { return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4; }
+
+/* Where whole numbers are multiplied, hidden values are too, in steps of 1/127. */
+static fl_status check_step(const layer_table *table, uint64_t layer, bool whole, fl_error *error) {
+    const uint32_t found = fl_field_u32(table->scale, layer);
+    const float step = whole ? FL_HIDDEN_STEP : 0.0f;
+    float given;
+    memcpy(&given, &found, sizeof given);
+    if (given == step) return FL_OK;
+    return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.scale', layer %llu: expected %g, found %g",
+                   (unsigned long long)layer, (double)step, (double)given);
+}
+
+static fl_status read_bias(const fl_file *file, const layer_table *table, uint64_t layer, size_t panels,
+                           const float **bias, fl_error *error) {
     size_t size;
     const char *name = fl_field_string(table->tensor, layer, &size);
     const uint64_t dims[4] = {FL_PANEL, panels, 1, 1};
-    return fl_file_weights(file, name, size, suffix, dims, bias, error);
+    const void *data = NULL;
+    const fl_status status = fl_file_data(file, name, size, "bias", FL_GGML_F32, dims, &data, error);
+    *bias = data;
+    return status;
+}
+
+/* Matrix "tensor.part" of a layer. */
+static fl_status read_part(const fl_file *file, const layer_table *table, uint64_t layer, const char *part,
+                           size_t panels, size_t inputs, fl_matrix *matrix, fl_error *error) {
+    char name[256];
+    size_t size;
+    const char *tensor = fl_field_string(table->tensor, layer, &size);
+    if (size > sizeof name - 4)
+        return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.layer.tensor', layer %llu: a name of %zu bytes",
+                       (unsigned long long)layer, size);
+    memcpy(name, tensor, size);
+    memcpy(name + size, part, 2);
+    return read_matrix(file, name, size + 2, FL_PANEL, panels, inputs, matrix, error);
 }
 
 static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64_t layer, fl_lstm *lstm,
@@ -96,10 +177,21 @@ static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64
     lstm->units = fl_field_u32(table->units, layer);
     lstm->groups = fl_round_up(lstm->units, FL_PANEL) / FL_PANEL;
     const size_t panels = lstm->groups * FL_GATES, inputs = fl_field_u32(table->units, layer - 1);
-    fl_status status = read_matrix(file, table, layer, "x.weight", panels, inputs, &lstm->x, error);
-    if (!status) status = read_matrix(file, table, layer, "h.weight", panels, lstm->units, &lstm->h, error);
-    if (!status) status = read_bias(file, table, layer, "bias", panels, &lstm->bias, error);
-    return status;
+    fl_status status = read_part(file, table, layer, ".x", panels, inputs, &lstm->x, error);
+    if (!status) status = read_part(file, table, layer, ".h", panels, lstm->units, &lstm->h, error);
+    if (!status) status = read_bias(file, table, layer, panels, &lstm->bias, error);
+    return status ? status : check_step(table, layer, whole_numbers(&lstm->x) || whole_numbers(&lstm->h), error);
+}
+
+static fl_status read_output(fl_model *model, const layer_table *table, fl_error *error) {
+    const uint64_t layer = table->count - 1;
+    const size_t panels = fl_round_up(model->vocab_size, FL_PANEL) / FL_PANEL;
+    size_t size;
+    const char *name = fl_field_string(table->tensor, layer, &size);
+    const size_t inputs = fl_field_u32(table->units, layer - 1);
+    fl_status status = read_matrix(&model->file, name, size, FL_PANEL, panels, inputs, &model->output, error);
+    if (!status) status = read_bias(&model->file, table, layer, panels, &model->output_bias, error);
+    return status ? status : check_step(table, layer, whole_numbers(&model->output), error);
 }
 
 /* The embedding lies in rows of its own or, tied, is read out of the output matrix's panels. */
@@ -107,16 +199,17 @@ static fl_status read_embedding(fl_model *model, const layer_table *table, fl_er
     size_t size, output_size;
     const char *name = fl_field_string(table->tensor, 0, &size);
     const char *output = fl_field_string(table->tensor, table->count - 1, &output_size);
-    if (size == output_size && memcmp(name, output, size) == 0) {
-        if (model->output.inputs != model->embedding_size)
-            return fl_fail(error, FL_ERROR_FORMAT,
-                           "a tied embedding of size %u needs a last layer as wide, found %zu units",
-                           model->embedding_size, model->output.inputs);
-        return expect_text(table->layout, "lstm.layer.layout", 0, "panels16", error);
-    }
-    const uint64_t dims[4] = {model->embedding_size, model->vocab_size, 1, 1};
-    const fl_status status = expect_text(table->layout, "lstm.layer.layout", 0, "rows", error);
-    return status ? status : fl_file_weights(&model->file, name, size, "weight", dims, &model->embedding, error);
+    fl_status status = check_step(table, 0, false, error);
+    if (status) return status;
+    model->tied = size == output_size && memcmp(name, output, size) == 0;
+    model->embedding = model->output;
+    if (model->tied && model->output.inputs != model->embedding_size)
+        return fl_fail(error, FL_ERROR_FORMAT,
+                       "a tied embedding of size %u needs a last layer as wide, found %zu units", model->embedding_size,
+                       model->output.inputs);
+    status = expect_text(table->layout, "lstm.layer.layout", 0, model->tied ? "panels16" : "rows", error);
+    if (status || model->tied) return status;
+    return read_matrix(&model->file, name, size, 1, model->vocab_size, model->embedding_size, &model->embedding, error);
 }
 
 static fl_status read_layers(fl_model *model, fl_error *error) {
@@ -131,11 +224,7 @@ static fl_status read_layers(fl_model *model, fl_error *error) {
     if (!model->layers) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %u layers", model->n_layers);
     for (uint32_t i = 0; !status && i < model->n_layers; i++)
         status = read_lstm(&model->file, &table, i + 1, &model->layers[i], error);
-    const size_t panels = fl_round_up(model->vocab_size, FL_PANEL) / FL_PANEL;
-    const size_t inputs = fl_field_u32(table.units, table.count - 2);
-    if (!status)
-        status = read_matrix(&model->file, &table, table.count - 1, "weight", panels, inputs, &model->output, error);
-    if (!status) status = read_bias(&model->file, &table, table.count - 1, "bias", panels, &model->output_bias, error);
+    if (!status) status = read_output(model, &table, error);
     return status ? status : read_embedding(model, &table, error);
 }
 
@@ -202,6 +291,21 @@ static void free_store(fl_row_store *store) {
     free(store);
 }
 
+/* ---- size ---------------------------------------------------------------------------------------------- */
+
+static size_t matrix_bytes(const fl_matrix *m) {
+    static const uint8_t halves[] = {[FL_F32] = 8, [FL_BF16] = 4, [FL_INT8] = 2, [FL_INT4] = 1};
+    return m->panels * m->lanes * m->inputs * halves[m->dtype] / 2;
+}
+
+/* Of the weights that are read for every token. */
+static size_t streamed_bytes(const fl_model *model) {
+    size_t bytes = matrix_bytes(&model->output);
+    for (uint32_t i = 0; i < model->n_layers; i++)
+        bytes += matrix_bytes(&model->layers[i].h) + (i ? matrix_bytes(&model->layers[i].x) : 0);
+    return bytes;
+}
+
 /* ---- public ------------------------------------------------------------------------------------------ */
 
 static fl_status build(fl_model *model, const fl_load_options *options, fl_error *error) {
@@ -212,6 +316,7 @@ static fl_status build(fl_model *model, const fl_load_options *options, fl_error
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);
     if (!status) status = make_store(model, options->row_cache_bytes, error);
+    if (!status) status = fl_cpu_threads(options->threads, streamed_bytes(model), &model->threads, error);
     return status;
 }
 
@@ -266,9 +371,10 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .layers = model->n_layers,
         .bos = model->bos,
         .eos = model->eos,
-        .tied = !model->embedding,
+        .tied = model->tied,
         .file_bytes = model->file.mapping.size,
         .row_cache_bytes = store ? store->capacity * store->row_floats * sizeof(float) : 0,
+        .threads = model->threads,
         .isa = model->kernels->name,
     };
 }
@@ -311,23 +417,25 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
 
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) {
     const fl_field *tokens, *logprobs;
-    fl_session *session;
+    fl_decoder *decoder = NULL;
+    fl_state *state = NULL;
     fl_status status = read_test(model, &tokens, &logprobs, tolerance, error);
-    if (!status) status = fl_session_new(model, &session, error);
-    if (status) return status;
+    if (!status) status = fl_decoder_new(model, &decoder, error);
+    if (!status) status = fl_state_new(model, &state, error);
     fenv_t caller;
     fl_fp_enter(&caller);
     *largest = 0;
-    for (uint64_t i = 0; i < tokens->count; i++) {
+    for (uint64_t i = 0; !status && i < tokens->count; i++) {
         const int32_t token = (int32_t)fl_field_u32(tokens, i);
         float found;
-        fl_score(session, &token, 1, &found);
+        fl_score(decoder, state, &token, 1, &found);
         if (i == 0) continue; /* nothing comes before the first */
         const double difference = fabs((double)found - (double)float_item(logprobs, i - 1));
         if (difference > *largest || isnan(difference))
             *largest = difference; /* not a number is the worst, and stays */
     }
     fl_fp_leave(&caller);
-    fl_session_free(session);
-    return FL_OK;
+    fl_state_free(state);
+    fl_decoder_free(decoder);
+    return status;
 }

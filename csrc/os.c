@@ -2,13 +2,16 @@
  *
  * Files, mappings and memory: the only code that knows the operating system. POSIX; Windows is not supported
  * yet (it wants CreateFileMapping and VirtualAlloc here, nothing elsewhere). */
-#if !defined(_DEFAULT_SOURCE)
-#define _DEFAULT_SOURCE /* MAP_ANONYMOUS under -std=c11 */
+#if !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* MAP_ANONYMOUS under -std=c11, sched_getaffinity */
 #endif
 #include "internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -59,4 +62,101 @@ void *fl_os_alloc(size_t size) {
 
 void fl_os_free(void *memory, size_t size) {
     if (memory) munmap(memory, size);
+}
+
+/* ---- cores ------------------------------------------------------------------------------------------- */
+
+#if defined(__linux__)
+/* First line of a small file, without its end; false: there is none. */
+static bool read_line(const char *path, char *line, size_t room) {
+    FILE *file = fopen(path, "re");
+    if (!file) return false;
+    const bool found = fgets(line, (int)room, file) != NULL;
+    fclose(file);
+    if (found) line[strcspn(line, "\n")] = 0;
+    return found;
+}
+
+static uint32_t quota_cores(double quota, double period) {
+    if (quota <= 0 || period <= 0) return UINT32_MAX;
+    return quota <= period ? 1 : (uint32_t)((quota + period - 1) / period);
+}
+
+/* Limit of one control group, of either version. */
+static uint32_t group_limit(const char *folder) {
+    char path[4200], line[64], *rest;
+    snprintf(path, sizeof path, "%s/cpu.max", folder);
+    if (read_line(path, line, sizeof line)) { /* "max 100000" or "150000 100000" */
+        const double quota = strtod(line, &rest);
+        return rest == line ? UINT32_MAX : quota_cores(quota, strtod(rest, NULL));
+    }
+    snprintf(path, sizeof path, "%s/cpu.cfs_quota_us", folder);
+    if (!read_line(path, line, sizeof line)) return UINT32_MAX;
+    const double quota = strtod(line, NULL);
+    snprintf(path, sizeof path, "%s/cpu.cfs_period_us", folder);
+    return read_line(path, line, sizeof line) ? quota_cores(quota, strtod(line, NULL)) : UINT32_MAX;
+}
+
+/* Limits of a group and all above it. */
+static uint32_t groups_limit(const char *root, const char *group) {
+    char folder[4096];
+    uint32_t least = UINT32_MAX;
+    if (snprintf(folder, sizeof folder, "%s%s", root, group) >= (int)sizeof folder) return least;
+    for (char *end = folder + strlen(folder);; end = strrchr(folder, '/')) {
+        if (!end || end < folder + strlen(root)) return least;
+        *end = 0;
+        const uint32_t limit = group_limit(folder);
+        least = limit < least ? limit : least;
+    }
+}
+
+/* Cores that the control groups grant: one, if they grant less. */
+static uint32_t granted_cores(void) {
+    char line[4096];
+    uint32_t least = UINT32_MAX;
+    FILE *file = fopen("/proc/self/cgroup", "re");
+    while (file && fgets(line, sizeof line, file)) { /* "0::/group" or "4:cpu,cpuacct:/group" */
+        line[strcspn(line, "\n")] = 0;
+        char *controllers = strchr(line, ':'), *group = controllers ? strchr(controllers + 1, ':') : NULL;
+        if (!group) continue;
+        *controllers++ = 0, *group++ = 0;
+        if (*controllers && !strstr(controllers, "cpu")) continue;
+        const uint32_t limit = groups_limit(*controllers ? "/sys/fs/cgroup/cpu" : "/sys/fs/cgroup", group);
+        least = limit < least ? limit : least;
+    }
+    if (file) fclose(file);
+    return least;
+}
+
+/* The lowest of the threads that share a core with a processor. */
+static int first_sibling(int cpu) {
+    char path[96], line[64];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list", cpu);
+    return read_line(path, line, sizeof line) ? (int)strtol(line, NULL, 10) : cpu;
+}
+#endif
+
+uint32_t fl_os_cores(void) {
+#if defined(__linux__)
+    cpu_set_t mine;
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) return (uint32_t)CPU_COUNT(&mine);
+#endif
+    const long count = sysconf(_SC_NPROCESSORS_ONLN);
+    return count < 1 ? 1 : (uint32_t)count;
+}
+
+uint32_t fl_os_own_cores(void) {
+    uint32_t cores = fl_os_cores();
+#if defined(__linux__)
+    cpu_set_t mine, firsts;
+    CPU_ZERO(&firsts);
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) {
+        for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+            if (CPU_ISSET(cpu, &mine)) CPU_SET(first_sibling(cpu), &firsts);
+        cores = (uint32_t)CPU_COUNT(&firsts);
+    }
+    const uint32_t granted = granted_cores();
+    if (granted < cores) cores = granted;
+#endif
+    return cores;
 }

@@ -9,6 +9,12 @@
  * measured in whole numbers, so that the order in which anything is summed cannot matter. */
 #include "kernels.h"
 
+typedef struct draw {
+    const fl_model *model;
+    const fl_scratch *scratch;
+    const float *logits; /* [V rounded up to FL_BLOCK] */
+} draw;
+
 /* ---- candidates -------------------------------------------------------------------------------------- */
 
 /* Whole numbers that order as -logit does: flip what makes floats differ from them, then reverse. */
@@ -20,22 +26,16 @@ static uint32_t falling_order(float logit) {
 }
 
 /* Lists the tokens whose logit is at least `floor`. */
-static size_t collect(fl_session *session, float floor) {
-    const float *logits = session->logits;
-    size_t n = 0;
-    for (uint32_t id = 0; id < session->model->vocab_size; id++) {
-        session->kept_ids[n] = (int32_t)id;
-        session->kept_logits[n] = logits[id];
-        n += logits[id] >= floor;
-    }
-    return n;
+static size_t collect(const draw *d, float floor) {
+    const fl_scratch *s = d->scratch;
+    return d->model->kernels->collect(d->logits, d->model->vocab_size, floor, s->kept_ids, s->kept_logits);
 }
 
 /* The kernels work on whole panels: fills up the last one with what cannot win and weighs nothing. */
-static void pad(fl_session *session, size_t n) {
+static void pad(const draw *d, size_t n) {
     for (; n % FL_PANEL; n++) {
-        session->kept_ids[n] = INT32_MAX;
-        session->kept_logits[n] = -INFINITY;
+        d->scratch->kept_ids[n] = INT32_MAX;
+        d->scratch->kept_logits[n] = -INFINITY;
     }
 }
 
@@ -72,16 +72,16 @@ static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
 /* ---- controls ---------------------------------------------------------------------------------------- */
 
 /* Keeps of the n listed tokens the shortest run that weighs `target`, each token weighing its mass, or 1. */
-static size_t keep_run(fl_session *session, size_t n, const uint32_t *mass, uint64_t target) {
-    fl_candidate *list = session->candidates;
+static size_t keep_run(const draw *d, size_t n, const uint32_t *mass, uint64_t target) {
+    const fl_scratch *s = d->scratch;
+    fl_candidate *list = s->candidates;
     for (size_t i = 0; i < n; i++)
-        list[i] =
-            (fl_candidate){(uint64_t)falling_order(session->kept_logits[i]) << 32 | (uint32_t)session->kept_ids[i],
-                           mass ? mass[i] : 1};
+        list[i] = (fl_candidate){(uint64_t)falling_order(s->kept_logits[i]) << 32 | (uint32_t)s->kept_ids[i],
+                                 mass ? mass[i] : 1};
     n = select_run(list, n, target);
     for (size_t i = 0; i < n; i++) {
-        session->kept_ids[i] = (int32_t)(uint32_t)list[i].order;
-        session->kept_logits[i] = session->logits[session->kept_ids[i]];
+        s->kept_ids[i] = (int32_t)(uint32_t)list[i].order;
+        s->kept_logits[i] = d->logits[s->kept_ids[i]];
     }
     return n;
 }
@@ -90,10 +90,10 @@ static size_t keep_run(fl_session *session, size_t n, const uint32_t *mass, uint
  * it at temperature 0.7, and hold 0.986 of the probability or more in 95 of 100 places. More is looked at when needed. */
 #define FIRST_LOOK 8.0f
 
-static size_t keep_top_k(fl_session *session, float largest, float unit, uint32_t k) {
-    size_t n = collect(session, largest - FIRST_LOOK * unit);
-    if (n < k) n = collect(session, -INFINITY);
-    return n <= k ? n : keep_run(session, n, NULL, k);
+static size_t keep_top_k(const draw *d, float largest, float unit, uint32_t k) {
+    size_t n = collect(d, largest - FIRST_LOOK * unit);
+    if (n < k) n = collect(d, -INFINITY);
+    return n <= k ? n : keep_run(d, n, NULL, k);
 }
 
 static uint64_t share(double p, uint64_t total) {
@@ -104,55 +104,66 @@ static uint64_t share(double p, uint64_t total) {
 }
 
 /* n tokens are listed already, or none (n = 0) and the whole vocabulary counts. */
-static size_t keep_top_p(fl_session *session, size_t n, float largest, float scale, float unit, double p) {
-    const fl_kernels *kernels = session->model->kernels;
+static size_t keep_top_p(const draw *d, size_t n, float largest, float scale, float unit, double p) {
+    const fl_kernels *kernels = d->model->kernels;
+    const fl_scratch *s = d->scratch;
     uint64_t target, found = 0;
     if (n) {
-        pad(session, n);
-        target = share(p, found = kernels->mass(session->kept_logits, n, largest, scale, session->kept_mass));
+        pad(d, n);
+        target = share(p, found = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass));
     } else {
-        target = share(p, kernels->mass(session->logits, session->model->vocab_size, largest, scale, NULL));
+        target = share(p, kernels->mass(d->logits, d->model->vocab_size, largest, scale, NULL));
         for (float floor = largest - FIRST_LOOK * unit; found < target; floor = -INFINITY) {
-            n = collect(session, floor);
-            pad(session, n);
-            found = kernels->mass(session->kept_logits, n, largest, scale, session->kept_mass);
+            n = collect(d, floor);
+            pad(d, n);
+            found = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass);
         }
     }
-    return keep_run(session, n, session->kept_mass, target);
+    return keep_run(d, n, s->kept_mass, target);
 }
 
 /* ---- the next token ---------------------------------------------------------------------------------- */
 
-static fl_noise noise_of(const fl_session *session, const fl_sampling *sampling, uint32_t purpose) {
-    const uint64_t position = session->state.position;
+static fl_noise noise_of(const fl_sampling *sampling, uint64_t position, uint32_t purpose) {
     return (fl_noise){{(uint32_t)sampling->seed, (uint32_t)(sampling->seed >> 32)},
                       {(uint32_t)position, sampling->index, purpose | (uint32_t)(position >> 32) << 8}};
 }
 
-static float largest_logit(const fl_session *session) {
-    return session->logits[session->model->kernels->choose(session->logits, NULL, session->model->vocab_size, 0, NULL)];
+static bool is_filtered(const fl_model *model, const fl_sampling *s) {
+    if (s->temperature == 0) return false;
+    return (s->top_k && s->top_k < model->vocab_size) || (s->top_p > 0.0 && s->top_p < 1.0);
 }
 
-int32_t fl_sample(fl_session *session, const fl_sampling *sampling) {
-    const fl_model *model = session->model;
+fl_contest fl_contest_of(const fl_model *model, const fl_sampling *sampling, uint64_t position) {
+    return (fl_contest){is_filtered(model, sampling) ? 0 : sampling->temperature,
+                        noise_of(sampling, position, FL_PURPOSE_TOKEN)};
+}
+
+fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest) {
+    fl_winner winner = FL_NO_WINNER;
+    model->kernels->choose(&winner, logits, NULL, 0, model->vocab_size, contest->temperature, &contest->noise);
+    return winner;
+}
+
+int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const float *logits, const fl_sampling *sampling,
+                  uint64_t position, fl_winner first) {
+    if (!is_filtered(model, sampling)) return first.id;
+    const draw d = {model, scratch, logits};
     const float T = sampling->temperature;
-    const fl_noise noise = noise_of(session, sampling, FL_PURPOSE_TOKEN);
-    const bool top_k = sampling->top_k && sampling->top_k < model->vocab_size,
-               top_p = sampling->top_p > 0.0 && sampling->top_p < 1.0;
-    if (T == 0 || (!top_k && !top_p))
-        return model->kernels->choose(session->logits, NULL, model->vocab_size, T, &noise);
-    const float largest = largest_logit(session);
+    const fl_noise noise = noise_of(sampling, position, FL_PURPOSE_TOKEN);
     const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */
     size_t n = 0;
-    if (top_k) n = keep_top_k(session, largest, T, sampling->top_k);
-    if (top_p) n = keep_top_p(session, n, largest, scale, T, sampling->top_p);
-    pad(session, n);
-    return model->kernels->choose(session->kept_logits, session->kept_ids, n, T, &noise);
+    if (sampling->top_k && sampling->top_k < model->vocab_size) n = keep_top_k(&d, first.key, T, sampling->top_k);
+    if (sampling->top_p > 0.0 && sampling->top_p < 1.0) n = keep_top_p(&d, n, first.key, scale, T, sampling->top_p);
+    pad(&d, n);
+    fl_winner winner = FL_NO_WINNER;
+    model->kernels->choose(&winner, scratch->kept_logits, scratch->kept_ids, 0, n, T, &noise);
+    return winner.id;
 }
 
-float fl_logprob(const fl_session *session, int32_t token) {
-    const fl_kernels *kernels = session->model->kernels;
-    const float largest = largest_logit(session);
-    const uint64_t total = kernels->mass(session->logits, session->model->vocab_size, largest, 1.0f, NULL);
-    return (session->logits[token] - largest) - kernels->logarithm((float)total / FL_MASS_ONE);
+float fl_logprob(const fl_model *model, const float *logits, int32_t token) {
+    static const fl_contest greedy = {0};
+    const float largest = fl_win(model, logits, &greedy).key;
+    const uint64_t total = model->kernels->mass(logits, model->vocab_size, largest, 1.0f, NULL);
+    return (logits[token] - largest) - model->kernels->logarithm((float)total / FL_MASS_ONE);
 }

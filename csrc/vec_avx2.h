@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The vector vocabulary on AVX2 and FMA: eight lanes. vec_scalar.h says what each word means. */
+ * The vector vocabulary on AVX2 and FMA, with FL_VNNI also AVX-VNNI: eight lanes. vec_scalar.h says what each
+ * word means. */
 #include <immintrin.h>
 
 #define FL_LANES 8
 #define FL_PANELS 4 /* 8 sums in 16 registers: enough chains for two fused multiply-adds a cycle, 4 long */
+#define FL_TILE 1   /* 8 sums, 2 weights, 1 input */
+#define FL_COLUMNS 4
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -50,8 +53,81 @@ FL_INLINE vm vi_less(vi a, vi b) { return _mm256_cmpgt_epi32(b, a); }
 FL_INLINE vm vi_equal(vi a, vi b) { return _mm256_cmpeq_epi32(a, b); }
 FL_INLINE vm vm_and(vm a, vm b) { return _mm256_and_si256(a, b); }
 FL_INLINE vm vm_or(vm a, vm b) { return _mm256_or_si256(a, b); }
+FL_INLINE uint32_t vm_bits(vm m) { return (uint32_t)_mm256_movemask_ps(_mm256_castsi256_ps(m)); }
 FL_INLINE vf vf_select(vm m, vf yes, vf no) { return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(m)); }
 FL_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm256_blendv_epi8(no, yes, m); }
+
+#ifdef FL_VNNI
+/* dpbusd multiplies unsigned by signed bytes: weights are lifted by 128, and the sum begins below by as much. */
+typedef __m256i vx;
+/* Written as an instruction: through the intrinsic, GCC 12 moves every sum out of its register and back (half the
+ * speed with many columns). */
+FL_INLINE void add_dot(vi *sum, vi weights, vi x) {
+    __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(*sum) : "x"(weights), "x"(x));
+}
+FL_INLINE vx vx_set(const int8_t *bytes) {
+    int32_t word;
+    memcpy(&word, bytes, sizeof word);
+    return _mm256_set1_epi32(word);
+}
+FL_INLINE vi vi_dot_start(int32_t total) { return _mm256_set1_epi32(-128 * total); }
+FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
+    add_dot(sum, _mm256_xor_si256(weights, _mm256_set1_epi8((char)0x80)), x);
+}
+
+/* The high nibbles stay where they are, 16 times too large. */
+typedef struct vn {
+    vi low, high;
+} vn;
+FL_INLINE vn vn_zero(void) { return (vn){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+FL_INLINE void vn_dot(vn *sum, vi weights, vx low, vx high) {
+    const vi mask = _mm256_set1_epi8(15);
+    add_dot(&sum->low, _mm256_and_si256(weights, mask), low);
+    add_dot(&sum->high, _mm256_andnot_si256(mask, weights), high);
+}
+FL_INLINE vi vn_total(vn sum) { return _mm256_add_epi32(sum.low, _mm256_srai_epi32(sum.high, 4)); }
+FL_INLINE void vi_dot_pair(vi *sum, vi pairs, vi factors) { *sum = _mm256_dpwssd_avx_epi32(*sum, pairs, factors); }
+#else
+/* maddubs multiplies unsigned by signed bytes and adds two products in 16 bits: the inputs' sign goes over to the
+ * weights, and 2 * 127 * 127 fits. */
+typedef struct vx {
+    vi x, size;
+} vx;
+FL_INLINE vx vx_set(const int8_t *bytes) {
+    int32_t word;
+    memcpy(&word, bytes, sizeof word);
+    const vi x = _mm256_set1_epi32(word);
+    return (vx){x, _mm256_abs_epi8(x)};
+}
+FL_INLINE vi vi_dot_start(int32_t total) {
+    (void)total;
+    return _mm256_setzero_si256();
+}
+FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
+    const vi two = _mm256_maddubs_epi16(x.size, _mm256_sign_epi8(weights, x.x));
+    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
+}
+
+/* 16 products of at most 15 * 127 fit 16 bits. */
+typedef vi vn;
+FL_INLINE vn vn_zero(void) { return _mm256_setzero_si256(); }
+FL_INLINE void vn_dot(vn *sum, vi weights, vx low, vx high) {
+    const vi mask = _mm256_set1_epi8(15), upper = _mm256_and_si256(_mm256_srli_epi16(weights, 4), mask);
+    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(_mm256_and_si256(weights, mask), low.x));
+    *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(upper, high.x));
+}
+FL_INLINE vi vn_total(vn sum) { return _mm256_madd_epi16(sum, _mm256_set1_epi16(1)); }
+FL_INLINE void vi_dot_pair(vi *sum, vi pairs, vi factors) {
+    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, factors));
+}
+#endif
+FL_INLINE vi vi_pair(vi first, vi second) { return _mm256_blend_epi16(first, _mm256_slli_epi32(second, 16), 0xAA); }
+FL_INLINE vi vi_load_factors(const int8_t *p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)p)); }
+FL_INLINE void vi_store_bytes(int8_t *p, vi a) {
+    a = _mm256_srai_epi32(_mm256_slli_epi32(a, 24), 24); /* the packs saturate */
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
+}
 
 typedef __m256i vsum;
 FL_INLINE vsum vsum_zero(void) { return _mm256_setzero_si256(); }

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The vector vocabulary on AVX-512 (F, BW, DQ, VL): sixteen lanes. vec_scalar.h says what each word means. */
+ * The vector vocabulary on AVX-512 (F, BW, DQ, VL), with FL_VNNI also VNNI: sixteen lanes. vec_scalar.h says what
+ * each word means. */
 #include <immintrin.h>
 
 #define FL_LANES 16
 #define FL_PANELS 8 /* 8 sums: enough chains for two fused multiply-adds a cycle, 4 long */
+#define FL_TILE 3   /* 24 sums, 3 weights, 1 input in 32 registers */
+#define FL_COLUMNS 8
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -50,8 +53,81 @@ FL_INLINE vm vi_less(vi a, vi b) { return _mm512_cmplt_epi32_mask(a, b); }
 FL_INLINE vm vi_equal(vi a, vi b) { return _mm512_cmpeq_epi32_mask(a, b); }
 FL_INLINE vm vm_and(vm a, vm b) { return (vm)(a & b); }
 FL_INLINE vm vm_or(vm a, vm b) { return (vm)(a | b); }
+FL_INLINE uint32_t vm_bits(vm m) { return m; }
 FL_INLINE vf vf_select(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
 FL_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
+
+#ifdef FL_VNNI
+/* dpbusd multiplies unsigned by signed bytes: weights are lifted by 128, and the sum begins below by as much. */
+typedef __m512i vx;
+/* Written as an instruction: through the intrinsic, GCC 12 moves every sum out of its register and back (half the
+ * speed with many columns). */
+FL_INLINE void add_dot(vi *sum, vi weights, vi x) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(weights), "v"(x));
+}
+FL_INLINE vx vx_set(const int8_t *bytes) {
+    int32_t word;
+    memcpy(&word, bytes, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+FL_INLINE vi vi_dot_start(int32_t total) { return _mm512_set1_epi32(-128 * total); }
+FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
+    add_dot(sum, _mm512_xor_si512(weights, _mm512_set1_epi8((char)0x80)), x);
+}
+
+/* The high nibbles stay where they are, 16 times too large. */
+typedef struct vn {
+    vi low, high;
+} vn;
+FL_INLINE vn vn_zero(void) { return (vn){_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+FL_INLINE void vn_dot(vn *sum, vi weights, vx low, vx high) {
+    const vi mask = _mm512_set1_epi8(15);
+    add_dot(&sum->low, _mm512_and_si512(weights, mask), low);
+    add_dot(&sum->high, _mm512_andnot_si512(mask, weights), high);
+}
+FL_INLINE vi vn_total(vn sum) { return _mm512_add_epi32(sum.low, _mm512_srai_epi32(sum.high, 4)); }
+FL_INLINE void vi_dot_pair(vi *sum, vi pairs, vi factors) { *sum = _mm512_dpwssd_epi32(*sum, pairs, factors); }
+#else
+/* maddubs multiplies unsigned by signed bytes and adds two products in 16 bits: the inputs' sign goes over to the
+ * weights, and 2 * 127 * 127 fits. */
+typedef struct vx {
+    vi x, size;
+    __mmask64 negative;
+} vx;
+FL_INLINE vx vx_set(const int8_t *bytes) {
+    int32_t word;
+    memcpy(&word, bytes, sizeof word);
+    const vi x = _mm512_set1_epi32(word);
+    return (vx){x, _mm512_abs_epi8(x), _mm512_movepi8_mask(x)};
+}
+FL_INLINE vi vi_dot_start(int32_t total) {
+    (void)total;
+    return _mm512_setzero_si512();
+}
+FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
+    const vi turned = _mm512_mask_sub_epi8(weights, x.negative, _mm512_setzero_si512(), weights);
+    const vi two = _mm512_maddubs_epi16(x.size, turned);
+    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(two, _mm512_set1_epi16(1)));
+}
+
+/* 16 products of at most 15 * 127 fit 16 bits. */
+typedef vi vn;
+FL_INLINE vn vn_zero(void) { return _mm512_setzero_si512(); }
+FL_INLINE void vn_dot(vn *sum, vi weights, vx low, vx high) {
+    const vi mask = _mm512_set1_epi8(15), upper = _mm512_and_si512(_mm512_srli_epi16(weights, 4), mask);
+    *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(_mm512_and_si512(weights, mask), low.x));
+    *sum = _mm512_add_epi16(*sum, _mm512_maddubs_epi16(upper, high.x));
+}
+FL_INLINE vi vn_total(vn sum) { return _mm512_madd_epi16(sum, _mm512_set1_epi16(1)); }
+FL_INLINE void vi_dot_pair(vi *sum, vi pairs, vi factors) {
+    *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(pairs, factors));
+}
+#endif
+FL_INLINE vi vi_pair(vi first, vi second) {
+    return _mm512_mask_blend_epi16(0xAAAAAAAA, first, _mm512_slli_epi32(second, 16));
+}
+FL_INLINE vi vi_load_factors(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+FL_INLINE void vi_store_bytes(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
 typedef __m512i vsum;
 FL_INLINE vsum vsum_zero(void) { return _mm512_setzero_si512(); }

@@ -4,7 +4,9 @@
 #include <string.h>
 
 #define FL_LANES 1
-#define FL_PANELS 4 /* panels in flight: with one lane, any number does */
+#define FL_PANELS 4  /* panels in flight for one column: with one lane, any number does */
+#define FL_TILE 1    /* panels in flight for FL_COLUMNS columns */
+#define FL_COLUMNS 4 /* columns in flight */
 
 typedef float vf;
 typedef uint32_t vi;
@@ -54,8 +56,48 @@ FL_INLINE vm vi_less(vi a, vi b) { return (int32_t)a < (int32_t)b; }
 FL_INLINE vm vi_equal(vi a, vi b) { return a == b; }
 FL_INLINE vm vm_and(vm a, vm b) { return a && b; }
 FL_INLINE vm vm_or(vm a, vm b) { return a || b; }
+FL_INLINE uint32_t vm_bits(vm m) { return m; } /* lane i is bit i */
 FL_INLINE vf vf_select(vm m, vf yes, vf no) { return m ? yes : no; }
 FL_INLINE vi vi_select(vm m, vi yes, vi no) { return m ? yes : no; }
+
+/* Four inputs as signed bytes, the same in every lane, ready to meet weights. */
+typedef struct vx {
+    int8_t bytes[4];
+} vx;
+FL_INLINE vx vx_set(const int8_t *bytes) {
+    vx x;
+    memcpy(&x, bytes, sizeof x);
+    return x;
+}
+
+/* sum + the lane's four signed bytes times the inputs; a sum must begin with vi_dot_start(total of all inputs). */
+FL_INLINE vi vi_dot_start(int32_t total) {
+    (void)total;
+    return 0;
+}
+FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
+    for (int i = 0; i < 4; i++) *sum += (vi)((int8_t)(weights >> 8 * i) * x.bytes[i]);
+}
+
+/* Sum of the lane's low and high nibbles, 0 to 15, times low and high inputs; of at most 32 products. */
+typedef vi vn;
+FL_INLINE vn vn_zero(void) { return 0; }
+FL_INLINE void vn_dot(vn *sum, vi weights, vx low, vx high) {
+    for (int i = 0; i < 4; i++) {
+        *sum += (vi)((int32_t)(weights >> 8 * i & 15) * low.bytes[i]);
+        *sum += (vi)((int32_t)(weights >> (8 * i + 4) & 15) * high.bytes[i]);
+    }
+}
+FL_INLINE vi vn_total(vn sum) { return sum; }
+
+/* Pairs of 16-bit numbers: the low halves of two; sum + pairs times factors; two bytes a lane made wide. */
+FL_INLINE vi vi_pair(vi first, vi second) { return (first & 0xFFFF) | second << 16; }
+FL_INLINE void vi_dot_pair(vi *sum, vi pairs, vi factors) {
+    *sum += (vi)((int16_t)pairs * (int16_t)factors) + (vi)((int16_t)(pairs >> 16) * (int16_t)(factors >> 16));
+}
+FL_INLINE vi vi_load_factors(const int8_t *p) { return vi_pair((vi)p[0], (vi)p[1]); }
+
+FL_INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; } /* each lane's low byte */
 
 typedef uint64_t vsum; /* sum of unsigned 32-bit lanes without overflow */
 FL_INLINE vsum vsum_zero(void) { return 0; }

@@ -23,6 +23,7 @@ from fastlm.options import Completion, GenerationOptions, Score
 
 if TYPE_CHECKING:
     from fastlm.exporter import ExportReport, export
+    from fastlm.quantizer import QuantizeReport, quantize
     from fastlm.training import TrainReport, train
 
 __version__ = "0.1.0"
@@ -33,12 +34,14 @@ __all__ = [
     "FormatError",
     "GenerationOptions",
     "Model",
+    "QuantizeReport",
     "Score",
     "TrainReport",
     "cpu_info",
     "export",
     "generate",
     "load",
+    "quantize",
     "train",
 ]
 
@@ -46,6 +49,8 @@ __all__ = [
 _LATER = {
     "export": "fastlm.exporter",
     "ExportReport": "fastlm.exporter",
+    "quantize": "fastlm.quantizer",
+    "QuantizeReport": "fastlm.quantizer",
     "train": "fastlm.training",
     "TrainReport": "fastlm.training",
 }

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ---- commands ------------------------------------------------------------------------------------------
 
 
-def _generate(model: str, prompt: str, stats: bool, **options: Any) -> int:
-    lm = fastlm.load(model)
+def _generate(model: str, prompt: str, stats: bool, threads: int | None, **options: Any) -> int:
+    lm = fastlm.load(model, threads=threads)
     if prompt == "-":
         prompt = sys.stdin.read()
     options = {name: value for name, value in options.items() if value is not None}
@@ -60,8 +60,8 @@ def _generate(model: str, prompt: str, stats: bool, **options: Any) -> int:
     return 0
 
 
-def _score(model: str, files: list[str], as_json: bool) -> int:
-    lm = fastlm.load(model)
+def _score(model: str, files: list[str], as_json: bool, threads: int | None) -> int:
+    lm = fastlm.load(model, threads=threads)
     for name in files:
         text = sys.stdin.read() if name == "-" else read_text(name)
         score = lm.score(text, documents=True)
@@ -91,15 +91,16 @@ def _info(model: str, as_json: bool) -> int:
         print(json.dumps({"info": lm.info, "metadata": dict(lm.metadata)}, default=list))
         return 0
     info = lm.info
-    tensors = info.pop("tensors")
+    tensors, dtypes = info.pop("tensors"), info.pop("dtypes")
     for name, value in info.items():
         print(f"{name:16} {_shown(value)}")
     print("\nkeys")
     for key, value in lm.metadata.items():
         print(f"  {key:32} {_shown(value)}")
-    print("\ntensors (float32; panels hold 16 rows side by side)")
+    print("\ntensors (panels hold 16 rows side by side)")
     for name, shape in tensors.items():
-        print(f"  {name:32} {' x '.join(map(str, shape))}")
+        dtype = dtypes.get(name.removesuffix(".weight"), "") if name.endswith(".weight") else ""
+        print(f"  {name:32} {dtype:5} {' x '.join(map(str, shape))}")
     return 0
 
 
@@ -120,8 +121,13 @@ def _check(model: str) -> int:
     return 0 if good else 1
 
 
-def _export(model: str, output: str, **options: Any) -> int:
-    print(fastlm.export(model, output, **options))
+def _export(model: str, output: str, text: str | None, **options: Any) -> int:
+    print(fastlm.export(model, output, text=None if text is None else read_text(text), **options))
+    return 0
+
+
+def _quantize(model: str, output: str, text: str | None, **options: Any) -> int:
+    print(fastlm.quantize(model, output, text=None if text is None else read_text(text), **options))
     return 0
 
 
@@ -163,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_score(commands)
     _add_export(commands)
+    _add_quantize(commands)
     info = _add(commands, "info", _info, "show what is in a model file")
     _add_model_argument(info)
     info.add_argument("--json", dest="as_json", action="store_true", help="print JSON, with every key in full")
@@ -181,6 +188,12 @@ def _add_model_argument(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", nargs="?", default="stories", help="model file, or bundled name (default: stories)")
 
 
+def _add_threads_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--threads", type=int, help="threads that share a token (default: what the model's size makes useful)"
+    )
+
+
 def _add_generate(commands: Any) -> None:
     command = _add(commands, "generate", _generate, "write on from a prompt")
     command.add_argument("prompt", help="text to start from; '-' reads standard input; '' starts from nothing")
@@ -194,6 +207,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument(
         "--echo", action=argparse.BooleanOptionalAction, default=True, help="print the prompt in front of the text"
     )
+    _add_threads_argument(command)
     command.add_argument("--stats", action="store_true", help="print tokens, speed and seed to standard error")
 
 
@@ -201,6 +215,7 @@ def _add_score(commands: Any) -> None:
     command = _add(commands, "score", _score, "perplexity and bits per character of text files")
     command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
     command.add_argument("files", nargs="+", help="UTF-8 text, plain or .gz; '-' reads standard input")
+    _add_threads_argument(command)
     command.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object a file")
 
 
@@ -209,9 +224,23 @@ def _add_export(commands: Any) -> None:
     command.add_argument("model", help=".keras file: Embedding, LSTM layers, Dense")
     command.add_argument("output", help="model file to write")
     command.add_argument("--tokenizer", help="Hugging Face tokenizer.json, or 'bytes'")
-    command.add_argument("--dtype", default="f32", help="type of the weights: f32")
+    _add_dtype(command, "f32")
     command.add_argument("--bos", type=int, help="token that starts a text")
     command.add_argument("--eos", type=int, help="token that ends a text")
+
+
+def _add_quantize(commands: Any) -> None:
+    command = _add(commands, "quantize", _quantize, "write a model file with its weights in fewer bits")
+    command.add_argument("model", help="model file")
+    command.add_argument("output", help="model file to write; may be the same")
+    _add_dtype(command, "int8")
+
+
+def _add_dtype(command: argparse.ArgumentParser, default: str) -> None:
+    types = "f32, bf16, int8, int4; or by part, as in cells=int4,output=int8,embedding=int8; or auto: the fastest"
+    command.add_argument("--dtype", default=default, help=f"type of the weights: {types} (default: {default})")
+    command.add_argument("--text", help="held-out text file, plain or .gz: measures what fewer bits cost")
+    command.add_argument("--max-loss", type=float, help="auto: highest rise of perplexity in percent (default: 1)")
 
 
 def _add_train(commands: Any) -> None:

@@ -6,8 +6,8 @@ from __future__ import annotations
 import errno
 import os
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fastlm import _engine, format
 from fastlm.format import Weights
 from fastlm.options import GenerationOptions
+from fastlm.quantizer import QuantizeReport, check_arguments, quantize
 from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
 
 TEST_TOKENS = 64
@@ -42,18 +43,21 @@ LogProbs = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]]
 @dataclass(frozen=True)
 class ExportReport:
     """What was written. ``max_error`` is the largest difference of a log-probability between the source and the
-    engine on the test sequence; ``bytes`` is the file's size."""
+    engine on the test sequence; ``bytes`` is the file's size. ``rounding`` says what fewer bits cost, matrix by matrix
+    and on the text; None if the file is in f32."""
 
     path: str
     bytes: int
     parameters: int
     dtype: str
     max_error: float
+    rounding: QuantizeReport | None = None
 
     def __str__(self) -> str:
         return (
             f"{self.path}: {self.bytes / 1e6:.2f} MB, {self.parameters:,} parameters in {self.dtype}; "
             f"log-probabilities differ from the source by at most {self.max_error:.1e}"
+            + (f"\n{self.rounding}" if self.rounding else "")
         )
 
 
@@ -62,7 +66,9 @@ def export(
     path: str | os.PathLike[str],
     *,
     tokenizer: Any = None,
-    dtype: str = "f32",
+    dtype: str | Mapping[str, str] = "f32",
+    text: str | Sequence[int] | None = None,
+    max_loss: float | None = None,
     bos: int | None = None,
     eos: int | None = None,
     sampling: Mapping[str, float] | None = None,
@@ -81,8 +87,11 @@ def export(
     tokenizer : optional
         A fastlm tokenizer, a ``tokenizers.Tokenizer`` or the path of its JSON, or ``"bytes"``. None: the model is
         used with token ids only.
-    dtype : str
-        Of the weights: ``"f32"``.
+    dtype : str or mapping
+        Of the weights: ``"f32"``, or what `fastlm.quantize` takes: ``"bf16"``, ``"int8"``, ``"int4"``, ``"auto"``, or
+        by part. The model is written and checked in f32 first, then rounded.
+    text, max_loss : optional
+        As in `fastlm.quantize`: held-out text to measure what fewer bits cost, and the limit of ``"auto"``.
     bos, eos : int, optional
         Tokens that start and end a text, if the tokenizer does not name them.
     sampling : mapping, optional
@@ -101,8 +110,7 @@ def export(
     OSError
         The file cannot be written; nothing is left behind.
     """
-    if dtype != "f32":
-        raise ValueError(f"dtype={dtype!r}: expected 'f32'")
+    check_arguments(dtype, text, max_loss)
     format.gguf_package()
     weights, logprobs = _read(model)
     vocab_size = len(weights.embedding)
@@ -122,8 +130,18 @@ def export(
                 "rounding): the model does more than its Embedding, LSTM and Dense layers in turn, for instance masks "
                 "tokens, adds layers up, or starts from a state of its own"
             )
-        size = os.path.getsize(temporary)
-    return ExportReport(os.fspath(path), size, weights.parameters, dtype, error)
+        report = ExportReport(os.fspath(path), os.path.getsize(temporary), weights.parameters, "f32", error)
+        if dtype != "f32" or text is not None:
+            rounding = quantize(temporary, temporary, dtype=dtype, text=text, max_loss=max_loss)
+            report = _with_rounding(report, rounding)
+    return report
+
+
+def _with_rounding(report: ExportReport, rounding: QuantizeReport) -> ExportReport:
+    error = rounding.max_error
+    assert error is not None  # the file that was rounded has a test vector
+    rounding = replace(rounding, path=report.path)
+    return replace(report, bytes=rounding.bytes, dtype=rounding.dtype, max_error=error, rounding=rounding)
 
 
 # ---- what goes into the file ---------------------------------------------------------------------------

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine
-
-Array = npt.NDArray[np.float32]
+from fastlm.rounding import RUN, Array, RoundedRows, round_rows
 
 PANEL = 16
 """Output rows that lie side by side."""
 
 NUMERICS_VERSION = 1
+INPUT_STEP = 1 / 127  # of quantised hidden states, which are within (-1, 1)
 LARGEST_WEIGHT = 2.0**40  # beyond it sums could overflow (docs/numerics.md)
 
 
@@ -131,63 +131,101 @@ def _expect_shape(name: str, array: Array, shape: tuple[int | None, ...]) -> Non
 # ---- layout ------------------------------------------------------------------------------------------
 
 
-def pack_rows(rows: Array) -> Array:
-    """[rows, K] to panels [ceil(rows / 16), K, 16]; what is missing in the last panel is zero."""
-    panels = -(-len(rows) // PANEL)
-    padded = np.zeros((panels * PANEL, rows.shape[1]), np.float32)
-    padded[: len(rows)] = rows
-    return np.ascontiguousarray(padded.reshape(panels, PANEL, -1).transpose(0, 2, 1))
+def filled_rows(rows: Array) -> Array:
+    """[rows, K] with rows of zeros behind, up to whole panels."""
+    return np.pad(rows, ((0, -len(rows) % PANEL), (0, 0)))
 
 
-def unpack_rows(panels: Array, rows: int) -> Array:
-    """The inverse of `pack_rows`."""
-    return np.ascontiguousarray(panels.transpose(0, 2, 1).reshape(-1, panels.shape[1])[:rows])
+def gate_rows(kernel: Array) -> Array:
+    """Keras kernel [K, 4 H] to rows [64 ⌈H/16⌉, K]: i, f, g and o of the same 16 units in turn, units filled up."""
+    gates = [filled_rows(gate).reshape(-1, PANEL, len(kernel)) for gate in np.split(kernel.T, 4)]
+    return np.stack(gates, axis=1).reshape(-1, len(kernel))
 
 
-def pack_gates(kernel: Array) -> Array:
-    """Keras kernel [K, 4 H] to panels [4 ceil(H / 16), K, 16]: i, f, g and o of the same 16 units in turn."""
-    gates = np.stack([pack_rows(gate) for gate in np.split(kernel.T, 4)], axis=1)  # [groups, 4, K, 16]
-    return gates.reshape(-1, kernel.shape[0], PANEL)
+def kernel_of(rows: Array, units: int) -> Array:
+    """The inverse of `gate_rows`."""
+    gates = rows.reshape(-1, 4, PANEL, rows.shape[1]).swapaxes(0, 1).reshape(4, -1, rows.shape[1])
+    return np.ascontiguousarray(gates[:, :units].reshape(4 * units, -1).T)
 
 
-def unpack_gates(panels: Array, units: int) -> Array:
-    """The inverse of `pack_gates`."""
-    gates = panels.reshape(-1, 4, panels.shape[1], PANEL).transpose(1, 0, 2, 3)
-    return np.ascontiguousarray(np.concatenate([unpack_rows(gate, units) for gate in gates]).T)
+def pack(rows: npt.NDArray[Any], run: int) -> npt.NDArray[Any]:
+    """Rows [16 n, m] to panels [n, m / run, 16, run]: 16 rows side by side, ``run`` elements of each at a time.
+    A run of 1 has no axis of its own."""
+    panels = rows.reshape(-1, PANEL, rows.shape[1] // run, run).swapaxes(1, 2)
+    return np.ascontiguousarray(panels[..., 0] if run == 1 else panels)
+
+
+def unpack_rows(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The inverse of `pack`."""
+    rows = panels.reshape(*panels.shape[:2], PANEL, -1).swapaxes(1, 2)
+    return np.asarray(rows.reshape(PANEL * len(panels), -1))
 
 
 # ---- file --------------------------------------------------------------------------------------------
 
 
-def layer_table(weights: Weights) -> dict[str, list[Any]]:
+def matrices(weights: Weights) -> dict[str, Array]:
+    """Every matrix of a model by the name of its tensors, as rows of outputs [rows, K]; those that a file holds in
+    panels filled up to whole ones."""
+    found = {} if weights.output is None else {"token_embd": weights.embedding}
+    for n, layer in enumerate(weights.layers):
+        found[f"blk.{n}.x"] = gate_rows(layer.kernel)
+        found[f"blk.{n}.h"] = gate_rows(layer.recurrent)
+    output = weights.embedding if weights.output is None else weights.output.T
+    return {**found, "output": filled_rows(output)}
+
+
+def layer_table(weights: Weights, rounded: Mapping[str, RoundedRows]) -> dict[str, list[Any]]:
     """The layer table (docs/format.md), as columns."""
     units = [weights.embedding.shape[1], *(layer.units for layer in weights.layers), len(weights.embedding)]
     count = len(units)
     tied = weights.output is None
+    of_layer = [[], *([f"blk.{n}.x", f"blk.{n}.h"] for n in range(count - 2)), ["output"]]
+    integers = [any(rounded[name].scale is not None for name in names) for names in of_layer]
     return {
         "kind": ["embedding", *["lstm"] * (count - 2), "dense"],
         "input": [*range(-1, count - 1)],
         "units": units,
         "direction": ["forward"] * count,
-        "scale": [0.0] * count,
+        "scale": [INPUT_STEP if whole else 0.0 for whole in integers],
         "layout": ["panels16" if tied else "rows", *["panels16"] * (count - 1)],
         "tensor": ["output" if tied else "token_embd", *(f"blk.{n}" for n in range(count - 2)), "output"],
     }
 
 
-def _tensors(weights: Weights) -> Iterator[tuple[str, Array]]:
+def _tensors(weights: Weights, rounded: Mapping[str, RoundedRows]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """In the order in which a token uses them."""
-    if weights.output is not None:
-        yield "token_embd.weight", weights.embedding
-    for n, layer in enumerate(weights.layers):
-        yield f"blk.{n}.bias", pack_gates(layer.bias[None])[:, 0]
-        yield f"blk.{n}.x.weight", pack_gates(layer.kernel)
-        yield f"blk.{n}.h.weight", pack_gates(layer.recurrent)
-    yield "output.bias", pack_rows(weights.output_bias[:, None])[:, 0]
-    yield "output.weight", pack_rows(weights.embedding if weights.output is None else weights.output.T)
+    biases = {f"blk.{n}.x": (f"blk.{n}", gate_rows(layer.bias[None])) for n, layer in enumerate(weights.layers)}
+    biases["output"] = ("output", filled_rows(weights.output_bias[:, None]))
+    for name, matrix in rounded.items():
+        if name in biases:
+            layer, bias = biases[name]
+            yield f"{layer}.bias", bias.reshape(-1, PANEL)
+        in_panels = name != "token_embd"
+        if matrix.scale is not None:
+            yield f"{name}.scale", matrix.scale.reshape(-1, PANEL) if in_panels else matrix.scale
+        if matrix.group is not None:
+            yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
+        yield f"{name}.weight", pack(matrix.weight, RUN[matrix.dtype]) if in_panels else matrix.weight
 
 
-def write(path: str | os.PathLike[str], weights: Weights, fields: Mapping[str, Any]) -> None:
+WRITTEN = (
+    "general.architecture",
+    "general.alignment",
+    "lstm.task",
+    "lstm.numerics_version",
+    "lstm.start.state",
+    "lstm.layer.",
+)
+"""How the keys start that `write` sets by itself."""
+
+
+def write(
+    path: str | os.PathLike[str],
+    weights: Weights,
+    fields: Mapping[str, Any],
+    rounded: Mapping[str, RoundedRows] | None = None,
+) -> None:
     """Writes a model file. Use it inside `atomic`, so that there is all of it or nothing.
 
     Parameters
@@ -195,7 +233,9 @@ def write(path: str | os.PathLike[str], weights: Weights, fields: Mapping[str, A
     path : path
     weights : Weights
     fields : mapping
-        Further keys: str, bool, int (uint32), float (float32), list of str, or an array of int32 or float32.
+        Further keys: str, bool, int (uint32 if it fits), float (float32), list of str, or an array of numbers.
+    rounded : mapping, optional
+        What the file holds instead of each of `matrices`. Default: float32.
 
     Raises
     ------
@@ -205,19 +245,22 @@ def write(path: str | os.PathLike[str], weights: Weights, fields: Mapping[str, A
         The file cannot be written.
     """
     gguf = gguf_package()
+    if rounded is None:
+        rounded = {name: round_rows(rows, "f32") for name, rows in matrices(weights).items()}
     writer = gguf.GGUFWriter(path, "lstm")
     try:
         writer.add_custom_alignment(64)
         writer.add_string("lstm.task", "lm")
         writer.add_uint32("lstm.numerics_version", NUMERICS_VERSION)
         writer.add_string("lstm.start.state", "zero")
-        for column, values in layer_table(weights).items():
+        for column, values in layer_table(weights, rounded).items():
             sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None
             writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
         for key, value in fields.items():
             _add_field(writer, key, value)
-        for name, tensor in _tensors(weights):
-            writer.add_tensor(name, tensor)
+        for name, tensor in _tensors(weights, rounded):
+            kind = gguf.GGMLQuantizationType.BF16 if tensor.dtype == np.uint16 else None  # else as the array says
+            writer.add_tensor(name, tensor, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -235,16 +278,25 @@ def gguf_package() -> Any:
 
 
 def _add_field(writer: Any, key: str, value: Any) -> None:
+    types = gguf_package().GGUFValueType
     if isinstance(value, str):
         writer.add_string(key, value)
     elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
-        writer.add_uint32(key, value)
+        kind = types.UINT32 if 0 <= value < 2**32 else types.INT64 if value < 2**63 else types.UINT64
+        writer.add_key_value(key, value, kind)
     elif isinstance(value, float):
         writer.add_float32(key, value)
+    elif isinstance(value, list):
+        _add_array(writer, key, value, types.STRING)
     else:
-        writer.add_array(key, value.tolist() if isinstance(value, np.ndarray) else list(value))
+        _add_array(writer, key, value.tolist(), types[np.asarray(value).dtype.name.upper()])
+
+
+def _add_array(writer: Any, key: str, items: list[Any], kind: Any) -> None:
+    if items:  # the package does not write an empty one, which says nothing
+        writer.add_key_value(key, items, gguf_package().GGUFValueType.ARRAY, kind)
 
 
 @contextmanager
@@ -282,32 +334,62 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
         raise
 
 
+_ELEMENTS = {0: np.float32, 24: np.int8, 30: np.uint16}  # by GGML's number of a type
+
+
+def _read_tensors(path: str, engine: _engine.Model) -> dict[str, npt.NDArray[Any]]:
+    data = np.memmap(path, np.uint8, "r")
+    return {
+        name: np.array(data[offset : offset + size]).view(_ELEMENTS[kind]).reshape(shape)
+        for name, shape, offset, size, kind in engine.tensors()
+    }
+
+
+def _read_matrix(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> RoundedRows:
+    weight, scale, group = (tensors.get(f"{name}.{part}") for part in ("weight", "scale", "group"))
+    assert weight is not None
+    dtype = {"float32": "f32", "uint16": "bf16", "int8": "int8" if group is None else "int4"}[weight.dtype.name]
+    if name == "token_embd":
+        return RoundedRows(dtype, weight, scale, group)
+    return RoundedRows(
+        dtype,
+        unpack_rows(weight),
+        None if scale is None else scale.reshape(-1),
+        None if group is None else unpack_rows(group),
+    )
+
+
 def unpack(path: str | os.PathLike[str]) -> Weights:
-    """The weights of a model file as plain arrays.
+    """The weights of a model file as plain arrays, those that the engine computes with: rounded ones as float32.
 
     Raises
     ------
     FormatError, OSError
         As `fastlm.load`.
     """
+    return unpack_rounded(path)[0]
+
+
+def unpack_rounded(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, RoundedRows]]:
+    """As `unpack`, and each of `matrices` as the file holds it."""
     path = os.fspath(path)
     engine = _engine.Model(path, None, None, 0)
-    facts, data = engine.info(), np.memmap(path, np.uint8, "r")
-    found = {
-        name: np.array(data[offset : offset + size]).view(np.float32).reshape(shape)
-        for name, shape, offset, size in engine.tensors()
-    }
-    embedding, *cells, output = engine.value(engine.keys()["lstm.layer.tensor"])
+    facts, tensors = engine.info(), _read_tensors(path, engine)
+    units, vocab_size, tied = facts["units"], facts["vocab_size"], facts["tied"]
+    cells = [f"blk.{n}.{part}" for n in range(len(units)) for part in "xh"]
+    rounded = {name: _read_matrix(tensors, name) for name in [*([] if tied else ["token_embd"]), *cells, "output"]}
+    inputs = [facts["embedding_size"], *units]
     layers = tuple(
         LSTMWeights(
-            unpack_gates(found[f"{cell}.x.weight"], units),
-            unpack_gates(found[f"{cell}.h.weight"], units),
-            unpack_gates(found[f"{cell}.bias"][:, None], units)[0],
+            kernel_of(rounded[f"blk.{n}.x"].to_float(inputs[n]), h),
+            kernel_of(rounded[f"blk.{n}.h"].to_float(h), h),
+            kernel_of(tensors[f"blk.{n}.bias"].reshape(-1, 1), h)[0],
         )
-        for cell, units in zip(cells, facts["units"], strict=True)
+        for n, h in enumerate(units)
     )
-    rows = unpack_rows(found[f"{output}.weight"], facts["vocab_size"])
-    bias = unpack_rows(found[f"{output}.bias"][:, None], facts["vocab_size"])[:, 0]
-    if facts["tied"]:
-        return Weights(rows, layers, None, bias)
-    return Weights(found[f"{embedding}.weight"], layers, np.ascontiguousarray(rows.T), bias)
+    rows = np.ascontiguousarray(rounded["output"].to_float(units[-1])[:vocab_size])
+    bias = tensors["output.bias"].reshape(-1)[:vocab_size]
+    if tied:
+        return Weights(rows, layers, None, bias), rounded
+    embedding = rounded["token_embd"].to_float(inputs[0])
+    return Weights(embedding, layers, np.ascontiguousarray(rows.T), bias), rounded

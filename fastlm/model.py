@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 
 from fastlm import _engine, tokenizer
-from fastlm.options import Completion, GenerationOptions, Options, Score
+from fastlm.options import Completion, GenerationOptions, Options, Score, Timings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,7 +27,7 @@ Prompt: TypeAlias = "str | Sequence[int]"
 BUNDLED = ("stories",)
 """Names of the models that come with the package."""
 
-_IDLE_SESSIONS = 4  # kept for the next call: their memory is touched already, which a new one's is not
+_IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
 
 class Model:
@@ -40,7 +40,7 @@ class Model:
 
     def __init__(self, engine: _engine.Model) -> None:
         self._engine = engine
-        self._idle: list[_engine.Session] = []
+        self._idle: list[_engine.Decoder] = []
         self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
         self.vocab_size: int = facts["vocab_size"]
@@ -80,7 +80,7 @@ class Model:
     def info(self) -> dict[str, Any]:
         """What the model is: sizes, layers, tokenizer, how texts start and end, and the instruction set in use."""
         facts = self._engine.info()
-        shapes = {name: shape for name, shape, _, _ in self._engine.tensors()}
+        tensors = self._engine.tensors()
         return {
             "name": self.metadata.get("general.name"),
             "license": self.metadata.get("general.license"),
@@ -90,7 +90,8 @@ class Model:
             "tokenizer": None if self.tokenizer is None else self.tokenizer.kind,
             "documents": None if self.tokenizer is None else self.tokenizer.documents,
             "recommended": dict(self.recommended),
-            "tensors": shapes,
+            "dtypes": _dtypes(tensors),
+            "tensors": {name: shape for name, shape, *_ in tensors},
         }
 
     def check(self) -> tuple[float, float]:
@@ -143,20 +144,19 @@ class Model:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
         return ids
 
-    # ---- sessions ------------------------------------------------------------------------------------
+    # ---- decoders ------------------------------------------------------------------------------------
 
     @contextmanager
-    def _session(self) -> Iterator[_engine.Session]:
+    def _decoder(self) -> Iterator[_engine.Decoder]:
         try:
-            session = self._idle.pop()
+            decoder = self._idle.pop()
         except IndexError:
-            session = _engine.Session(self._engine)
+            decoder = _engine.Decoder(self._engine)
         try:
-            yield session
+            yield decoder
         finally:
-            if len(self._idle) < _IDLE_SESSIONS:
-                session.reset()
-                self._idle.append(session)
+            if len(self._idle) < _IDLE_DECODERS:
+                self._idle.append(decoder)
 
     # ---- generate ------------------------------------------------------------------------------------
 
@@ -211,38 +211,50 @@ class Model:
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
         chosen, settled = self._settle(options)
-        if not _is_batch(prompt):
-            return self._complete(prompt, chosen, settled)
-        return [self._complete(one, chosen, settled) for one in prompt]
+        batch = _is_batch(prompt)
+        prompts = list(prompt) if batch else [prompt]
+        found = self._write(prompts, [self._ids(one) for one in prompts], chosen, settled)
+        if chosen.n == 1:
+            return found if batch else found[0]
+        grouped = [found[at : at + chosen.n] for at in range(0, len(found), chosen.n)]
+        return grouped if batch else grouped[0]
 
-    def _complete(self, prompt: Prompt, options: GenerationOptions, settled: dict[str, Any]) -> Any:
-        ids = self._ids(prompt)
-        with self._session() as session:
-            if options.n == 1:
-                return self._draw(session, prompt, ids, ids, 0, options, settled)
-            session.feed(ids)
-            found = []
-            for index in range(options.n):
-                with self._session() as fork:
-                    fork.copy_from(session)
-                    found.append(self._draw(fork, prompt, ids, array("i"), index, options, settled))
-            return found
+    def _write(
+        self, prompts: list[Prompt], ids: list[array[int]], options: GenerationOptions, settled: dict[str, Any]
+    ) -> list[Completion]:
+        """All completions of all prompts, side by side; the n of one prompt follow one another."""
+        begin = time.perf_counter()
+        n = options.n
+        with self._decoder() as decoder:
+            states, unread = [_engine.State(self._engine) for _ in ids], ids
+            if n > 1:  # a prompt is read once for all that begin with it
+                for state, one in zip(states, ids, strict=True):
+                    decoder.feed(state, one)
+                states = [state.copy() for state in states for _ in range(n)]
+                unread = [array("i")] * len(states)
+            indices = list(range(n)) * len(ids)
+            drawn = decoder.generate(
+                states, unread, indices, options.max_tokens, logprobs=bool(options.logprobs), **settled
+            )
+        seconds = time.perf_counter() - begin
+        total = sum(map(len, ids)) + sum(len(tokens) for tokens, _, _ in drawn)
+        timings: Timings = {"seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
+        return [
+            self._completion(prompts[i // n], ids[i // n], *one, options, settled["seed"], timings)
+            for i, one in enumerate(drawn)
+        ]
 
-    def _draw(
+    def _completion(
         self,
-        session: _engine.Session,
         prompt: Prompt,
         ids: array[int],
-        unread: array[int],
-        index: int,
+        tokens: list[int],
+        logprobs: list[float] | None,
+        stopped: bool,
         options: GenerationOptions,
-        settled: dict[str, Any],
+        seed: int,
+        timings: Timings,
     ) -> Completion:
-        begin = time.perf_counter()
-        tokens, logprobs, stopped = session.generate(
-            unread, options.max_tokens, index=index, logprobs=bool(options.logprobs), **settled
-        )
-        seconds = time.perf_counter() - begin
         text = ""
         if self.tokenizer is not None:
             text = self._echo(prompt, ids, options) + self.tokenizer.decode(tokens, context=ids)
@@ -251,9 +263,9 @@ class Model:
             token_ids=tokens,
             finish_reason="stop" if stopped else "length",
             logprobs=logprobs,
-            seed=settled["seed"],
+            seed=seed,
             usage={"prompt_tokens": len(ids), "completion_tokens": len(tokens), "total_tokens": len(ids) + len(tokens)},
-            timings={"seconds": seconds, "tokens_per_second": (len(unread) + len(tokens)) / max(seconds, 1e-9)},
+            timings=timings,
         )
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
@@ -289,15 +301,15 @@ class Model:
     ) -> Iterator[str]:
         if echo:
             yield echo
-        unread = ids
-        with self._session() as session:
-            for _ in range(options.max_tokens):
-                tokens, _scores, stopped = session.generate(unread, 1, index=0, logprobs=False, **settled)
-                if stopped:
-                    break
-                unread = array("i", tokens)
-                if piece := text.push(tokens[0]):
-                    yield piece
+        unread, state = ids, _engine.State(self._engine)
+        for _ in range(options.max_tokens):
+            with self._decoder() as decoder:  # not kept while the caller has the piece
+                [(tokens, _, stopped)] = decoder.generate([state], [unread], [0], 1, logprobs=False, **settled)
+            if stopped:
+                break
+            unread = array("i", tokens)
+            if piece := text.push(tokens[0]):
+                yield piece
         if piece := text.finish():
             yield piece
 
@@ -348,13 +360,24 @@ class Model:
 
     def _score_ids(self, ids: array[int], *, fresh: bool, characters: int | None) -> Score:
         """``fresh``: not behind the start of text. ``characters``: None to count those of the ids' text."""
-        with self._session() as session:
+        state = _engine.State(self._engine)
+        with self._decoder() as decoder:
             if self.bos is not None and not fresh:
-                session.feed(array("i", [self.bos]))
-            logprobs = session.score(ids)
+                decoder.feed(state, array("i", [self.bos]))
+            logprobs = decoder.score(state, ids)
         if characters is None:
             characters = 0 if self.tokenizer is None else len(self.tokenizer.decode(ids))
         return Score(ids.tolist(), logprobs.tolist(), characters)
+
+
+_GGML_TYPES = {0: "f32", 30: "bf16", 24: "int8"}
+
+
+def _dtypes(tensors: Iterable[tuple[str, tuple[int, ...], int, int, int]]) -> dict[str, str]:
+    """Type of the weights of each matrix; int4 lies in bytes and has factors beside it (docs/format.md)."""
+    types = {name: _GGML_TYPES[kind] for name, *_, kind in tensors}
+    matrices = [name.removesuffix(".weight") for name in types if name.endswith(".weight")]
+    return {name: "int4" if f"{name}.group" in types else types[f"{name}.weight"] for name in matrices}
 
 
 class _Metadata(Mapping[str, Any]):
@@ -417,7 +440,9 @@ def load(
         A path is mapped, so it costs no copy and other processes share its memory; the file must not be
         truncated while it is used, since the system kills whoever reads a page that is gone. Bytes are copied.
     threads : int, optional
-        Threads that work on one token. This version has one.
+        Threads that share the work of a token, the calling one among them; never more than the processors that the
+        process may use. Default: ``FASTLM_THREADS``, else as many as the model's size and the machine's cores make
+        useful (one for a small model). The results do not depend on it.
     isa : str, optional
         Instruction set by name (`cpu_info` lists them). Default: ``FASTLM_ISA``, else the best there is. The
         results do not depend on it.
@@ -431,15 +456,15 @@ def load(
     OSError
         The file cannot be read.
     ValueError
-        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1, or ``row_cache_mb`` is negative.
+        ``isa`` is unknown or this processor lacks it, ``threads`` is below 1, or ``row_cache_mb`` is negative.
     """
-    if threads not in (None, 1):
-        raise ValueError(f"threads={threads!r}: this version works on a token with 1 thread")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads < 65):
+        raise ValueError(f"threads={threads!r}: expected a whole number from 1 to 64, or None")
     if isinstance(row_cache_mb, bool) or not isinstance(row_cache_mb, (int, float)) or not 0 <= row_cache_mb <= 2**20:
         raise ValueError(f"row_cache_mb={row_cache_mb!r}: expected 0 to {2**20} megabytes")
     cache = int(row_cache_mb * 2**20)
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache))
+        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads or 0))
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = os.fspath(model)
@@ -447,7 +472,7 @@ def load(
         path = str(resources.files("fastlm.models") / f"{path}.gguf")
     elif not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
-    engine = _engine.Model(path, None, isa, cache)
+    engine = _engine.Model(path, None, isa, cache, threads or 0)
     try:
         return Model(engine)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling

@@ -31,8 +31,25 @@ def random_weights(vocab=50, embedding=12, units=(20,), tied=False, bias=True, s
     return weights
 
 
-def session_of(model):
-    return _engine.Session(model._engine)
+class Reader:
+    """The engine below `Model`: one sequence's state, and room to compute in."""
+
+    def __init__(self, model, state=None):
+        self.decoder = _engine.Decoder(model._engine)
+        self.state = state or _engine.State(model._engine)
+
+    @property
+    def position(self):
+        return self.state.position
+
+    def feed(self, tokens):
+        self.decoder.feed(self.state, tokens)
+
+    def logits(self):
+        return self.decoder.logits(self.state)
+
+    def score(self, tokens):
+        return self.decoder.score(self.state, tokens)
 
 
 @pytest.fixture(scope="session")

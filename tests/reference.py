@@ -4,6 +4,8 @@
 Nothing here is shared with the package, so that a mistake in one shows against the other.
 """
 
+import itertools
+
 import numpy as np
 
 # ---- the network ---------------------------------------------------------------------------------------
@@ -45,6 +47,83 @@ def logits(weights, tokens):
 def log_softmax(x):
     x = x - x.max(-1, keepdims=True)
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+# ---- weights in fewer bits -----------------------------------------------------------------------------
+
+
+def read_matrix(tensors, name, inputs):
+    """A matrix of a model file: float64 [rows, inputs], and the scale of each row if they are whole numbers, which
+    it multiplies; else None. ``tensors``: arrays by name, bf16 as uint16. Rows come as they lie in the file, 16 a
+    panel; an embedding of its own has one."""
+    lanes = 1 if name == "token_embd" else 16
+    weight = tensors[f"{name}.weight"]
+    scale, group = (tensors.get(f"{name}.{part}") for part in ("scale", "group"))
+    run = {np.float32: 1, np.uint16: 2, np.int8: 4}[weight.dtype.type]
+    weight = weight.reshape(-1, weight.size // (weight.shape[0] * lanes * run), lanes, run)
+    rows = np.empty((weight.shape[0], lanes, inputs))
+    for k in range(inputs):
+        if scale is None:
+            rows[..., k] = _widened(weight[:, k // run, :, k % run])
+        elif group is None:
+            rows[..., k] = weight[:, k // 4, :, k % 4]
+        else:
+            byte = weight[:, k // 8, :, k % 4].astype(np.int64) & 255
+            value = (byte >> 4 if k % 8 >= 4 else byte & 15) - 8
+            rows[..., k] = value * group.reshape(len(weight), -1, lanes, 2)[:, k // 64, :, k // 32 % 2]
+    return rows.reshape(-1, inputs), None if scale is None else scale.reshape(-1).astype(np.float64)
+
+
+def _widened(weight):
+    """bf16 is the upper half of a float32."""
+    return weight if weight.dtype == np.float32 else (weight.astype(np.uint32) << 16).view(np.float32)
+
+
+def embedding_row(matrix, token):
+    rows, scale = matrix
+    return rows[token] if scale is None else np.float64(np.float32(rows[token] * scale[token]))
+
+
+def times(matrix, x, units=127.0):
+    """Matrix times vector. Rows of whole numbers take the vector in whole units too: hidden states, which are within
+    (-1, 1), have 127 to 1. That product is rounded to float32 before it becomes whole, to the nearest, ties to even."""
+    rows, scale = matrix
+    return rows @ x if scale is None else scale / units * (rows @ np.rint(np.float32(x) * units))
+
+
+def largest_as_127(x):
+    """Units of the first layer's input, which is no hidden state: an embedding may be of any size."""
+    largest = np.float32(np.abs(x).max())
+    return np.float32(127) / largest if largest >= 2.0**-100 else np.float32(2.0**-100)
+
+
+def gate(z, n):
+    """Gate n of every unit: panels of i, f, g, o of 16 units lie in turn."""
+    return z.reshape(-1, 4, 16)[:, n].reshape(-1)
+
+
+def file_logits(tensors, sizes, vocab_size, tokens):
+    """[T, V] of a model file in any mixture of types. ``sizes``: of the embedding and of each layer's h. Units that
+    fill up a panel are computed like others and left out."""
+    output = read_matrix(tensors, "output", sizes[-1])
+    embedding = read_matrix(tensors, "token_embd", sizes[0]) if "token_embd.weight" in tensors else output
+    cells = [
+        (read_matrix(tensors, f"blk.{n}.x", inputs), read_matrix(tensors, f"blk.{n}.h", width))
+        for n, (inputs, width) in enumerate(itertools.pairwise(sizes))
+    ]
+    state = [(np.zeros(width), np.zeros(width)) for width in sizes[1:]]
+    rows = []
+    for token in tokens:
+        x = embedding_row(embedding, token)
+        units = largest_as_127(x)
+        for n, ((of_x, of_h), (h, c)) in enumerate(zip(cells, state, strict=True)):
+            z = tensors[f"blk.{n}.bias"].reshape(-1) + times(of_x, x, units) + times(of_h, h)
+            i, f, g, o = (gate(z, part)[: len(c)] for part in range(4))
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            x, units = sigmoid(o) * np.tanh(c), 127.0
+            state[n] = x, c
+        rows.append((tensors["output.bias"].reshape(-1) + times(output, x))[:vocab_size])
+    return np.stack(rows)
 
 
 # ---- the next token ------------------------------------------------------------------------------------

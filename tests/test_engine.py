@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastlm
 import reference
-from conftest import LEVELS, random_weights, session_of
+from conftest import LEVELS, Reader, random_weights
 from fastlm import _engine
 from fastlm.format import Weights, write
 
@@ -49,11 +49,11 @@ def test_logits_equal_reference_and_every_level(tmp_path_factory, architecture):
 
 
 def logits_after_each(model, tokens):
-    session = session_of(model)
+    reader = Reader(model)
     rows = []
     for token in tokens:
-        session.feed(array("i", [token]))
-        rows.append(np.array(session.logits(), np.float32))
+        reader.feed(array("i", [token]))
+        rows.append(np.array(reader.logits(), np.float32))
     return np.stack(rows)
 
 
@@ -89,22 +89,24 @@ def test_state_is_the_same_read_at_once_in_parts_or_copied(byte_model):
     tokens = array("i", list(b"The quick brown fox jumps over the lazy dog, and then over another one. " * 3))
     for cache in (0, 0.01, 16):  # megabytes: none, too few, enough for all rows
         model = fastlm.load(byte_model, row_cache_mb=cache)
-        whole, parts, copy = (session_of(model) for _ in range(3))
+        whole, parts = Reader(model), Reader(model)
         whole.feed(tokens)
         for at in range(0, len(tokens), 7):
             parts.feed(tokens[at : at + 7])
-        copy.copy_from(whole)
+        copy = Reader(model, whole.state.copy())
         assert bytes(whole.logits()) == bytes(parts.logits()) == bytes(copy.logits())
         assert whole.position == parts.position == copy.position == len(tokens)
-        parts.reset()
+        parts.state.reset()
         assert parts.position == 0
         parts.feed(tokens)
         assert bytes(parts.logits()) == bytes(whole.logits())
 
 
-def test_copy_refuses_another_model(byte_model):
-    with pytest.raises(ValueError, match="another model"):
-        session_of(fastlm.load(byte_model)).copy_from(session_of(fastlm.load(byte_model)))
+def test_decoder_refuses_a_state_of_another_model(byte_model):
+    reader = Reader(fastlm.load(byte_model), Reader(fastlm.load(byte_model)).state)
+    for call in (reader.logits, lambda: reader.feed(array("i", [1])), lambda: reader.score(array("i", [1]))):
+        with pytest.raises(ValueError, match="another model"):
+            call()
 
 
 def test_many_threads_share_one_model(byte_model):
@@ -141,12 +143,11 @@ def test_large_weights_overflow_nowhere(tmp_path):
 
 
 def test_logprobs_sum_to_one(lm):
-    session = session_of(lm)
-    session.feed(array("i", [97, 98, 99]))
+    reader = Reader(lm)
+    reader.feed(array("i", [97, 98, 99]))
     total = 0.0
     for token in range(lm.vocab_size):
-        fork = session_of(lm)
-        fork.copy_from(session)
+        fork = Reader(lm, reader.state.copy())
         total += np.exp(fork.score(array("i", [token]))[0])
     assert total == pytest.approx(1, abs=1e-5)
 
@@ -173,13 +174,13 @@ def test_environment_forces_a_level(byte_model, monkeypatch, isa):
 
 
 def test_engine_refuses_tokens_outside_the_vocabulary(lm):
-    session = session_of(lm)
+    reader = Reader(lm)
     for tokens, message in [([-1], "token -1 at place 0"), ([3, 257], "token 257 at place 1: expected 0 to 256")]:
         with pytest.raises(ValueError, match=message):
-            session.feed(array("i", tokens))
+            reader.feed(array("i", tokens))
         with pytest.raises(ValueError, match=message):
-            session.score(array("i", tokens))
-    assert session.position == 0
+            reader.score(array("i", tokens))
+    assert reader.position == 0
 
 
 def test_signals_are_seen_during_a_long_text(tmp_path):

@@ -18,23 +18,24 @@ from fastlm import format
 from fastlm.format import Weights
 
 
-@given(st.integers(1, 70), st.integers(1, 9))
-def test_packed_rows_unpack(rows, inputs):
-    array = np.arange(rows * inputs, dtype=np.float32).reshape(rows, inputs) + 1
-    panels = format.pack_rows(array)
-    assert panels.shape == (-(-rows // 16), inputs, 16)
-    assert panels[-1, :, (rows - 1) % 16].tolist() == array[-1].tolist()
-    assert (format.unpack_rows(panels, rows) == array).all()
+@given(st.integers(1, 70), st.integers(1, 9), st.sampled_from([1, 2, 4]))
+def test_packed_rows_unpack(rows, blocks, run):
+    array = np.arange(rows * blocks * run, dtype=np.float32).reshape(rows, -1) + 1
+    filled = format.filled_rows(array)
+    panels = format.pack(filled, run)
+    assert panels.shape == (-(-rows // 16), blocks, 16, *([run] if run > 1 else []))
+    assert panels[-1, :, (rows - 1) % 16].reshape(-1).tolist() == array[-1].tolist()
+    assert (format.unpack_rows(panels)[:rows] == array).all()
     assert panels.sum() == array.sum()  # the padding is zero
 
 
 @given(st.integers(1, 40), st.integers(1, 9))
-def test_packed_gates_unpack(units, inputs):
+def test_gates_lie_in_turn(units, inputs):
     kernel = np.arange(4 * units * inputs, dtype=np.float32).reshape(inputs, 4 * units)
-    panels = format.pack_gates(kernel)
-    assert panels.shape == (4 * -(-units // 16), inputs, 16)
-    assert panels[2, 0, 0] == kernel[0, 2 * units]  # third panel: gate g of unit 0
-    assert (format.unpack_gates(panels, units) == kernel).all()
+    rows = format.gate_rows(kernel)
+    assert rows.shape == (64 * -(-units // 16), inputs)
+    assert rows[32, 0] == kernel[0, 2 * units]  # third panel: gate g of unit 0
+    assert (format.kernel_of(rows, units) == kernel).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -51,7 +52,7 @@ def test_a_file_unpacks_to_what_was_exported(tmp_path_factory, tied, bias, units
 
 def test_tensors_are_aligned_and_do_not_leave_the_file(byte_model):
     lm = fastlm.load(byte_model)
-    for _, shape, offset, size in lm._engine.tensors():
+    for _, shape, offset, size, _ in lm._engine.tensors():
         assert offset % 64 == 0
         assert size == 4 * np.prod(shape)
         assert offset + size <= lm.info["file_bytes"]
@@ -174,7 +175,7 @@ def test_an_existing_file_is_replaced_whole(tmp_path):
 
 
 BAD_EXPORTS = [
-    ({"dtype": "int3"}, ValueError, "dtype='int3': expected 'f32'"),
+    ({"dtype": "int3"}, ValueError, "dtype='int3': expected f32, bf16, int8, int4, auto; did you mean int"),
     ({"tokenizer": 5}, TypeError, "tokenizer: expected"),
     ({"tokenizer": "bytes"}, ValueError, "the tokenizer has 257 tokens, but the model predicts only 50"),
     ({"tokenizer": "no-such.json"}, FileNotFoundError, "no-such.json"),

@@ -258,8 +258,8 @@ def another_direction(f):
     f.key("lstm.layer.direction", (ARRAY, STRING), ["forward", "both", "forward"])
 
 
-@case("key 'lstm.layer.scale', layer 2: this version computes no quantised inputs")
-def quantised_inputs(f):
+@case("key 'lstm.layer.scale', layer 2: expected 0, found 0.5")
+def step_without_whole_numbers(f):
     f.key("lstm.layer.scale", (ARRAY, F32), [0.0, -0.0, 0.5])
 
 
@@ -311,9 +311,114 @@ def transposed_tensor(f):
     f.dims["output.weight"] = (4, 16)
 
 
-@case("tensor 'output.weight': expected type 0 (f32), found 1")
+@case("tensor 'output.weight': expected type 0 (f32), 24 (int8) or 30 (bf16), found 1")
 def half_precision(f):
     f.types["output.weight"] = 1
+
+
+# ---- whole numbers -----------------------------------------------------------------------------------
+
+
+def whole(f, bits=8):
+    """The output matrix of 7 rows and 4 inputs in int8 or int4."""
+    del f.tensors["output.weight"]
+    f.tensors["output.weight"] = np.ones((1, 1, 16, 4), np.int8)
+    f.tensors["output.scale"] = np.ones((1, 16), np.float32)
+    f.types["output.weight"] = 24
+    if bits == 4:
+        f.tensors["output.group"] = np.ones((1, 1, 16, 2), np.int8)
+        f.types["output.group"] = 24
+    f.key("lstm.layer.scale", (ARRAY, F32), [0.0, 0.0, 1 / 127])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_whole_numbers_are_read(bits):
+    f = File()
+    whole(f, bits)
+    assert len(fastlm.load(f.bytes()).generate([1], max_tokens=3, seed=1).token_ids) == 3
+
+
+@case("tensor 'output.scale': expected, not found")
+def no_scale(f):
+    whole(f)
+    del f.tensors["output.scale"]
+
+
+@case("tensor 'output.scale': expected numbers from 0, found -1")
+def scale_below_zero(f):
+    whole(f)
+    f.tensors["output.scale"][0, 3] = -1
+
+
+@case("tensor 'output.scale': a weight is not a number, infinite or above 2^40")
+def scale_not_a_number(f):
+    whole(f)
+    f.tensors["output.scale"][0, 3] = np.nan
+
+
+@case("tensor 'output.scale': expected type 0, found 24")
+def scale_of_bytes(f):
+    whole(f)
+    f.tensors["output.scale"] = np.ones((1, 16), np.int8)
+    f.types["output.scale"] = 24
+
+
+@case("tensor 'output.weight': expected weights from -127 to 127, found -128")
+def least_byte(f):
+    whole(f)
+    f.tensors["output.weight"][0, 0, 5, 1] = -128
+
+
+@case("tensor 'output.weight': expected dimensions 4 x 16 x 1 x 1, found 4 x 16 x 2 x 1")
+def too_many_blocks(f):
+    whole(f)
+    f.tensors["output.weight"] = np.ones((1, 2, 16, 4), np.int8)
+
+
+@case("tensor 'output.group': expected dimensions 2 x 16 x 1 x 1, found 2 x 16 x 1 x 2")
+def too_many_factors(f):
+    whole(f, bits=4)
+    f.tensors["output.group"] = np.ones((2, 1, 16, 2), np.int8)
+
+
+@case("tensor 'output.group': expected type 24, found 0")
+def factors_of_floats(f):
+    whole(f, bits=4)
+    f.tensors["output.group"] = np.ones((1, 1, 16, 2), np.float32)
+    del f.types["output.group"]
+
+
+@case("key 'lstm.layer.scale', layer 2: expected 0.00787402, found 0")
+def whole_numbers_without_step(f):
+    whole(f)
+    f.key("lstm.layer.scale", (ARRAY, F32), [0.0, 0.0, 0.0])
+
+
+@case("key 'lstm.layer.scale', layer 0: expected 0, found 0.00787402")
+def embedding_with_a_step(f):
+    f.key("lstm.layer.scale", (ARRAY, F32), [1 / 127, 0.0, 0.0])
+
+
+@case("tensor 'output.weight': a weight is not a number, infinite or above 2^40")
+def half_a_number(f):
+    f.tensors["output.weight"] = np.full((1, 2, 16, 2), 0x7FC0, np.uint16)
+    f.types["output.weight"] = 30
+
+
+@case("tensor 'output.weight': expected dimensions 2 x 16 x 2 x 1, found 16 x 4 x 1 x 1")
+def bf16_in_the_layout_of_f32(f):
+    f.tensors["output.weight"] = np.zeros((1, 4, 16), np.uint16)
+    f.types["output.weight"] = 30
+
+
+@case("tensor 'blk.0.x.weight': expected at most 16384 inputs of whole numbers, found 16392", embedding=16392)
+def sums_that_could_overflow(f):
+    f.tensors["blk.0.x.weight"] = np.ones((4, 16392 // 8, 16, 4), np.int8)
+    f.tensors["blk.0.x.group"] = np.ones((1,), np.int8)
+    f.types |= {"blk.0.x.weight": 24, "blk.0.x.group": 24}
+
+
+# ---- tensors, further --------------------------------------------------------------------------------
 
 
 @case("tensor 'output.bias': expected 1 to 4 dimensions, found 5")

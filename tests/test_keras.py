@@ -14,7 +14,7 @@ keras = pytest.importorskip("keras", exc_type=ImportError)
 from keras import layers
 
 import fastlm
-from conftest import LEVELS, session_of
+from conftest import LEVELS, Reader
 from fastlm.training import TiedDense
 from test_engine import logits_after_each
 
@@ -259,11 +259,11 @@ def test_bad_keras_files_are_named(tmp_path, name, error, message):
         fastlm.export(tmp_path / name, tmp_path / "m.gguf")
 
 
-def test_sessions_agree_after_export(tmp_path):
+def test_logits_agree_after_export(tmp_path):
     """A user's own loop over the engine's logits sees what Keras sees."""
     model = stack()
     fastlm.export(model, tmp_path / "m.gguf", bos=0)
-    session = session_of(fastlm.load(tmp_path / "m.gguf"))
+    reader = Reader(fastlm.load(tmp_path / "m.gguf"))
     tokens = np.arange(20, dtype=np.int32)
-    session.feed(tokens)
-    np.testing.assert_allclose(session.logits(), np.asarray(model(tokens[None]))[0, -1], atol=1e-5)
+    reader.feed(tokens)
+    np.testing.assert_allclose(reader.logits(), np.asarray(model(tokens[None]))[0, -1], atol=1e-5)

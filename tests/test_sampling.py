@@ -8,7 +8,7 @@ import pytest
 
 import fastlm
 import reference
-from conftest import LEVELS, random_weights, session_of
+from conftest import LEVELS, Reader, random_weights
 from fastlm.format import Weights, write
 
 CLOSE = 1e-4  # two keys nearer than this may change places in float32
@@ -77,12 +77,12 @@ def test_draws_equal_reference(tmp_path, options):
     weights = random_weights(300, 40, (40,), scale=2.0)
     weights["output.kernel"] *= 6
     fastlm.export(weights, path)
-    model, session = fastlm.load(path), None
+    model = fastlm.load(path)
     misses = 0
     for token in range(100):
-        session = session_of(model)
-        session.feed(array("i", [token]))
-        logits = np.array(session.logits(), np.float64)
+        reader = Reader(model)
+        reader.feed(array("i", [token]))
+        logits = np.array(reader.logits(), np.float64)
         full = {"top_k": 0, "top_p": 1.0, **options}
         drawn = model.generate([token], max_tokens=1, seed=token, **full).token_ids[0]
         expected, margin = reference.draw(logits, 1, token, **options)

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Hostile model files. A file must load, and then everything must work, or be refused as a bad format: no
- * crash, no other error, no more memory than twice its size and 64 MB (besides the store of gate rows that the
- * caller asks for), and nothing kept after it is closed. Two programs in one file:
+ * crash, no other error, no more memory than twice its size and 64 MB to load (besides the store of gate rows that the
+ * caller asks for), nor 64 times its size and 64 MB to compute with a batch, and nothing kept after it is closed. Two
+ * programs in one file:
  *
- *     clang -g -O1 -fsanitize=fuzzer,address,undefined csrc/(all).c tests/c/fuzz_format.c -Icsrc -o fuzz
- *     cc -g -O1 -fsanitize=address,undefined -DFUZZ_MAIN csrc/(all).c tests/c/fuzz_format.c -Icsrc -lm -o mutate
+ *     clang -g -O1 -fsanitize=fuzzer,address,undefined csrc/(all).c tests/c/fuzz_format.c -Icsrc -lpthread -o fuzz
+ *     cc -g -O1 -fsanitize=address,undefined -DFUZZ_MAIN csrc/(all).c tests/c/fuzz_format.c -Icsrc -lm -lpthread -o mutate
  *     ./mutate [--seed N] [--count N] [--corpus FOLDER]
  *
  * The first is a libFuzzer target; the second knows the format, aims at its numbers, and with --corpus writes
@@ -18,7 +19,7 @@
 #include <math.h>
 
 enum { ROW_CACHE = 1 << 16 };
-#define MEMORY_LIMIT(size) (2 * (size) + ((size_t)64 << 20))
+#define MEMORY_LIMIT(times, size) ((times) * (size) + ((size_t)64 << 20))
 
 /* ---- use of a model that loads -------------------------------------------------------------------------- */
 
@@ -53,35 +54,81 @@ static uint32_t read_index(const fl_model *model, const uint8_t *file) {
     return sum;
 }
 
-/* Log-probabilities are at most a rounding above 0, tokens are tokens. */
-static void compute(const fl_model *model, const fl_model_info *info, uint64_t random) {
-    enum { N = 4 };
-    static const fl_sampling samplings[] = {{0, 0, 1, 0, 0}, {1, 0, 1, 1, 0}, {0.7f, 3, 1, 2, 1}, {1.2f, 5, 0.8, 3, 2}};
-    fl_session *session;
+enum { BATCH = 10, DRAWN = 3, TEXT = 35 }; /* more than a block of columns, and than is scored at once */
+
+/* Room for a batch; each request points into it. */
+typedef struct desk {
+    fl_decoder *decoder;
+    fl_state *states[BATCH];
+    int32_t text[TEXT], tokens[BATCH][DRAWN];
+    float scores[TEXT], logprobs[BATCH][DRAWN];
+} desk;
+
+static bool desk_open(desk *d, const fl_model *model, uint32_t V, uint64_t *random) {
     fl_error error;
-    int32_t tokens[N], drawn[N];
-    float scores[N];
-    fl_finish finish;
-    if (fl_session_new(model, &session, &error)) {
-        check(false, "no session: %s", error.message);
-        return;
-    }
-    for (int i = 0; i < N; i++) tokens[i] = (int32_t)below(&random, info->vocab_size);
-    fl_feed(session, tokens, N);
-    const float *logits = fl_logits(session);
-    for (uint32_t i = 0; i < info->vocab_size; i++) check(isfinite(logits[i]), "logit %u is %g", i, (double)logits[i]);
-    for (size_t s = 0; s < sizeof samplings / sizeof *samplings; s++) {
-        const size_t n = fl_generate(session, tokens, 1, &samplings[s], &info->eos, 1, N, drawn, scores, &finish);
-        for (size_t i = 0; i < n; i++)
-            check(drawn[i] >= 0 && (uint32_t)drawn[i] < info->vocab_size && scores[i] <= 1e-4f, "token %d, %g",
-                  drawn[i], (double)scores[i]);
-    }
-    fl_score(session, tokens, N, scores);
-    fl_session_free(session);
+    if (fl_decoder_new(model, &d->decoder, &error)) return false;
+    for (size_t i = 0; i < BATCH; i++)
+        if (fl_state_new(model, &d->states[i], &error)) return false;
+    for (size_t i = 0; i < TEXT; i++) d->text[i] = (int32_t)below(random, V);
+    return true;
 }
 
+static void desk_close(desk *d) {
+    for (size_t i = 0; i < BATCH; i++) fl_state_free(d->states[i]);
+    fl_decoder_free(d->decoder);
+}
+
+/* Requests of every kind, side by side; the first alone once more. Log-probabilities are at most a rounding above 0,
+ * tokens are tokens. */
+static void compute_batch(desk *d, const fl_model_info *info, uint64_t *random) {
+    static const fl_sampling samplings[] = {{0, 0, 1, 0, 0}, {1, 0, 1, 1, 0}, {0.7f, 3, 1, 2, 1}, {1.2f, 5, 0.8, 3, 2}};
+    fl_request requests[BATCH];
+    const size_t n = 1 + below(random, BATCH);
+    for (size_t i = 0; i < n; i++)
+        requests[i] = (fl_request){.state = d->states[i],
+                                   .prompt = d->text,
+                                   .n_prompt = below(random, 12),
+                                   .sampling = samplings[i % 4],
+                                   .stop = &info->eos,
+                                   .n_stop = 1,
+                                   .max_tokens = below(random, DRAWN + 1),
+                                   .tokens = d->tokens[i],
+                                   .logprobs = d->logprobs[i]};
+    fl_generate(d->decoder, requests, n);
+    for (size_t i = 0; i < n; i++)
+        for (size_t t = 0; t < requests[i].written; t++)
+            check(d->tokens[i][t] >= 0 && (uint32_t)d->tokens[i][t] < info->vocab_size && d->logprobs[i][t] <= 1e-4f,
+                  "token %d, %g", d->tokens[i][t], (double)d->logprobs[i][t]);
+    int32_t again[DRAWN];
+    fl_state_reset(d->states[0]);
+    fl_request alone = requests[0];
+    alone.tokens = again;
+    fl_generate(d->decoder, &alone, 1);
+    check(alone.written == requests[0].written && memcmp(again, d->tokens[0], 4 * alone.written) == 0,
+          "alone another text than in a batch of %zu", n);
+}
+
+static void compute(const fl_model *model, const fl_model_info *info, uint64_t random) {
+    desk d = {0};
+    if (desk_open(&d, model, info->vocab_size, &random)) {
+        fl_feed(d.decoder, d.states[0], d.text, 1 + below(&random, 12));
+        const float *logits = fl_logits(d.decoder, d.states[0]);
+        for (uint32_t i = 0; i < info->vocab_size; i++)
+            check(isfinite(logits[i]), "logit %u is %g", i, (double)logits[i]);
+        const size_t n = below(&random, TEXT + 1);
+        fl_score(d.decoder, d.states[0], d.text, n, d.scores);
+        for (size_t i = 0; i < n; i++) check(d.scores[i] <= 1e-4f, "score %g", (double)d.scores[i]);
+        fl_state_reset(d.states[0]);
+        compute_batch(&d, info, &random);
+    } else {
+        check(false, "no state or decoder");
+    }
+    desk_close(&d);
+}
+
+static volatile uint32_t sink;
+
 static void use(const fl_model *model, const uint8_t *file, uint64_t random) {
-    static volatile uint32_t sink;
     fl_model_info info;
     fl_error error;
     double largest, tolerance;
@@ -106,16 +153,17 @@ static void check_message(const fl_error *error) {
 /* Whether the bytes load; all that must hold is checked. */
 static bool try_bytes(const uint8_t *bytes, size_t size, uint64_t random) {
     const size_t level = below(&random, fl_isa_count()), cache = below(&random, 2) * ROW_CACHE;
-    const fl_load_options options = {fl_isa_name(fl_isa_supported(level) ? level : 0), cache};
+    const fl_load_options options = {fl_isa_name(fl_isa_supported(level) ? level : 0), cache, 1};
     const int64_t mapped = watch.mapped;
     fl_model *model = NULL;
     fl_error error = {0};
     watch_begin();
     const fl_status status = fl_model_from_memory(bytes, size, &options, &model, &error);
+    check(watch.bytes <= MEMORY_LIMIT(2, size) + cache, "%zu bytes of memory for a file of %zu", watch.bytes, size);
     if (status == FL_OK) use(model, bytes, random);
     fl_model_close(model);
     watch_end();
-    check(watch.bytes <= MEMORY_LIMIT(size) + cache, "%zu bytes of memory for a file of %zu", watch.bytes, size);
+    check(watch.bytes <= MEMORY_LIMIT(64, size) + cache, "%zu bytes to compute with a file of %zu", watch.bytes, size);
     check(watch.mapped == mapped, "%lld bytes are still mapped", (long long)(watch.mapped - mapped));
     check(status == FL_OK || status == FL_ERROR_FORMAT, "status %d: %s", status, error.message);
     if (status) check_message(&error);
@@ -250,18 +298,30 @@ static void pad_header(victim *v, size_t end) {
         remove_bytes(v, end, old - wanted);
 }
 
+/* The number of keys, and that of tensors. */
+enum { TENSORS_AT = 8, KEYS_AT = 16 };
+
+static void drop(victim *v, const tiny_record *r, size_t count_at) {
+    const size_t n = r->end - r->begin;
+    add_to_count(v, count_at, -1);
+    remove_bytes(v, r->begin, n);
+    pad_header(v, v->model->header_end - n);
+}
+
 /* A key or tensor twice or not at all, mostly with the count that belongs to it. */
 static void repeat_or_drop(victim *v, uint64_t *random) {
-    const bool key = below(random, 2), drop = below(random, 2);
+    const bool key = below(random, 2);
+    const size_t count_at = key ? KEYS_AT : TENSORS_AT;
     const tiny_model *m = v->model;
     const tiny_record r = key ? m->keys[below(random, m->key_count)] : m->tensors[below(random, m->tensor_count)];
-    const size_t n = r.end - r.begin;
-    if (below(random, 8)) add_to_count(v, key ? 16 : 8, drop ? -1 : 1);
-    if (drop)
-        remove_bytes(v, r.begin, n);
-    else
-        insert_bytes(v, r.end, r.begin, n);
-    pad_header(v, drop ? m->header_end - n : m->header_end + n);
+    if (below(random, 8) == 0) add_to_count(v, count_at, below(random, 2) ? 1 : -1);
+    if (below(random, 2)) {
+        drop(v, &r, count_at);
+        return;
+    }
+    add_to_count(v, count_at, 1);
+    insert_bytes(v, r.end, r.begin, r.end - r.begin);
+    pad_header(v, m->header_end + r.end - r.begin);
 }
 
 /* One item less in an array of numbers, and in its count; in other keys, damage. */
@@ -284,6 +344,58 @@ static void overlap(victim *v, uint64_t *random) {
     memcpy(v->bytes + a.end - 8, &offset, 8);
 }
 
+/* Where the parts of a tensor's description lie: name, number of dimensions, dimensions, type, offset. */
+static size_t dims_at(const tiny_record *r, const uint8_t *bytes) {
+    uint64_t name;
+    memcpy(&name, bytes + r->begin, 8);
+    return r->begin + 8 + (size_t)name + 4;
+}
+
+/* Another of the types that there are, or one that is none. */
+static void change_type(victim *v, const tiny_record *r, uint32_t type) { memcpy(v->bytes + r->end - 12, &type, 4); }
+
+static void change_some_type(victim *v, uint64_t *random) {
+    static const uint32_t types[] = {0, 1, 2, 8, 24, 25, 30, 31};
+    change_type(v, &v->model->tensors[below(random, v->model->tensor_count)], types[below(random, 8)]);
+}
+
+/* Two dimensions change places; returns whether that is another shape. */
+static bool swap_dims(victim *v, const tiny_record *r, size_t a, size_t b) {
+    const size_t at = dims_at(r, v->bytes), n = (r->end - 12 - at) / 8;
+    uint64_t one, other;
+    memcpy(&one, v->bytes + at + 8 * (a % n), 8);
+    memcpy(&other, v->bytes + at + 8 * (b % n), 8);
+    memcpy(v->bytes + at + 8 * (a % n), &other, 8);
+    memcpy(v->bytes + at + 8 * (b % n), &one, 8);
+    return one != other;
+}
+
+static void swap_some_dims(victim *v, uint64_t *random) {
+    swap_dims(v, &v->model->tensors[below(random, v->model->tensor_count)], below(random, 4), below(random, 4));
+}
+
+/* Two tensors whose names are as long exchange them: a scale becomes a group, one layer's weights another's. */
+static void swap_names(victim *v, uint64_t *random) {
+    const tiny_model *m = v->model;
+    const tiny_record *a = &m->tensors[below(random, m->tensor_count)],
+                      *b = &m->tensors[below(random, m->tensor_count)];
+    uint8_t name[64];
+    const size_t n = dims_at(a, v->bytes) - a->begin;
+    if (n != dims_at(b, v->bytes) - b->begin || n > sizeof name) return;
+    memcpy(name, v->bytes + a->begin, n);
+    memcpy(v->bytes + a->begin, v->bytes + b->begin, n);
+    memcpy(v->bytes + b->begin, name, n);
+}
+
+/* One tensor is of the type, the dimensions and the place of another. */
+static void copy_description(victim *v, uint64_t *random) {
+    const tiny_model *m = v->model;
+    const tiny_record *a = &m->tensors[below(random, m->tensor_count)],
+                      *b = &m->tensors[below(random, m->tensor_count)];
+    const size_t n = a->end - dims_at(a, v->bytes);
+    if (n == b->end - dims_at(b, v->bytes)) memcpy(v->bytes + a->end - n, v->bytes + b->end - n, n);
+}
+
 static void truncate_somewhere(victim *v, uint64_t *random) { v->size = below(random, v->size); }
 
 static void append(victim *v, uint64_t *random) {
@@ -298,8 +410,9 @@ static void garbage(victim *v, uint64_t *random) {
 
 static void mutate(victim *v, uint64_t *random) {
     static void (*const kinds[])(victim *, uint64_t *) = {
-        set_random_spots, set_random_spots, flip_bits, set_bytes, move_bytes,         overlap,
-        repeat_or_drop,   shorten_array,    append,    garbage,   truncate_somewhere,
+        set_random_spots, set_random_spots, flip_bits,        set_bytes, move_bytes,         overlap,
+        repeat_or_drop,   shorten_array,    append,           garbage,   truncate_somewhere, change_some_type,
+        swap_some_dims,   swap_names,       copy_description,
     };
     kinds[below(random, sizeof kinds / sizeof *kinds)](v, random);
     if (below(random, 4) == 0) flip_bits(v, random);
@@ -307,7 +420,7 @@ static void mutate(victim *v, uint64_t *random) {
 
 /* ---- campaigns -------------------------------------------------------------------------------------------- */
 
-enum { MODELS = 6 };
+enum { MODELS = 12 };
 
 static size_t loaded, refused, opened;
 static char temporary[] = "/tmp/fuzz_format_XXXXXX";
@@ -319,7 +432,7 @@ static void try_file(const victim *v, bool loads) {
         printf("cannot write %s\n", temporary);
         exit(2);
     }
-    const fl_load_options options = {NULL, ROW_CACHE};
+    const fl_load_options options = {NULL, ROW_CACHE, 1};
     const int64_t mapped = watch.mapped;
     fl_model *model = NULL;
     fl_error error = {0};
@@ -364,23 +477,74 @@ static void try_numbers(victim *v, const tiny_model *model, size_t which, size_t
     }
 }
 
-/* Weights that are refused, and the largest and smallest that are not. */
+/* Values that are refused, and the largest and smallest that are not, in their bits. Scales have no sign. */
+typedef struct special {
+    uint32_t bits;
+    bool allowed, allowed_as_scale;
+} special;
+
+static const special specials_f32[] = {
+    {0x7FC00000, false, false}, {0xFFC00001, false, false}, {0x7F800001, false, false}, {0x7F800000, false, false},
+    {0xFF800000, false, false}, {0x7F7FFFFF, false, false}, {0x53800001, false, false}, {0xD3800001, false, false},
+    {0x53800000, true, true},   {0xD3800000, true, false},  {0x00000001, true, true},   {0x80000000, true, true},
+    {0x80000001, true, false},  {0x007FFFFF, true, true}};
+static const special specials_bf16[] = {{0x7FC0, false, false}, {0xFF81, false, false}, {0x7F80, false, false},
+                                        {0xFF80, false, false}, {0x5381, false, false}, {0xD381, false, false},
+                                        {0x5380, true, false},  {0xD380, true, false},  {0x0001, true, false},
+                                        {0x8000, true, false}};
+static const special specials_byte[] = {{0x80, false, false}, {0x81, true, false}, {0x7F, true, false}};
+
+static const struct {
+    const special *list;
+    size_t n;
+} specials[TINY_KINDS] = {
+    [OF_F32] = {specials_f32, sizeof specials_f32 / sizeof(special)},
+    [OF_SCALES] = {specials_f32, sizeof specials_f32 / sizeof(special)},
+    [OF_BF16] = {specials_bf16, sizeof specials_bf16 / sizeof(special)},
+    [OF_INT8] = {specials_byte, sizeof specials_byte / sizeof(special)},
+    [OF_ANY_BYTES] = {specials_byte, sizeof specials_byte / sizeof(special)},
+};
+
+/* At the first, the last or another value of every tensor, also where it only fills up. */
 static void try_weights(victim *v, const tiny_model *model, size_t which, uint64_t *random) {
-    static const struct {
-        uint32_t bits;
-        bool allowed;
-    } weights[] = {{0x7FC00000, false}, {0xFFC00001, false}, {0x7F800001, false}, {0x7F800000, false},
-                   {0xFF800000, false}, {0x7F7FFFFF, false}, {0x53800001, false}, {0xD3800001, false},
-                   {0x53800000, true},  {0xD3800000, true},  {0x00000001, true},  {0x80000000, true},
-                   {0x80000001, true},  {0x007FFFFF, true}};
     for (size_t t = 0; t < model->tensor_count; t++) {
-        for (size_t w = 0; w < sizeof weights / sizeof *weights; w++) {
-            const size_t count = model->tensors[t].data_size / 4, places[] = {0, count - 1, below(random, count)};
+        const tiny_record *r = &model->tensors[t];
+        const size_t item = tiny_item_size(r->kind), count = r->data_size / item;
+        for (size_t w = 0; w < specials[r->kind].n; w++) {
+            const special s = specials[r->kind].list[w];
+            const size_t places[] = {0, count - 1, below(random, count)};
+            const bool allowed = r->kind == OF_ANY_BYTES || (r->kind == OF_SCALES ? s.allowed_as_scale : s.allowed);
             restore(v, model);
-            memcpy(v->bytes + model->tensors[t].data + 4 * places[below(random, 3)], &weights[w].bits, 4);
-            now("model %zu, a weight of tensor %zu with bits %08x", which, t, weights[w].bits);
-            check(try_victim(v) == weights[w].allowed, "%s", weights[w].allowed ? "refused" : "loads");
+            memcpy(v->bytes + r->data + item * places[below(random, 3)], &s.bits, item);
+            now("model %zu, a value of tensor %zu with bits %08x", which, t, s.bits);
+            check(try_victim(v) == allowed, "%s", allowed ? "refused" : "loads");
         }
+    }
+}
+
+/* Every tensor missing, of every type, with every two dimensions exchanged. A small matrix without its factors may be
+ * another that makes sense, and so may rows of another type; all else is refused. */
+static void try_tensors(victim *v, const tiny_model *model, size_t which) {
+    static const uint32_t types[] = {0, 24, 30, 1};
+    for (size_t t = 0; t < model->tensor_count; t++) {
+        const tiny_record *r = &model->tensors[t];
+        restore(v, model);
+        drop(v, r, TENSORS_AT);
+        now("model %zu without tensor %zu", which, t);
+        check(!try_victim(v) || (r->kind == OF_ANY_BYTES && !r->weight), "loads");
+        for (size_t i = 0; i < 4; i++) {
+            restore(v, model);
+            change_type(v, r, types[i]);
+            now("model %zu, tensor %zu of type %u", which, t, types[i]);
+            check(!try_victim(v) || r->weight || types[i] == tiny_type(r->kind), "loads");
+        }
+        for (size_t a = 0; a < 4; a++)
+            for (size_t b = 0; b < a; b++) {
+                restore(v, model);
+                now("model %zu, dimensions %zu and %zu of tensor %zu exchanged", which, a, b, t);
+                const bool other = swap_dims(v, r, a, b), loads = try_victim(v);
+                check(loads != other, "%s", loads ? "loads" : "refused");
+            }
     }
 }
 
@@ -444,6 +608,76 @@ static tiny_model *valid_model(size_t which) {
          .alignment = 64,
          .scale = 0x1p40f,
          .output_scale = 0x1p40f},
+        {.vocab = 9,
+         .embedding = 6,
+         .layers = 1,
+         .units = {5},
+         .embedding_dtype = AS_BF16,
+         .x_dtype = {AS_BF16},
+         .h_dtype = {AS_BF16},
+         .output_dtype = AS_BF16,
+         .test = true,
+         .alignment = 64,
+         .scale = 0x1p40f,
+         .output_scale = 3},
+        {.vocab = 18,
+         .embedding = 5,
+         .layers = 1,
+         .units = {33},
+         .embedding_dtype = AS_INT8,
+         .x_dtype = {AS_INT8},
+         .h_dtype = {AS_INT8},
+         .output_dtype = AS_INT8,
+         .text = true,
+         .alignment = 64,
+         .scale = 1,
+         .output_scale = 1},
+        {.vocab = 7,
+         .embedding = 66,
+         .layers = 1,
+         .units = {9},
+         .embedding_dtype = AS_INT4,
+         .x_dtype = {AS_INT4},
+         .h_dtype = {AS_INT4},
+         .output_dtype = AS_INT4,
+         .test = true,
+         .alignment = 64,
+         .scale = 1,
+         .output_scale = 1},
+        {.vocab = 19,
+         .embedding = 3,
+         .layers = 2,
+         .units = {2, 3},
+         .tied = true,
+         .x_dtype = {AS_INT4, AS_BF16},
+         .h_dtype = {AS_F32, AS_INT4},
+         .output_dtype = AS_INT4,
+         .alignment = 64,
+         .scale = 4,
+         .output_scale = 0x1p40f},
+        {.vocab = 3,
+         .embedding = 34,
+         .layers = 1,
+         .units = {34},
+         .tied = true,
+         .x_dtype = {AS_F32},
+         .h_dtype = {AS_INT8},
+         .output_dtype = AS_INT8,
+         .test = true,
+         .alignment = 64,
+         .scale = 0x1p40f,
+         .output_scale = 0x1p40f},
+        {.vocab = 4,
+         .embedding = 4,
+         .layers = 3,
+         .units = {1, 2, 3},
+         .embedding_dtype = AS_INT4,
+         .x_dtype = {AS_INT8, AS_F32, AS_INT4},
+         .h_dtype = {AS_BF16, AS_F32, AS_INT8},
+         .output_dtype = AS_BF16,
+         .alignment = 128,
+         .scale = 1,
+         .output_scale = 1},
     };
     return tiny_new(&shapes[which]);
 }
@@ -492,6 +726,7 @@ static void campaign(tiny_model *const *models, size_t count, uint64_t *random) 
         try_truncations(&v, models[i], i, 1 + count / 5 / MODELS, random);
         try_numbers(&v, models[i], i, 1 + 2 * count / 5 / MODELS, random);
         try_weights(&v, models[i], i, random);
+        try_tensors(&v, models[i], i);
     }
     const size_t done = loaded + refused;
     try_random(&v, models, done < count ? count - done : 0, random);

@@ -24,6 +24,9 @@
 #if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
 #define __SANITIZE_ADDRESS__ 1
 #endif
+#if __has_feature(thread_sanitizer) && !defined(__SANITIZE_THREAD__)
+#define __SANITIZE_THREAD__ 1
+#endif
 #endif
 
 #if defined(__GNUC__)
@@ -65,7 +68,7 @@ FORMAT(1, 2) static void now(const char *format, ...) {
 }
 
 /* Seed and counts, last: drivers read that line. */
-static int report(uint64_t seed) {
+static inline int report(uint64_t seed) {
     printf("seed %llu\n%zu passed, %zu failed\n", (unsigned long long)seed, passed, failed);
     return failed != 0;
 }
@@ -78,7 +81,7 @@ static void on_fault(int number) {
 }
 
 /* AddressSanitizer says more about a fault than we can, so it keeps its own handlers. */
-static void catch_faults(void) {
+static inline void catch_faults(void) {
 #if !defined(__SANITIZE_ADDRESS__)
     signal(SIGSEGV, on_fault);
     signal(SIGBUS, on_fault);
@@ -104,17 +107,17 @@ static uint64_t below(uint64_t *random, uint64_t n) { return next_random(random)
 /* Uniform in [-1, 1), 24 bits. */
 static float uniform(uint64_t *random) { return (float)(next_random(random) >> 40) * 0x1p-23f - 1.0f; }
 
-static uint64_t clock_seed(void) { return (uint64_t)time(NULL) << 16 ^ (uint64_t)getpid(); }
+static inline uint64_t clock_seed(void) { return (uint64_t)time(NULL) << 16 ^ (uint64_t)getpid(); }
 
 /* ---- what the core takes from the system --------------------------------------------------------------- */
 
-/* Calls and bytes of malloc, calloc, realloc and mmap since watch_begin. The program's own definitions take
- * the place of the C library's, so no linker flag is needed; under AddressSanitizer its hooks are used. */
+/* Calls and bytes of malloc, calloc, realloc and mmap by any thread since watch_begin. The program's own definitions
+ * take the place of the C library's, so no linker flag is needed; under AddressSanitizer its hooks are used. */
 static struct {
-    bool on;
-    size_t calls, bytes;
-    int64_t mapped; /* bytes mapped less bytes unmapped, since the start of the program */
-    size_t refuse;  /* the n-th request from now on gets no memory; 0: all get theirs */
+    _Atomic(bool) on;
+    _Atomic(size_t) calls, bytes;
+    _Atomic(int64_t) mapped; /* bytes mapped less bytes unmapped, since the start of the program */
+    _Atomic(size_t) refuse;  /* the n-th request from now on gets no memory; 0: all get theirs */
 } watch;
 
 static void watch_begin(void) {
@@ -150,7 +153,7 @@ void __sanitizer_free_hook(const volatile void *memory) {
 }
 void __asan_poison_memory_region(void const volatile *memory, size_t size);
 void __asan_unpoison_memory_region(void const volatile *memory, size_t size);
-#elif defined(__GLIBC__)
+#elif defined(__GLIBC__) && !defined(__SANITIZE_THREAD__)
 #define WATCH_MALLOC 1
 extern void *__libc_malloc(size_t size);
 extern void *__libc_calloc(size_t count, size_t size);
@@ -174,7 +177,7 @@ void free(void *memory) {
 }
 #endif
 
-#if defined(__linux__) && defined(__LP64__)
+#if defined(__linux__) && defined(__LP64__) && !defined(__SANITIZE_THREAD__)
 #include <sys/syscall.h>
 #define WATCH_MMAP 1
 

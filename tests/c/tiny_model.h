@@ -9,13 +9,19 @@
 
 enum { TINY_LAYERS = 4, TINY_SPOTS = 1024, TINY_RECORDS = 64, TINY_TEST = 6 };
 
+/* How a matrix is stored. */
+typedef enum tiny_dtype { AS_F32, AS_BF16, AS_INT8, AS_INT4, TINY_DTYPES } tiny_dtype;
+
+static const char *const dtype_names[] = {"f32", "bf16", "int8", "int4"};
+
 typedef struct tiny_shape {
     uint32_t vocab, embedding, layers, units[TINY_LAYERS];
+    tiny_dtype embedding_dtype, x_dtype[TINY_LAYERS], h_dtype[TINY_LAYERS], output_dtype;
     bool tied;
     bool text;          /* with a character tokenizer, and a start and an end of text */
     bool test;          /* with a test vector; log-probabilities are 0 until tiny_set_test */
     uint32_t alignment; /* of the tensors */
-    float scale;        /* weights are uniform in ± scale / sqrt(K) */
+    float scale;        /* weights are within ± scale / sqrt(K) */
     float output_scale; /* those of the output layer, and its bias */
     uint64_t seed;
 } tiny_shape;
@@ -26,10 +32,15 @@ typedef struct tiny_spot {
     int size; /* 4 or 8 bytes */
 } tiny_spot;
 
+/* What the values of a tensor may be. */
+typedef enum tiny_kind { OF_F32, OF_BF16, OF_INT8, OF_SCALES, OF_ANY_BYTES, TINY_KINDS } tiny_kind;
+
 /* One key, or one tensor's description. */
 typedef struct tiny_record {
     size_t begin, end;
-    size_t data, data_size; /* tensors: their values, from the start of the file */
+    tiny_kind kind;         /* tensors, here and below */
+    bool weight;            /* its dtype is the writer's choice */
+    size_t data, data_size; /* the values, from the start of the file */
 } tiny_record;
 
 typedef struct tiny_model {
@@ -65,6 +76,12 @@ static void tiny_spot_here(tiny_model *m, int size) {
 static void tiny_u32(tiny_model *m, uint32_t value) {
     tiny_spot_here(m, 4);
     tiny_put(m, &value, 4);
+}
+
+static void tiny_f32(tiny_model *m, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    tiny_u32(m, bits);
 }
 
 static void tiny_u64(tiny_model *m, uint64_t value) {
@@ -109,6 +126,13 @@ static void tiny_key_array(tiny_model *m, const char *key, uint32_t item_type, u
 
 /* ---- the layer table ---------------------------------------------------------------------------------- */
 
+/* Whether a row's layer multiplies whole numbers; looking an embedding up multiplies nothing. */
+static bool tiny_reads_bytes(const tiny_shape *shape, uint32_t row) {
+    if (row == 0) return false;
+    if (row == shape->layers + 1) return shape->output_dtype >= AS_INT8;
+    return shape->x_dtype[row - 1] >= AS_INT8 || shape->h_dtype[row - 1] >= AS_INT8;
+}
+
 static void tiny_table(tiny_model *m, const tiny_shape *shape) {
     const uint32_t rows = shape->layers + 2;
     static const char *const texts[] = {"kind", "direction", "layout", "tensor"};
@@ -139,7 +163,7 @@ static void tiny_table(tiny_model *m, const tiny_shape *shape) {
     tiny_u32(m, shape->vocab);
     tiny_key_end(m);
     tiny_key_array(m, "lstm.layer.scale", TINY_F32, rows);
-    for (uint32_t row = 0; row < rows; row++) tiny_u32(m, 0);
+    for (uint32_t row = 0; row < rows; row++) tiny_f32(m, tiny_reads_bytes(shape, row) ? 1.0f / 127.0f : 0);
     tiny_key_end(m);
 }
 
@@ -157,10 +181,9 @@ static void tiny_tokenizer(tiny_model *m, const tiny_shape *shape) {
 }
 
 static void tiny_test(tiny_model *m, const tiny_shape *shape) {
-    const float tolerance = 1e-4f;
-    uint32_t bits;
-    memcpy(&bits, &tolerance, 4);
-    tiny_key_number(m, "lstm.test.tolerance", TINY_F32, bits);
+    tiny_key(m, "lstm.test.tolerance", TINY_F32);
+    tiny_f32(m, 1e-4f);
+    tiny_key_end(m);
     tiny_key_array(m, "lstm.test.tokens", TINY_I32, TINY_TEST);
     for (uint32_t i = 0; i < TINY_TEST; i++) tiny_u32(m, (7 * i + 1) % shape->vocab);
     tiny_key_end(m);
@@ -173,92 +196,153 @@ static void tiny_test(tiny_model *m, const tiny_shape *shape) {
 /* ---- tensors ------------------------------------------------------------------------------------------ */
 
 typedef struct tiny_tensor {
-    char name[32];
+    char name[40];
+    tiny_kind kind;
+    bool weight;
     uint32_t n_dims;
-    uint64_t dims[3];
-    float scale;
+    uint64_t dims[4];
+    float most; /* no value is larger in size; bytes: no matter */
 } tiny_tensor;
 
-static size_t tiny_panels(uint32_t rows) { return ((size_t)rows + 15) / 16; }
+/* The tensors of a file, in their order. */
+enum { TINY_TENSORS = 7 * TINY_LAYERS + 8 };
+typedef struct tiny_list {
+    tiny_tensor tensors[TINY_TENSORS];
+    size_t n;
+} tiny_list;
 
-/* [rows, K] in panels, or with K = 0 a bias. */
-static tiny_tensor tiny_packed(const char *format, uint32_t layer, size_t panels, uint32_t K, float scale) {
-    tiny_tensor t = {.n_dims = K ? 3 : 2, .dims = {16, K ? K : panels, K ? panels : 1}, .scale = scale};
-    snprintf(t.name, sizeof t.name, format, layer);
-    return t;
+static size_t tiny_parts(size_t n, size_t size) { return (n + size - 1) / size; }
+
+static size_t tiny_panels(uint32_t rows) { return tiny_parts(rows, 16); }
+
+/* "name.part", or with several dimensions of 1 at the end a shorter shape: the reader takes both. */
+static void tiny_add(tiny_list *list, const char *name, const char *part, tiny_kind kind, float most,
+                     const uint64_t dims[4]) {
+    tiny_tensor *t = &list->tensors[list->n++];
+    *t = (tiny_tensor){.kind = kind, .weight = strcmp(part, "weight") == 0, .n_dims = 4, .most = most};
+    snprintf(t->name, sizeof t->name, "%s.%s", name, part);
+    memcpy(t->dims, dims, sizeof t->dims);
+    while (t->n_dims > 1 && t->dims[t->n_dims - 1] == 1) t->n_dims--;
 }
 
-static size_t tiny_list(const tiny_shape *shape, tiny_tensor *list) {
-    size_t n = 0;
-    uint32_t K = shape->embedding;
-    if (!shape->tied) {
-        list[n] = (tiny_tensor){.n_dims = 2, .dims = {K, shape->vocab, 1}, .scale = shape->scale};
-        strcpy(list[n++].name, "token_embd.weight");
-    }
-    for (uint32_t i = 0; i < shape->layers; i++) {
-        const uint32_t units = shape->units[i];
-        const size_t panels = 4 * tiny_panels(units);
-        list[n++] = tiny_packed("blk.%u.bias", i, panels, 0, shape->scale);
-        list[n++] = tiny_packed("blk.%u.x.weight", i, panels, K, shape->scale);
-        list[n++] = tiny_packed("blk.%u.h.weight", i, panels, units, shape->scale);
-        K = units;
-    }
-    list[n++] = tiny_packed("output.bias", 0, tiny_panels(shape->vocab), 0, shape->output_scale);
-    list[n++] = tiny_packed("output.weight", 0, tiny_panels(shape->vocab), K, shape->output_scale);
-    return n;
+/* As whole numbers: with a scale for every row, and int4 with a factor for every 32 inputs of one. */
+static void tiny_whole(tiny_list *list, const char *name, tiny_dtype dtype, uint64_t L, uint64_t P, uint64_t K,
+                       float most) {
+    const uint64_t blocks = tiny_parts(K, dtype == AS_INT4 ? 8 : 4), pairs = tiny_parts(K, 64);
+    const uint64_t panels[4] = {4, L, blocks, P}, rows[4] = {4 * blocks, P, 1, 1};
+    const uint64_t panel_groups[4] = {2, L, pairs, P}, row_groups[4] = {2 * pairs, P, 1, 1};
+    const uint64_t panel_scales[4] = {L, P, 1, 1}, row_scales[4] = {P, 1, 1, 1};
+    tiny_add(list, name, "weight", dtype == AS_INT4 ? OF_ANY_BYTES : OF_INT8, 0, L > 1 ? panels : rows);
+    if (dtype == AS_INT4) tiny_add(list, name, "group", OF_ANY_BYTES, 0, L > 1 ? panel_groups : row_groups);
+    tiny_add(list, name, "scale", OF_SCALES, most / (dtype == AS_INT4 ? 1024 : 127), L > 1 ? panel_scales : row_scales);
 }
 
-/* Uniform, by the square root of the inputs narrower; also where a real file has the zeros that fill up a
- * panel, since nothing may depend on them. */
-static void tiny_values(tiny_model *m, const tiny_tensor *t, uint64_t *random) {
-    const size_t count = (size_t)(t->dims[0] * t->dims[1] * t->dims[2]);
+/* P panels of L rows of K inputs; weights get narrower by the square root of the inputs. */
+static void tiny_matrix(tiny_list *list, const char *name, tiny_dtype dtype, uint64_t L, uint64_t P, uint64_t K,
+                        float scale) {
+    const uint64_t numbers[4] = {L, K, P, 1}, number_rows[4] = {K, P, 1, 1};
+    const uint64_t pairs[4] = {2, L, tiny_parts(K, 2), P}, pair_rows[4] = {2 * tiny_parts(K, 2), P, 1, 1};
     float root = 1;
-    while (t->n_dims == 3 && root * root < (float)t->dims[1]) root++;
-    tiny_put(m, NULL, 4 * count);
-    for (size_t i = 0; i < count; i++) {
-        const float value = t->scale / root * uniform(random);
-        memcpy(m->bytes + m->size - 4 * count + 4 * i, &value, 4);
+    while (L > 1 && root * root < (float)K) root++;
+    if (dtype == AS_F32) tiny_add(list, name, "weight", OF_F32, scale / root, L > 1 ? numbers : number_rows);
+    if (dtype == AS_BF16) tiny_add(list, name, "weight", OF_BF16, scale / root, L > 1 ? pairs : pair_rows);
+    if (dtype >= AS_INT8) tiny_whole(list, name, dtype, L, P, K, scale / root);
+}
+
+static void tiny_bias(tiny_list *list, const char *name, size_t panels, float scale) {
+    tiny_add(list, name, "bias", OF_F32, scale, (const uint64_t[4]){16, panels, 1, 1});
+}
+
+static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
+    uint32_t K = shape->embedding;
+    list->n = 0;
+    if (!shape->tied) tiny_matrix(list, "token_embd", shape->embedding_dtype, 1, shape->vocab, K, shape->scale);
+    for (uint32_t i = 0; i < shape->layers; i++) {
+        const size_t panels = 4 * tiny_panels(shape->units[i]);
+        char name[32];
+        snprintf(name, sizeof name, "blk.%u", i);
+        tiny_bias(list, name, panels, shape->scale);
+        snprintf(name, sizeof name, "blk.%u.x", i);
+        tiny_matrix(list, name, shape->x_dtype[i], 16, panels, K, shape->scale);
+        snprintf(name, sizeof name, "blk.%u.h", i);
+        tiny_matrix(list, name, shape->h_dtype[i], 16, panels, shape->units[i], shape->scale);
+        K = shape->units[i];
+    }
+    tiny_bias(list, "output", tiny_panels(shape->vocab), shape->output_scale);
+    tiny_matrix(list, "output", shape->output_dtype, 16, tiny_panels(shape->vocab), K, shape->output_scale);
+}
+
+static size_t tiny_item_size(tiny_kind kind) {
+    return kind == OF_F32 || kind == OF_SCALES ? 4 : kind == OF_BF16 ? 2 : 1;
+}
+
+static uint32_t tiny_type(tiny_kind kind) {
+    enum { GGML_F32 = 0, GGML_I8 = 24, GGML_BF16 = 30 };
+    return kind == OF_F32 || kind == OF_SCALES ? GGML_F32 : kind == OF_BF16 ? GGML_BF16 : GGML_I8;
+}
+
+/* One random value in its bits. Some scales are 0. */
+static uint32_t tiny_value(const tiny_tensor *t, uint64_t *random) {
+    float value = t->most * uniform(random);
+    if (t->kind == OF_SCALES) value = below(random, 32) ? 0.75f * t->most + 0.25f * value : 0;
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return t->kind == OF_BF16        ? bits >> 16
+           : t->kind == OF_INT8      ? (uint32_t)below(random, 255) - 127
+           : t->kind == OF_ANY_BYTES ? (uint32_t)below(random, 256)
+                                     : bits;
+}
+
+/* Also where a real file has the zeros that fill up a panel or a block, since nothing may depend on them. */
+static void tiny_values(tiny_model *m, const tiny_tensor *t, size_t bytes, uint64_t *random) {
+    const size_t item = tiny_item_size(t->kind);
+    tiny_put(m, NULL, bytes);
+    for (size_t at = m->size - bytes; at < m->size; at += item) {
+        const uint32_t value = tiny_value(t, random);
+        memcpy(m->bytes + at, &value, item);
     }
 }
 
-static size_t tiny_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+static size_t tiny_up(size_t n, size_t multiple) { return tiny_parts(n, multiple) * multiple; }
 
-static void tiny_tensors(tiny_model *m, const tiny_shape *shape, const tiny_tensor *list, size_t n) {
+/* The table's row of a tensor; returns the bytes of its values. */
+static size_t tiny_describe(tiny_model *m, const tiny_tensor *t, size_t offset) {
+    tiny_record *r = &m->tensors[m->tensor_count++];
+    *r = (tiny_record){.begin = m->size, .kind = t->kind, .weight = t->weight, .data = offset};
+    tiny_text(m, t->name);
+    tiny_u32(m, t->n_dims);
+    for (uint32_t d = 0; d < t->n_dims; d++) tiny_u64(m, t->dims[d]);
+    tiny_u32(m, tiny_type(t->kind));
+    tiny_u64(m, offset);
+    r->end = m->size;
+    r->data_size = tiny_item_size(t->kind) * (size_t)(t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3]);
+    return r->data_size;
+}
+
+static void tiny_tensors(tiny_model *m, const tiny_shape *shape, const tiny_list *list) {
     uint64_t random = shape->seed;
     size_t offset = 0;
-    for (size_t i = 0; i < n; i++) {
-        tiny_record *r = &m->tensors[m->tensor_count++];
-        r->begin = m->size;
-        tiny_text(m, list[i].name);
-        tiny_u32(m, list[i].n_dims);
-        for (uint32_t d = 0; d < list[i].n_dims; d++) tiny_u64(m, list[i].dims[d]);
-        tiny_u32(m, 0);
-        tiny_u64(m, offset);
-        r->end = m->size;
-        r->data = offset;
-        r->data_size = 4 * (size_t)(list[i].dims[0] * list[i].dims[1] * list[i].dims[2]);
-        offset = tiny_up(offset + r->data_size, 64);
-    }
+    for (size_t i = 0; i < list->n; i++) offset = tiny_up(offset + tiny_describe(m, &list->tensors[i], offset), 64);
     m->header_end = m->size;
     tiny_put(m, NULL, tiny_up(m->size, shape->alignment) - m->size);
     m->data_start = m->size;
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < list->n; i++) {
         m->tensors[i].data += m->data_start;
         tiny_put(m, NULL, m->tensors[i].data - m->size);
-        tiny_values(m, &list[i], &random);
+        tiny_values(m, &list->tensors[i], m->tensors[i].data_size, &random);
     }
 }
 
 /* ---- whole file --------------------------------------------------------------------------------------- */
 
-static tiny_model *tiny_new(const tiny_shape *shape) {
+static inline tiny_model *tiny_new(const tiny_shape *shape) {
     tiny_model *m = calloc(1, sizeof *m);
-    tiny_tensor list[3 * TINY_LAYERS + 3];
-    const size_t n = tiny_list(shape, list);
+    tiny_list list;
     if (!m) exit(2);
+    tiny_fill_list(&list, shape);
     tiny_put(m, "GGUF", 4);
     tiny_u32(m, 3);
-    tiny_u64(m, n);
+    tiny_u64(m, list.n);
     tiny_u64(m, 0); /* keys, counted below */
     tiny_key_text(m, "general.architecture", "lstm");
     tiny_key_number(m, "general.alignment", TINY_U32, shape->alignment);
@@ -270,11 +354,11 @@ static tiny_model *tiny_new(const tiny_shape *shape) {
     if (shape->test) tiny_test(m, shape);
     const uint64_t keys = m->key_count;
     memcpy(m->bytes + 16, &keys, 8);
-    tiny_tensors(m, shape, list, n);
+    tiny_tensors(m, shape, &list);
     return m;
 }
 
-static void tiny_free(tiny_model *m) {
+static inline void tiny_free(tiny_model *m) {
     free(m->bytes);
     free(m);
 }

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Inputs of products: columns of values, and the rows of an embedding that become such. */
+#include "internal.h"
+
+/* Rounded to the nearest whole number, halves to even: adding 1.5 * 2^23 leaves it in the low bits. */
+static int8_t nearest(float x) {
+    uint32_t bits;
+    x += 12582912.0f;
+    memcpy(&bits, &x, sizeof bits);
+    return (int8_t)(bits & 255);
+}
+
+static float largest_size(const float *values, size_t n) {
+    float largest = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float size = values[i] < 0 ? -values[i] : values[i];
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+/* Where column j of its block begins: in values; bytes lie four to a value's place of four. */
+static size_t block_start(const fl_columns *c, size_t column) { return column / c->width * c->padded * c->width; }
+
+static size_t byte_at(const fl_columns *c, size_t column, size_t k) {
+    return block_start(c, column) + (k / 4 * c->width + column % c->width) * 4 + k % 4;
+}
+
+static size_t value_at(const fl_columns *c, size_t column, size_t k) {
+    return block_start(c, column) + k * c->width + column % c->width;
+}
+
+static size_t sum_at(const fl_columns *c, size_t column, size_t group) {
+    return block_start(c, column) / 32 + group * c->width + column % c->width;
+}
+
+void fl_columns_put(const fl_columns *c, size_t column, const float *values, float step) {
+    float units = FL_HIDDEN_UNITS;
+    if (step == 0) {
+        /* What is smaller than any weight of use counts as zero, so that nothing overflows here. */
+        const float largest = largest_size(values, c->inputs);
+        units = largest < 0x1p-100f ? 0 : 127.0f / largest;
+        step = largest < 0x1p-100f ? 0 : largest / 127.0f;
+    }
+    c->steps[column] = step;
+    for (size_t g = 0; g < c->padded / 32; g++) {
+        int32_t sum = 0;
+        for (size_t k = 32 * g; k < 32 * g + 32; k++) {
+            const int8_t byte = k < c->inputs ? nearest(values[k] * units) : 0;
+            c->bytes[byte_at(c, column, k)] = byte;
+            sum += byte;
+        }
+        c->sums[sum_at(c, column, g)] = sum;
+    }
+    for (size_t k = 0; k < c->inputs; k++) c->values[value_at(c, column, k)] = values[k];
+}
+
+void fl_columns_get(const fl_columns *c, size_t column, float *values) {
+    for (size_t k = 0; k < c->inputs; k++) values[k] = c->values[value_at(c, column, k)];
+}
+
+void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t from_column, size_t begin,
+                     size_t end) {
+    for (size_t k = begin; k < end && k < from->inputs; k++)
+        to->values[value_at(to, column, k)] = from->values[value_at(from, from_column, k)];
+    for (size_t k = begin; k < end; k += 4)
+        memcpy(to->bytes + byte_at(to, column, k), from->bytes + byte_at(from, from_column, k), 4);
+    for (size_t g = begin / 32; g < end / 32; g++)
+        to->sums[sum_at(to, column, g)] = from->sums[sum_at(from, from_column, g)];
+}
+
+/* ---- rows -------------------------------------------------------------------------------------------- */
+
+static float bf16_value(const uint16_t *weights, size_t at) {
+    const uint32_t bits = (uint32_t)weights[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The number that weight k of a row is a scale's multiple of. */
+static int int4_value(const fl_matrix *m, size_t panel, size_t lane, size_t k) {
+    const size_t blocks = (m->inputs + 7) / 8, pairs = (m->inputs + 63) / 64;
+    const uint8_t byte = ((const uint8_t *)m->weights)[((panel * blocks + k / 8) * m->lanes + lane) * 4 + k % 4];
+    const int factor = m->group[((panel * pairs + k / 64) * m->lanes + lane) * 2 + k / 32 % 2];
+    return factor * ((k % 8 < 4 ? byte & 15 : byte >> 4) - 8);
+}
+
+void fl_matrix_row(const fl_matrix *m, size_t row, float *out) {
+    const size_t K = m->inputs, lanes = m->lanes, panel = row / lanes, lane = row % lanes;
+    for (size_t k = 0; k < K; k++) {
+        switch (m->dtype) {
+        case FL_F32: out[k] = ((const float *)m->weights)[(panel * K + k) * lanes + lane]; break;
+        case FL_BF16:
+            out[k] = bf16_value(m->weights, ((panel * ((K + 1) / 2) + k / 2) * lanes + lane) * 2 + k % 2);
+            break;
+        case FL_INT8:
+            out[k] = m->scale[row] *
+                     (float)((const int8_t *)m->weights)[((panel * ((K + 3) / 4) + k / 4) * lanes + lane) * 4 + k % 4];
+            break;
+        case FL_INT4: out[k] = m->scale[row] * (float)int4_value(m, panel, lane, k); break;
+        }
+    }
+}

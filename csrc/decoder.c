@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Memory: a sequence's state, and the room to compute in. */
+#include "internal.h"
+
+#include <stdlib.h>
+
+/* ---- state ------------------------------------------------------------------------------------------- */
+
+static size_t width_of(const fl_lstm *layer) { return layer->groups * FL_PANEL; }
+
+fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error) {
+    size_t floats = 0;
+    for (uint32_t i = 0; i < model->n_layers; i++) floats += 2 * width_of(&model->layers[i]);
+    *state = calloc(1, sizeof **state + floats * sizeof(float));
+    if (!*state) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a state of %zu numbers", floats);
+    (*state)->model = model;
+    (*state)->floats = floats;
+    return FL_OK;
+}
+
+void fl_state_free(fl_state *state) { free(state); }
+
+void fl_state_reset(fl_state *state) {
+    state->position = 0;
+    memset(state->memory, 0, state->floats * sizeof(float));
+}
+
+void fl_state_copy(fl_state *state, const fl_state *from) {
+    state->position = from->position;
+    memcpy(state->memory, from->memory, from->floats * sizeof(float));
+}
+
+uint64_t fl_state_position(const fl_state *state) { return state->position; }
+
+/* ---- decoder ----------------------------------------------------------------------------------------- */
+
+/* Cuts one block of memory into pieces; with block NULL only adds up their size. */
+typedef struct cutter {
+    uint8_t *block;
+    size_t at;
+} cutter;
+
+static void *cut(cutter *c, size_t bytes) {
+    void *piece = c->block ? c->block + c->at : NULL;
+    c->at += fl_round_up(bytes, FL_ALIGN);
+    return piece;
+}
+
+static fl_columns cut_columns(cutter *c, size_t inputs, size_t width, size_t columns) {
+    const size_t padded = fl_round_up(inputs, 64), values = padded * fl_round_up(columns, width);
+    fl_columns made = {.inputs = inputs, .padded = padded, .width = width};
+    made.values = cut(c, values * sizeof(float));
+    made.bytes = cut(c, values);
+    made.sums = cut(c, values / 32 * sizeof(int32_t));
+    made.steps = cut(c, fl_round_up(columns, width) * sizeof(float));
+    return made;
+}
+
+/* Hidden values all have one step. */
+static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t columns) {
+    const fl_columns made = cut_columns(c, units, width, columns);
+    for (size_t i = 0; c->block && i < columns; i++) made.steps[i] = FL_HIDDEN_STEP;
+    return made;
+}
+
+static void cut_layer(cutter *c, const fl_lstm *layer, fl_layer_room *room) {
+    fl_layer_room made;
+    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1);
+    for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS);
+    made.text = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS);
+    for (size_t i = 0; i < FL_MOST_COLUMNS; i++) made.c[i] = cut(c, width_of(layer) * sizeof(float));
+    if (c->block) *room = made;
+}
+
+static void cut_scratch(cutter *c, size_t padded, fl_scratch *scratch) {
+    scratch->candidates = cut(c, padded * sizeof(fl_candidate));
+    scratch->kept_logits = cut(c, padded * sizeof(float));
+    scratch->kept_ids = cut(c, padded * sizeof(int32_t));
+    scratch->kept_mass = cut(c, padded * sizeof(uint32_t));
+}
+
+static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
+    const size_t padded = fl_round_up(model->vocab_size, FL_BLOCK);
+    size_t widest = 0;
+    cut(c, sizeof *decoder);
+    *decoder = (fl_decoder){.model = model};
+    decoder->layers = cut(c, model->n_layers * sizeof *decoder->layers);
+    for (uint32_t i = 0; i < model->n_layers; i++) {
+        const size_t width = width_of(&model->layers[i]);
+        cut_layer(c, &model->layers[i], decoder->layers + (c->block ? i : 0));
+        widest = width > widest ? width : widest;
+    }
+    decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1);
+    decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS);
+    decoder->vector = cut(c, model->embedding_size * sizeof(float));
+    for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
+        decoder->gates[i] = cut(c, FL_GATES * widest * sizeof(float));
+        decoder->logits[i] = cut(c, padded * sizeof(float));
+    }
+    fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
+    for (uint32_t i = 0; i < model->threads; i++) cut_scratch(c, padded, scratch ? &scratch[i] : &(fl_scratch){0});
+    decoder->scratch = scratch;
+    decoder->bytes = c->at;
+}
+
+fl_status fl_decoder_new(const fl_model *model, fl_decoder **decoder, fl_error *error) {
+    fl_decoder sizes;
+    cutter measure = {NULL, 0};
+    lay_out(&sizes, model, &measure);
+    cutter c = {fl_os_alloc(measure.at), 0};
+    if (!c.block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a decoder of %zu bytes", measure.at);
+    *decoder = (fl_decoder *)(void *)c.block;
+    lay_out(*decoder, model, &c);
+    fl_threads_reserve(model->threads);
+    return FL_OK;
+}
+
+void fl_decoder_free(fl_decoder *decoder) {
+    if (!decoder) return;
+    fl_threads_release(decoder->model->threads);
+    fl_os_free(decoder, decoder->bytes);
+}

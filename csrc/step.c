@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The network: tokens in, logits out, for many sequences side by side or for a text at once. Work is cut into parts
+ * by rows of the matrices, which no result depends on. Nothing here allocates, locks or calls the operating system. */
+#include "step.h"
+
+/* ---- parts ------------------------------------------------------------------------------------------- */
+
+/* What the parts of one phase share. */
+typedef struct phase {
+    fl_decoder *decoder;
+    const fl_lstm *layer;
+    fl_layer_room *room;
+    const fl_matrix *matrix;
+    const fl_columns *input;
+    size_t n;     /* columns */
+    size_t place; /* of a text, where its hidden values go; FL_MOST_COLUMNS: nowhere */
+    const float *const *start;
+    float *const *out;
+    const fl_contest *contest; /* NULL: logits only */
+    fl_winner *winner;         /* of each part */
+} phase;
+
+void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begin, size_t *end) {
+    const size_t units = (n + unit - 1) / unit;
+    *begin = units * part / parts * unit;
+    *end = units * (part + 1) / parts * unit;
+    if (*begin > n) *begin = n;
+    if (*end > n) *end = n;
+}
+
+/* ---- first layer's gate rows ------------------------------------------------------------------------- */
+
+/* Bias + input product of the first layer, [groups][4][16], is a function of the token alone, so it is kept. Two
+ * threads that meet the same new token both compute it and both are right; one row is then wasted. */
+static const float *kept_row(const fl_row_store *store, int32_t token) {
+    const uint32_t slot = store ? atomic_load_explicit(&store->slot[token], memory_order_acquire) : 0;
+    return slot ? store->rows + (size_t)(slot - 1) * store->row_floats : NULL;
+}
+
+static void product_part(void *context, uint32_t part, uint32_t parts) {
+    const phase *p = context;
+    size_t begin, end;
+    fl_slice(p->matrix->panels, FL_GATES, part, parts, &begin, &end);
+    p->decoder->model->kernels->product(p->matrix, begin, end, p->input, p->n, p->start, p->out);
+}
+
+/* A place in the store for a new row, or `otherwise` if it is full. */
+static float *new_row(fl_row_store *store, float *otherwise, uint32_t *slot) {
+    *slot = 0;
+    if (!store || atomic_load_explicit(&store->used, memory_order_relaxed) >= store->capacity) return otherwise;
+    const uint32_t index = atomic_fetch_add_explicit(&store->used, 1, memory_order_relaxed);
+    if (index >= store->capacity) return otherwise;
+    *slot = index + 1;
+    return store->rows + (size_t)index * store->row_floats;
+}
+
+/* rows[i] receives the row of tokens[i]; those that are not kept are computed together. */
+static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many, const float **rows) {
+    const fl_model *model = d->model;
+    const fl_lstm *first = &model->layers[0];
+    const float *start[FL_MOST_COLUMNS];
+    float *out[FL_MOST_COLUMNS];
+    uint32_t slot[FL_MOST_COLUMNS];
+    int32_t missing[FL_MOST_COLUMNS];
+    size_t count = 0;
+    const fl_columns *embedded = &d->embedded[many];
+    for (size_t i = 0; i < n; i++) {
+        rows[i] = kept_row(model->store, tokens[i]);
+        if (rows[i]) continue;
+        fl_matrix_row(&model->embedding, (size_t)tokens[i], d->vector);
+        fl_columns_put(embedded, count, d->vector, 0);
+        start[count] = first->bias;
+        rows[i] = out[count] = new_row(model->store, d->gates[i], &slot[count]);
+        missing[count++] = tokens[i];
+    }
+    if (!count) return;
+    phase p = {.decoder = d, .matrix = &first->x, .input = embedded, .n = count, .start = start, .out = out};
+    fl_team_run(&d->team, product_part, &p);
+    for (size_t i = 0; i < count; i++)
+        if (slot[i]) atomic_store_explicit(&model->store->slot[missing[i]], slot[i], memory_order_release);
+}
+
+/* ---- one step of n sequences ------------------------------------------------------------------------- */
+
+static void cell_part(void *context, uint32_t part, uint32_t parts) {
+    const phase *p = context;
+    const size_t now = p->decoder->now;
+    size_t begin, end;
+    fl_slice(p->layer->groups, 2, part, parts, &begin, &end);
+    p->decoder->model->kernels->cell(p->layer, begin, end, p->start[0], p->input, &p->room->one[now],
+                                     &p->room->one[!now], p->room->c[0]);
+    if (p->place < FL_MOST_COLUMNS)
+        fl_columns_copy(&p->room->text, p->place, &p->room->one[!now], 0, begin * FL_PANEL,
+                        fl_round_up(end * FL_PANEL, 32));
+}
+
+static void cells_part(void *context, uint32_t part, uint32_t parts) {
+    const phase *p = context;
+    const fl_kernels *kernels = p->decoder->model->kernels;
+    const size_t now = p->decoder->now;
+    const float *gates[FL_MOST_COLUMNS];
+    const float *const *start = p->start;
+    size_t begin, end;
+    fl_slice(p->layer->groups, 2, part, parts, &begin, &end);
+    for (size_t i = 0; i < p->n; i++) gates[i] = p->decoder->gates[i];
+    if (p->input) {
+        kernels->product(&p->layer->x, FL_GATES * begin, FL_GATES * end, p->input, p->n, start, p->decoder->gates);
+        start = gates;
+    }
+    kernels->product(&p->layer->h, FL_GATES * begin, FL_GATES * end, &p->room->many[now], p->n, start,
+                     p->decoder->gates);
+    kernels->update(p->layer, begin, end, p->n, gates, &p->room->many[!now], p->room->c);
+}
+
+void fl_step(fl_decoder *d, const int32_t *tokens, size_t n, bool many) {
+    const fl_model *model = d->model;
+    const float *start[FL_MOST_COLUMNS];
+    gate_rows(d, tokens, n, many, start);
+    const fl_columns *below = NULL;
+    for (uint32_t i = 0; i < model->n_layers; i++) {
+        phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .input = below};
+        p.n = n, p.start = start, p.place = FL_MOST_COLUMNS;
+        fl_team_run(&d->team, many ? cells_part : cell_part, &p);
+        below = many ? &d->layers[i].many[!d->now] : &d->layers[i].one[!d->now];
+        for (size_t j = 0; j < n && i + 1 < model->n_layers; j++) start[j] = model->layers[i + 1].bias;
+    }
+    d->now = !d->now;
+}
+
+/* ---- a text at once ---------------------------------------------------------------------------------- */
+
+/* Layer by layer: only the recurrent product must go token by token. */
+void fl_read(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
+    const fl_model *model = d->model;
+    const float *start[FL_MOST_COLUMNS], *bias[FL_MOST_COLUMNS];
+    const size_t now = d->now;
+    gate_rows(d, tokens, n, n > 1, start);
+    for (uint32_t i = 0; i < model->n_layers; i++) {
+        const bool last = i + 1 == model->n_layers;
+        if (i) {
+            for (size_t t = 0; t < n; t++) bias[t] = model->layers[i].bias;
+            phase p = {.decoder = d, .matrix = &model->layers[i].x, .input = &d->layers[i - 1].text, .n = n};
+            p.start = bias, p.out = d->gates;
+            fl_team_run(&d->team, product_part, &p);
+            for (size_t t = 0; t < n; t++) start[t] = d->gates[t];
+        }
+        d->now = now;
+        if (last && keep_top) /* the place before the first token */
+            fl_columns_copy(&d->layers[i].text, 0, &d->layers[i].one[now], 0, 0, d->layers[i].text.padded);
+        for (size_t t = 0; t < n; t++, d->now = !d->now) {
+            phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .n = 1, .start = start + t};
+            p.place = !last ? t : keep_top && t + 1 < n ? t + 1 : FL_MOST_COLUMNS;
+            fl_team_run(&d->team, cell_part, &p);
+        }
+    }
+}
+
+/* ---- logits ------------------------------------------------------------------------------------------ */
+
+/* Panels whose logits are looked at before the next are computed: they are still in the nearest cache. */
+enum { CHUNK = 64 };
+
+static void logits_part(void *context, uint32_t part, uint32_t parts) {
+    const phase *p = context;
+    const fl_model *model = p->decoder->model;
+    const size_t panels = model->output.panels, V = model->vocab_size;
+    fl_winner winner = FL_NO_WINNER; /* kept here: parts that write to one cache line slow each other down */
+    size_t begin, end;
+    fl_slice(panels, FL_BLOCK / FL_PANEL, part, parts, &begin, &end);
+    for (size_t at = begin, next; at < end; at = next) {
+        next = p->contest && end - at > CHUNK ? at + CHUNK : end;
+        model->kernels->product(&model->output, at, next, p->input, p->n, p->start, p->out);
+        if (next == panels) /* what pads the vocabulary must never win */
+            for (size_t j = 0; j < p->n; j++)
+                for (size_t i = V; i < fl_round_up(V, FL_BLOCK); i++) p->out[j][i] = -INFINITY;
+        if (p->contest)
+            model->kernels->choose(&winner, p->out[0], NULL, at * FL_PANEL, next == panels ? V : next * FL_PANEL,
+                                   p->contest->temperature, &p->contest->noise);
+    }
+    if (p->contest) p->winner[part] = winner;
+}
+
+static void logits_of(fl_decoder *d, const fl_columns *hidden, size_t n, const fl_contest *contest, fl_winner *winner) {
+    const float *bias[FL_MOST_COLUMNS] = {0};
+    for (size_t j = 0; j < n; j++) bias[j] = d->model->output_bias;
+    phase p = {.decoder = d, .input = hidden, .n = n, .start = bias, .out = d->logits};
+    p.contest = contest, p.winner = winner;
+    fl_team_run(&d->team, logits_part, &p);
+}
+
+static fl_layer_room *top(const fl_decoder *d) { return &d->layers[d->model->n_layers - 1]; }
+
+void fl_step_logits(fl_decoder *d, size_t n, bool many) {
+    logits_of(d, many ? &top(d)->many[d->now] : &top(d)->one[d->now], n, NULL, NULL);
+}
+
+fl_winner fl_step_winner(fl_decoder *d, const fl_contest *contest) {
+    fl_winner winners[FL_MOST_THREADS], best = FL_NO_WINNER;
+    logits_of(d, &top(d)->one[d->now], 1, contest, winners);
+    for (uint32_t i = 0; i < d->team.size; i++)
+        if (winners[i].key > best.key || (winners[i].key == best.key && winners[i].id < best.id)) best = winners[i];
+    return best;
+}
+
+void fl_text_logits(fl_decoder *d, size_t n) { logits_of(d, &top(d)->text, n, NULL, NULL); }
+
+/* ---- states ------------------------------------------------------------------------------------------ */
+
+void fl_load(fl_decoder *d, size_t column, bool many, const fl_state *state) {
+    const float *memory = state->memory;
+    for (uint32_t i = 0; i < d->model->n_layers; i++) {
+        const size_t width = d->model->layers[i].groups * FL_PANEL;
+        fl_layer_room *room = &d->layers[i];
+        fl_columns_put(many ? &room->many[d->now] : &room->one[d->now], column, memory, FL_HIDDEN_STEP);
+        memcpy(room->c[column], memory + width, width * sizeof(float));
+        memory += 2 * width;
+    }
+}
+
+void fl_store(fl_decoder *d, size_t column, bool many, fl_state *state) {
+    float *memory = state->memory;
+    for (uint32_t i = 0; i < d->model->n_layers; i++) {
+        const size_t width = d->model->layers[i].groups * FL_PANEL;
+        const fl_layer_room *room = &d->layers[i];
+        fl_columns_get(many ? &room->many[d->now] : &room->one[d->now], column, memory);
+        memcpy(memory + width, room->c[column], width * sizeof(float));
+        memory += 2 * width;
+    }
+}

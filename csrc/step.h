@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The network on a decoder's columns: step.c. */
+#ifndef FL_STEP_H
+#define FL_STEP_H
+
+#include "kernels.h"
+
+/* Part `part` of `parts` of n things, cut at multiples of `unit`. */
+void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begin, size_t *end);
+
+/* A state into a column (of `many`, or the only one) and back. */
+void fl_load(fl_decoder *decoder, size_t column, bool many, const fl_state *state);
+void fl_store(fl_decoder *decoder, size_t column, bool many, fl_state *state);
+
+/* Columns 0 … n-1 (of `many`, or the only one) read a token each. */
+void fl_step(fl_decoder *decoder, const int32_t *tokens, size_t n, bool many);
+/* logits[j] of the columns after what they have read. */
+void fl_step_logits(fl_decoder *decoder, size_t n, bool many);
+/* The same for the only column, and who wins the contest. */
+fl_winner fl_step_winner(fl_decoder *decoder, const fl_contest *contest);
+
+/* The only column reads n tokens. keep_top: fl_text_logits then gives logits[t] before token t, t < n. */
+void fl_read(fl_decoder *decoder, const int32_t *tokens, size_t n, bool keep_top);
+void fl_text_logits(fl_decoder *decoder, size_t n);
+
+#endif

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastlm.quantize: a model file with weights in fewer bits, and what that costs on a text."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm import format
+from fastlm.calibration import input_moments, own_text
+from fastlm.model import BUNDLED, Model, load
+from fastlm.options import Score
+from fastlm.rounding import BITS, LARGEST_INPUTS, RoundedRows, round_rows
+
+FEWEST_TOKENS = 1000
+"""A shorter text tells nothing. Rounding moves a token's log-probability by 0.03 (int8) or 0.16 (int4) one way or the
+other (standard deviation on the bundled model), so the loss on 1000 tokens is known to 0.1 or 0.5 %: as much as is at
+stake."""
+
+OWN_TOLERANCE = 1e-5
+"""Of a test vector that the engine computed itself: equal bits, but for a rounding in the file's float32."""
+
+_PARTS = ("cells", "output", "embedding")
+_CANDIDATES = ("int4", "cells=int4,output=int8,embedding=int8", "int8", "bf16", "f32")
+_ELSEWHERE = {
+    **dict.fromkeys(("float32", "fp32", "float", "single"), "f32"),
+    **dict.fromkeys(("float16", "fp16", "f16", "half", "bfloat16"), "bf16"),
+    **dict.fromkeys(("i8", "q8", "q8_0", "w8a8", "uint8", "qint8", "8bit", "8"), "int8"),
+    **dict.fromkeys(("i4", "q4", "q4_0", "q4_k_m", "w4a8", "uint4", "nf4", "4bit", "4"), "int4"),
+}
+
+_ROUNDS, _DRAWN = 7, 200  # of "auto": rounds, and tokens drawn in each by each candidate
+
+
+@dataclass(frozen=True)
+class MatrixError:
+    """What rounding did to one matrix: ``relative_rms`` is the root mean square of the differences by that of the
+    weights, ``largest`` the largest difference. Zero for a matrix that stayed as it was."""
+
+    name: str
+    dtype: str
+    relative_rms: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class TextLoss:
+    """Perplexity per token on a text, before and after. ``percent`` is by how much it rose, and ``standard_error``
+    how well that is known, in percent too (from the differences of single tokens, taken as independent)."""
+
+    tokens: int
+    perplexity_before: float
+    perplexity: float
+    percent: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return (
+            f"perplexity {self.perplexity_before:.2f} → {self.perplexity:.2f}: {self.percent:+.2f} % "
+            f"(± {self.standard_error:.2f}) on {self.tokens:,} tokens"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of what ``dtype="auto"`` chose from: file size, median time of a token when generating, loss on the text."""
+
+    dtype: str
+    bytes: int
+    microseconds: float
+    loss: TextLoss
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What was written.
+
+    Attributes
+    ----------
+    path : str
+    dtype : str
+        As `quantize` takes it; for ``"auto"`` what was chosen.
+    bytes_before, bytes : int
+        Sizes of the files.
+    rounded_before : tuple of str
+        Types other than f32 in the file that was read: its weights were rounded already, and this comes on top.
+    matrices : tuple of MatrixError
+    max_error : float or None
+        Largest difference of a log-probability from the test vector of the file that was read, if it has one.
+    loss : TextLoss or None
+        None if no text was given.
+    candidates : tuple of Candidate
+        For ``"auto"``, by time.
+    """
+
+    path: str
+    dtype: str
+    bytes_before: int
+    bytes: int
+    rounded_before: tuple[str, ...]
+    matrices: tuple[MatrixError, ...]
+    max_error: float | None
+    loss: TextLoss | None
+    candidates: tuple[Candidate, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.bytes_before / 1e6:.2f} MB → {self.bytes / 1e6:.2f} MB, weights in {self.dtype}"]
+        if self.rounded_before:
+            lines.append(f"started from weights that were rounded already ({', '.join(self.rounded_before)})")
+        lines.append("matrix            type  error (relative RMS)   largest")
+        lines += [f"{m.name:16}  {m.dtype:4}  {m.relative_rms:18.3%}  {m.largest:10.2e}" for m in self.matrices]
+        lines.append(str(self.loss) if self.loss else "no text was given, so what it costs was not measured")
+        if self.candidates:
+            lines.append("candidate                                    MB  µs/token     loss")
+            lines += [
+                f"{c.dtype:40}  {c.bytes / 1e6:6.2f}  {c.microseconds:8.1f}  {c.loss.percent:+.2f} % "
+                f"(± {c.loss.standard_error:.2f}){'  chosen' if c.dtype == self.dtype else ''}"
+                for c in self.candidates
+            ]
+        return "\n".join(lines)
+
+
+def quantize(
+    source: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | Mapping[str, str] = "int8",
+    text: str | Sequence[int] | None = None,
+    max_loss: float | None = None,
+) -> QuantizeReport:
+    """Writes a model file with its weights in fewer bits. All else in the file stays.
+
+    Parameters
+    ----------
+    source : path, or name of a bundled model
+        If its weights are rounded already, it is these that are rounded further.
+    path : path
+        Written under a temporary name and moved into place when complete; may be ``source``.
+    dtype : str or mapping
+        ``"f32"``, ``"bf16"``, ``"int8"`` or ``"int4"`` for all matrices, except that ``"int4"`` leaves an embedding
+        of its own in int8: a token reads one row of it, so it costs no time, and int4 would cost perplexity. A
+        mapping, or a text like ``"cells=int4,output=int8"``, says it for ``cells``, ``output`` and ``embedding``; what
+        is left out stays as it is. ``"auto"`` measures: the fastest within ``max_loss`` on the text.
+    text : str or sequence of int, optional
+        Text that the model was not trained on, to measure the loss of perplexity; token ids for a model without
+        tokenizer. At least 1000 tokens.
+    max_loss : float, optional
+        For ``"auto"``: the highest rise of perplexity, in percent, that loss and its standard error may reach
+        together. Default: 1.
+
+    Returns
+    -------
+    QuantizeReport
+
+    Raises
+    ------
+    ValueError
+        For an argument that cannot be used, or weights that would have to get more bits than they have.
+    FormatError, OSError
+        As `fastlm.load`; or the file cannot be written.
+
+    Notes
+    -----
+    int4 weights are rounded with text in view (`fastlm.rounding.round_rows`): 4096 tokens that the model draws itself.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import fastlm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     report = fastlm.quantize("stories", os.path.join(folder, "small.gguf"), dtype="int8")
+    >>> report.bytes < 0.3 * report.bytes_before
+    True
+    """
+    check_arguments(dtype, text, max_loss)
+    if dtype == "auto":
+        return _choose(_Source(source, text), path, 1.0 if max_loss is None else max_loss)
+    with format.atomic(path) as temporary:
+        report = _Source(source, text).write(temporary, dtype)
+    return replace(report, path=os.fspath(path))
+
+
+# ---- what is asked for -------------------------------------------------------------------------------
+
+
+def check_arguments(dtype: Any, text: Any, max_loss: Any) -> None:
+    """What can be told before any work. Raises ValueError and TypeError as `quantize`."""
+    if dtype != "auto":
+        _parts(dtype)
+        if max_loss is not None:
+            raise ValueError(f"max_loss={max_loss!r} is for dtype='auto', which chooses by it")
+    elif text is None:
+        raise ValueError("dtype='auto' weighs speed against loss, so it needs a text: text=...")
+    if max_loss is not None:
+        if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)):
+            raise TypeError(f"max_loss={max_loss!r}: expected a number of percent, found {type(max_loss).__name__}")
+        if not max_loss >= 0:
+            raise ValueError(f"max_loss={max_loss!r}: expected percent, at least 0")
+
+
+def _wanted(dtype: str | Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Type of each matrix of a file, from what is asked for and the types before."""
+    parts = _parts(dtype)
+    tied = "token_embd" not in before
+    if dtype == "int4" and not tied and before["token_embd"] != "int4":
+        parts["embedding"] = "int8"
+    if tied and parts.get("embedding", parts.get("output")) != parts.get("output"):
+        raise ValueError("the embedding of this model is its output matrix: give output= and no other embedding=")
+    wanted = {name: parts.get(_part_of(name), kept) for name, kept in before.items()}
+    for name, kept in before.items():
+        if BITS[wanted[name]] > BITS[kept]:
+            raise ValueError(
+                f"{name} is in {kept}, and {wanted[name]} cannot bring back what that lost: start from the model "
+                "before it was rounded"
+            )
+    return wanted
+
+
+def _parts(dtype: str | Mapping[str, str]) -> dict[str, str]:
+    if isinstance(dtype, str) and "=" in dtype:
+        dtype = {part: kind for part, _, kind in (item.strip().partition("=") for item in dtype.split(","))}
+    if not isinstance(dtype, Mapping):
+        return dict.fromkeys(_PARTS, _known_type("dtype", dtype))
+    for part, kind in dtype.items():
+        if part not in _PARTS:
+            raise ValueError(f"dtype: {part!r} is none of {', '.join(_PARTS)}{_hint(str(part), _PARTS)}")
+        _known_type(part, kind)
+    return dict(dtype)
+
+
+def _known_type(name: str, dtype: Any) -> str:
+    if not isinstance(dtype, str) or dtype not in BITS:
+        guess = _ELSEWHERE.get(str(dtype).lower())
+        known = [*BITS, "auto"] if name == "dtype" else BITS
+        hint = f"; did you mean {guess}?" if guess else _hint(str(dtype), known)
+        raise ValueError(f"{name}={dtype!r}: expected {', '.join(known)}{hint}")
+    return dtype
+
+
+def _hint(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _part_of(name: str) -> str:
+    return {"token_embd": "embedding", "output": "output"}.get(name, "cells")
+
+
+# ---- rounding a file ---------------------------------------------------------------------------------
+
+
+class _Source:
+    """A model file that is to be rounded, in one way or several: what they share is read and computed once."""
+
+    def __init__(self, source: str | os.PathLike[str], text: str | Sequence[int] | None) -> None:
+        path = os.fspath(source)
+        self.path = str(resources.files("fastlm.models") / f"{path}.gguf") if path in BUNDLED else path
+        self.model = load(self.path)
+        self.weights, self.before = format.unpack_rounded(self.path)
+        self.types_before = {matrix.dtype for matrix in self.before.values()}
+        self.matrices = format.matrices(self.weights)
+        self.fields = {
+            key: self.model.metadata[key] for key in self.model.metadata if not key.startswith(format.WRITTEN)
+        }
+        self.text = text
+        self._rounded: dict[tuple[str, str], RoundedRows] = {}
+
+    @cached_property
+    def score(self) -> Score | None:
+        """Of the text, before."""
+        return None if self.text is None else _score(self.model, self.text)
+
+    @cached_property
+    def moments(self) -> dict[str, npt.NDArray[np.float64]]:
+        return input_moments(self.weights, own_text(self.model))
+
+    def write(self, path: str, dtype: str | Mapping[str, str]) -> QuantizeReport:
+        """Writes the file with other weights; ``path`` is not that of the source."""
+        wanted = _wanted(dtype, {name: matrix.dtype for name, matrix in self.before.items()})
+        before = self.score  # first, so that a text that is too short is known before the work is done
+        rounded = {name: self._round(name, kind) for name, kind in wanted.items()}
+        format.write(path, self.weights, self.fields, rounded)
+        max_error = self._write_test_vector(path, rounded)
+        return QuantizeReport(
+            path=path,
+            dtype=dtype if isinstance(dtype, str) else ",".join(f"{part}={kind}" for part, kind in dtype.items()),
+            bytes_before=os.path.getsize(self.path),
+            bytes=os.path.getsize(path),
+            rounded_before=tuple(kind for kind in BITS if kind != "f32" and kind in self.types_before),
+            matrices=tuple(self._error(name, matrix) for name, matrix in rounded.items()),
+            max_error=max_error,
+            loss=None if before is None or self.text is None else _loss(before, _score(load(path), self.text)),
+        )
+
+    def _round(self, name: str, dtype: str) -> RoundedRows:
+        if dtype == self.before[name].dtype:
+            return self.before[name]
+        if (name, dtype) not in self._rounded:
+            rows = self.matrices[name]
+            most = LARGEST_INPUTS.get(dtype)
+            if most is not None and rows.shape[1] > most:
+                raise ValueError(f"{name} has {rows.shape[1]} inputs: {dtype} sums at most {most} exactly, use bf16")
+            self._rounded[name, dtype] = round_rows(rows, dtype, self.moments.get(name) if dtype == "int4" else None)
+        return self._rounded[name, dtype]
+
+    def _error(self, name: str, rounded: RoundedRows) -> MatrixError:
+        rows = self.matrices[name]
+        difference = rounded.to_float(rows.shape[1]) - rows
+        size = float(np.sqrt(np.square(rows, dtype=np.float64).mean()))
+        rms = float(np.sqrt(np.square(difference, dtype=np.float64).mean()))
+        return MatrixError(name, rounded.dtype, rms / size if size else 0.0, float(np.abs(difference).max()))
+
+    def _write_test_vector(self, path: str, rounded: Mapping[str, RoundedRows]) -> float | None:
+        """The framework's numbers differ from a rounded model's by the rounding, so its file gets the engine's own, and
+        must give them again on another machine. Returns the largest difference between the two."""
+        if "lstm.test.tokens" not in self.fields:
+            return None
+        logprobs = np.array(load(path).score(list(self.fields["lstm.test.tokens"])).logprobs[1:], np.float32)
+        if any(matrix.dtype != "f32" for matrix in rounded.values()):
+            own = {"lstm.test.logprobs": logprobs, "lstm.test.tolerance": OWN_TOLERANCE}
+            format.write(path, self.weights, {**self.fields, **own}, rounded)
+        return float(np.abs(logprobs - np.array(self.fields["lstm.test.logprobs"])).max())
+
+
+def _score(model: Model, text: str | Sequence[int]) -> Score:
+    score: Score = model.score(text, documents=True) if isinstance(text, str) else model.score(text)
+    count = len(score.token_ids)
+    if count < FEWEST_TOKENS:
+        raise ValueError(
+            f"the text is {count} tokens long (it starts with {text[:20]!r}): expected at least {FEWEST_TOKENS}, since "
+            "on fewer the loss of perplexity is not known to half a percent"
+        )
+    return score
+
+
+def _loss(before: Score, after: Score) -> TextLoss:
+    lost = np.array(before.logprobs) - np.array(after.logprobs)
+    rise = math.exp(min(lost.mean(), 700.0))
+    error = rise * lost.std() / math.sqrt(len(lost))
+    return TextLoss(len(lost), before.perplexity, after.perplexity, 100 * (rise - 1), 100 * float(error))
+
+
+# ---- auto --------------------------------------------------------------------------------------------
+
+
+def _choose(source: _Source, path: str | os.PathLike[str], max_loss: float) -> QuantizeReport:
+    if source.types_before != {"f32"}:
+        raise ValueError(f"{source.path}: some weights are rounded already; dtype='auto' starts from float32")
+    with tempfile.TemporaryDirectory() as folder, format.atomic(path) as temporary:
+        reports = [source.write(os.path.join(folder, f"{n}.gguf"), d) for n, d in enumerate(_CANDIDATES)]
+        candidates = _measured(reports)
+        good = [n for n, c in enumerate(candidates) if c.loss.percent + c.loss.standard_error <= max_loss]
+        best = min(good, key=lambda n: candidates[n].microseconds)  # f32 loses nothing, so there is one
+        shutil.copyfile(reports[best].path, temporary)
+    table = tuple(sorted(candidates, key=lambda c: c.microseconds))
+    return replace(reports[best], path=os.fspath(path), candidates=table)
+
+
+def _measured(reports: Sequence[QuantizeReport]) -> list[Candidate]:
+    times = _microseconds([load(report.path) for report in reports])
+    found = []
+    for report, time in zip(reports, times, strict=True):
+        assert report.loss is not None
+        found.append(Candidate(report.dtype, report.bytes, time, report.loss))
+    return found
+
+
+def _microseconds(models: Sequence[Model]) -> list[float]:
+    """Median time of a token when each model writes text, in turns, so that what else the machine does meets all."""
+    times: list[list[float]] = [[] for _ in models]
+    for seed in range(_ROUNDS):
+        for model, found in zip(models, times, strict=True):
+            start = [0 if model.bos is None else model.bos]
+            one = model.generate(start, max_tokens=_DRAWN, seed=seed)
+            steps = one.usage["total_tokens"] + (one.finish_reason == "stop")
+            found.append(1e6 * one.timings["seconds"] / steps)
+    return [statistics.median(found) for found in times]

@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Threads: teams, many callers at once, forks, fewer cores than asked for; no system call and no allocation for a
+ * token. Build it with -fsanitize=thread too:
+ *
+ *     cc -O2 csrc/(all).c tests/c/check_threads.c -Icsrc -lm -pthread -o check && ./check [--seed N] */
+#include "harness.h"
+#include "internal.h"
+#include "tiny_model.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
+
+#if defined(__SANITIZE_THREAD__)
+/* A child that starts threads of its own is what is tested. */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void) { return "die_after_fork=0"; }
+#endif
+
+enum { TEXTS = 12, TOKENS = 40, CALLERS = 4 };
+
+static const tiny_shape shapes[] = {
+    {.vocab = 700, .embedding = 40, .layers = 2, .units = {130, 77}, .alignment = 64, .scale = 3, .output_scale = 3},
+    {.vocab = 333,
+     .embedding = 64,
+     .layers = 3,
+     .units = {64, 96, 64},
+     .x_dtype = {AS_INT8, AS_INT4, AS_BF16},
+     .h_dtype = {AS_INT4, AS_INT8, AS_INT8},
+     .output_dtype = AS_INT8,
+     .embedding_dtype = AS_INT8,
+     .alignment = 64,
+     .scale = 3,
+     .output_scale = 3},
+};
+
+static fl_model *open_model(const tiny_model *file, uint32_t threads) {
+    const fl_load_options options = {.row_cache_bytes = 1 << 16, .threads = threads};
+    fl_model *model;
+    fl_error error;
+    if (fl_model_from_memory(file->bytes, file->size, &options, &model, &error)) {
+        printf("a valid model does not load: %s\n", error.message);
+        exit(2);
+    }
+    return model;
+}
+
+/* Texts with prompts, samplings and lengths of their own, written side by side. */
+typedef struct texts {
+    int32_t prompt[TEXTS][70], tokens[TEXTS][TOKENS];
+    float logprobs[TEXTS][TOKENS];
+    size_t written[TEXTS];
+    fl_request requests[TEXTS];
+} texts;
+
+static void write_texts(const fl_model *model, texts *t, size_t first, size_t count) {
+    fl_decoder *decoder;
+    fl_error error;
+    uint64_t random = 7;
+    if (fl_decoder_new(model, &decoder, &error)) exit(2);
+    for (size_t i = 0; i < TEXTS; i++) {
+        fl_request *r = &t->requests[i];
+        *r = (fl_request){.prompt = t->prompt[i], .n_prompt = 1 + below(&random, 69), .tokens = t->tokens[i]};
+        for (size_t j = 0; j < r->n_prompt; j++) t->prompt[i][j] = (int32_t)below(&random, model->vocab_size);
+        r->sampling = (fl_sampling){(float)(i % 3) * 0.5f, i % 4 == 1 ? 9 : 0, i % 5 == 2 ? 0.9 : 1.0, i, 0};
+        r->max_tokens = 1 + below(&random, TOKENS - 1);
+        r->logprobs = i % 2 ? t->logprobs[i] : NULL;
+        if (i < first || i >= first + count) continue;
+        if (fl_state_new(model, &r->state, &error)) exit(2);
+    }
+    fl_generate(decoder, t->requests + first, count);
+    for (size_t i = first; i < first + count; i++) {
+        t->written[i] = t->requests[i].written;
+        fl_state_free(t->requests[i].state);
+    }
+    fl_decoder_free(decoder);
+}
+
+static bool same_texts(const texts *a, const texts *b) {
+    return memcmp(a->written, b->written, sizeof a->written) == 0 &&
+           memcmp(a->tokens, b->tokens, sizeof a->tokens) == 0 &&
+           memcmp(a->logprobs, b->logprobs, sizeof a->logprobs) == 0;
+}
+
+/* ---- many callers -------------------------------------------------------------------------------------- */
+
+typedef struct caller {
+    const fl_model *model;
+    texts *found; /* all of them, or one after the other */
+    bool together;
+} caller;
+
+static void *run_caller(void *argument) {
+    const caller *c = argument;
+    if (c->together) write_texts(c->model, c->found, 0, TEXTS);
+    for (size_t i = 0; !c->together && i < TEXTS; i++) write_texts(c->model, c->found, i, 1);
+    return NULL;
+}
+
+static void check_callers(const tiny_model *file, const texts *expected) {
+    fl_model *models[2] = {open_model(file, 2), open_model(file, 2)}; /* callers share them */
+    static texts found[CALLERS];
+    caller callers[CALLERS];
+    pthread_t threads[CALLERS];
+    memset(found, 0, sizeof found);
+    for (size_t i = 0; i < CALLERS; i++) {
+        callers[i] = (caller){models[i / 2], &found[i], i % 2};
+        if (pthread_create(&threads[i], NULL, run_caller, &callers[i])) exit(2);
+    }
+    for (size_t i = 0; i < CALLERS; i++) pthread_join(threads[i], NULL);
+    for (size_t i = 0; i < CALLERS; i++) check(same_texts(&found[i], expected), "caller %zu wrote other texts", i);
+    fl_model_close(models[0]);
+    fl_model_close(models[1]);
+}
+
+/* ---- processes ----------------------------------------------------------------------------------------- */
+
+/* Runs in a child; returns whether it ended well. */
+static bool in_child(bool (*run)(const tiny_model *file, const texts *expected, void *extra), const tiny_model *file,
+                     const texts *expected, void *extra) {
+    int status = 0;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) _exit(run(file, expected, extra) ? 0 : 1);
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+static bool writes_the_same(const tiny_model *file, const texts *expected, void *model) {
+    static texts found;
+    (void)file;
+    memset(&found, 0, sizeof found);
+    write_texts(model, &found, 0, TEXTS);
+    return same_texts(&found, expected);
+}
+
+static void check_fork(const tiny_model *file, const texts *expected) {
+    fl_model *model = open_model(file, 2);
+    static texts found;
+    memset(&found, 0, sizeof found);
+    write_texts(model, &found, 0, TEXTS); /* the pool has its threads now */
+    check(in_child(writes_the_same, file, expected, model), "a child with its parent's model writes other texts");
+    write_texts(model, &found, 0, TEXTS);
+    check(same_texts(&found, expected), "the parent writes other texts after a fork");
+    fl_model_close(model);
+}
+
+static bool sees_one_core(const tiny_model *file, const texts *expected, void *extra) {
+    cpu_set_t one, mine;
+    (void)extra;
+    if (sched_getaffinity(0, sizeof mine, &mine)) return false;
+    CPU_ZERO(&one);
+    for (int cpu = 0; cpu < CPU_SETSIZE && !CPU_COUNT(&one); cpu++)
+        if (CPU_ISSET(cpu, &mine)) CPU_SET(cpu, &one);
+    fl_model *before = open_model(file, 2); /* which learns of it only when it is used */
+    if (sched_setaffinity(0, sizeof one, &one)) return false;
+    fl_model *after = open_model(file, 2);
+    fl_team team = {0};
+    fl_team_begin(&team, 2);
+    const bool alone = team.size == 1 && after->threads == 1;
+    fl_team_end(&team);
+    return alone && writes_the_same(file, expected, before) && writes_the_same(file, expected, after);
+}
+
+/* ---- nothing from the system ---------------------------------------------------------------------------- */
+
+#if defined(__linux__) && !defined(__SANITIZE_THREAD__)
+/* The child stops itself before and after what is counted. */
+static void count_in_child(const fl_model *model, size_t tokens) {
+    static int32_t drawn[4096];
+    fl_decoder *decoder;
+    fl_state *state;
+    fl_error error;
+    int32_t prompt = 1;
+    if (fl_decoder_new(model, &decoder, &error) || fl_state_new(model, &state, &error)) _exit(2);
+    fl_request request = {.state = state, .prompt = &prompt, .n_prompt = 1, .tokens = drawn, .max_tokens = 64};
+    request.sampling = (fl_sampling){0.8f, 0, 0.9, 1, 0};
+    fl_generate(decoder, &request, 1); /* memory is touched, workers run */
+    request.max_tokens = tokens;
+    ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+    raise(SIGSTOP);
+    watch_begin();
+    fl_generate(decoder, &request, 1);
+    const size_t taken = watch_end();
+    raise(SIGSTOP);
+    _exit(taken ? 3 : 0);
+}
+
+/* System calls of the calling thread while it writes so many tokens; -1: not to be had here. */
+static long count_calls(const fl_model *model, size_t tokens) {
+    int status = 0;
+    long calls = 0;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) count_in_child(model, tokens);
+    if (child < 0 || waitpid(child, &status, 0) != child || !WIFSTOPPED(status)) return -1;
+    for (;; calls++) {
+        if (ptrace(PTRACE_SYSCALL, child, NULL, NULL) || waitpid(child, &status, 0) != child) return -1;
+        if (!WIFSTOPPED(status)) return -1;
+        if (WSTOPSIG(status) == SIGSTOP) break;
+    }
+    ptrace(PTRACE_CONT, child, NULL, NULL);
+    waitpid(child, &status, 0);
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "allocates while writing (status %d)", status);
+    return calls;
+}
+
+/* A call costs a few; a token may cost none, but that a worker, when the machine is busy, parks and is woken. */
+static void check_system_calls(const tiny_model *file) {
+    for (uint32_t threads = 1; threads <= 2; threads++) {
+        fl_model *model = open_model(file, threads);
+        const long few = count_calls(model, 16), many = count_calls(model, 4000);
+        if (few < 0 || many < 0)
+            printf("not checked here: system calls of %u threads\n", threads);
+        else
+            check(many - few <= (threads == 1 ? 0 : 400), "%u threads: %ld system calls for 16 tokens, %ld for 4000",
+                  threads, few, many);
+        fl_model_close(model);
+    }
+}
+#else
+static void check_system_calls(const tiny_model *file) {
+    (void)file;
+    printf("not checked here: system calls\n");
+}
+#endif
+
+/* ---- main ---------------------------------------------------------------------------------------------- */
+
+int main(int count, char **arguments) {
+    uint64_t seed = clock_seed();
+    if (count == 3 && strcmp(arguments[1], "--seed") == 0) seed = strtoull(arguments[2], NULL, 0);
+    catch_faults();
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        static texts expected;
+        tiny_shape shape = shapes[i];
+        shape.seed = seed + i;
+        tiny_model *file = tiny_new(&shape);
+        fl_model *alone = open_model(file, 1);
+        now("shape %zu", i);
+        memset(&expected, 0, sizeof expected);
+        for (size_t j = 0; j < TEXTS; j++) write_texts(alone, &expected, j, 1);
+        fl_model_close(alone);
+        for (int round = 0; round < 3; round++) check_callers(file, &expected);
+        check_fork(file, &expected);
+        check(in_child(sees_one_core, file, &expected, NULL), "a process that may use one core uses more");
+        check_system_calls(file);
+        tiny_free(file);
+    }
+    return report(seed);
+}
