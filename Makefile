@@ -1,5 +1,5 @@
 # The index of commands.
-.PHONY: help develop check lint types test check-c bench-c fuzz bench pythons ci clean
+.PHONY: help develop check lint types test check-c check-arm bench-c fuzz bench bench-full pythons ci clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,11 @@ SANITIZE = -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 check-c: build/check_kernels ## every kernel on every level against scalar, and the errors of elementary functions
 	build/check_kernels
 
+check-arm: ## a sample of check-c on an emulated 64-bit ARM (CONTRIBUTING.md: what to install)
+	mkdir -p build
+	aarch64-linux-gnu-gcc $(C_FLAGS) csrc/*.c tests/c/check_kernels.c -lm -pthread -o build/check_kernels_arm
+	qemu-aarch64 -L /usr/aarch64-linux-gnu build/check_kernels_arm --quick
+
 bench-c: build/check_kernels ## speed of every kernel on every level
 	build/check_kernels --bench
 
@@ -39,8 +44,11 @@ fuzz: ## a million damaged model files under sanitizers (the tests make a hundre
 	$(CC) $(C_FLAGS) $(SANITIZE) -DFUZZ_MAIN csrc/*.c tests/c/fuzz_format.c -lm -o build/fuzz_format
 	build/fuzz_format --count 1000000
 
-bench: ## speed against the other engines
-	python benchmarks/compare.py
+bench: ## speed against the other engines, two workloads, and the report: about ten minutes
+	python benchmarks/report.py --quick
+
+bench-full: ## everything that the report can show: about an hour, on a quiet machine
+	python benchmarks/report.py --resume
 
 pythons: ## install from the source tree and generate, on every supported Python found
 	.ci/pythons

@@ -1,158 +1,241 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the engines in one process, round after round, so that the machine's noise hits all of them alike.
+"""Compare the engines, round after round, so that the machine's noise hits all of them alike.
 
-    python benchmarks/compare.py [workload ...] [--rounds N] [--seconds S] [--json FILE]
+    python benchmarks/compare.py [workload ...] [--batch N ...] [--threads N ...] [--form TEXT ...] [--json FILE]
 
-In a round every installed engine decodes for a while, after a warm-up of its own, and the order turns from round to
-round. Ratios are formed within a round; the median of them is what counts.
+Every form of every installed engine has a process of its own, pinned to as many cores as it has threads, and all are
+stopped but the one that is timed. In a round each decodes for a while, after a warm-up of its own, and the order turns
+from round to round. Ratios are formed within a round; the median of them is what counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import platform
+import signal
 import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import asdict
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-import peer_fastlm
-from harness import PEERS, TOKENS, Peer, Runner, checked_runner, missing, pin_to_one_core
+from harness import OURS, Form, Job, all_forms, check, checked_tokens, cores, missing
 from roofline import Probe
-from workloads import WORKLOADS, Workload
+from worker import Worker, convert
+from workloads import PRECISIONS, WORKLOADS, Reference, Workload
 
-OURS = peer_fastlm.NAME
+Figures = dict[str, Any]
+"""What was measured at one point: as it is stored in JSON."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    rounds: int
+    seconds: float  # of every form in every round
+    folder: Path  # for model files
+    log: IO[str]  # for what the engines print
+    probe: Probe | None
+
+
+class Company:
+    """The processes of several forms for one workload and number of threads."""
+
+    def __init__(self, forms: Iterable[Form], workload: Workload, threads: int, settings: Settings) -> None:
+        self._workload, self._threads, self._settings = workload, threads, settings
+        self._reference = Reference(workload)
+        workload.forget_weights()
+        self._workers: dict[Form, Worker | None] = dict.fromkeys(forms)
+        self.absent: dict[str, str] = {}
+
+    def __enter__(self) -> Company:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for form in list(self._workers):
+            self._dismiss(form)
+
+    def build(self, batch: int, output: str = "token") -> None:
+        """Make all ready for a batch and check them, two at a time; forms that fail leave, and `absent` says why.
+
+        Only contenders run batches.
+        """
+        if batch > 1:
+            for form in [form for form in self._workers if form.role != "contender"]:
+                self._dismiss(form)
+        with ThreadPoolExecutor(2) as pool:
+            for form, failure in pool.map(partial(self._try_to_prepare, batch=batch, output=output), self._workers):
+                if failure:
+                    self._leave(form, failure)
+
+    def _try_to_prepare(self, form: Form, batch: int, output: str) -> tuple[Form, str | None]:
+        try:
+            self._prepare(Job(form, self._workload, self._settings.folder, batch, self._threads, output))
+        except RuntimeError as error:
+            return form, str(error)
+        return form, None
+
+    def _prepare(self, job: Job) -> None:
+        convert(job, self._settings.log)
+        worker = self._workers[job.form] = self._workers[job.form] or Worker(job, self._settings.log)
+        worker.pin(cores(self._threads, list(self._workers).index(job.form)))  # neighbours get ready side by side,
+        worker.ask("build", batch=job.batch, output=job.output)
+        check(job.form, worker.ask("greedy", count=checked_tokens(job.form)), self._reference)
+        worker.pin(cores(self._threads))  # but all are timed on the same cores
+
+    def _leave(self, form: Form, reason: str) -> None:
+        self.absent[str(form)] = reason
+        self._dismiss(form)
+
+    def _dismiss(self, form: Form) -> None:
+        if worker := self._workers.pop(form):
+            worker.close()
+
+    def measure(self, ask: Callable[[Any], list[float]], batch: int = 1) -> Figures:
+        """`ask` each worker for samples in µs, round after round, and the probe for the limits between them."""
+        limits: list[dict[str, tuple[float, float]]] = []
+        samples: dict[Form, list[list[float]]] = {form: [] for form in self._workers}
+        for turn in range(self._settings.rounds):
+            if self._settings.probe:
+                limits.append(self._settings.probe.limits(self._workload, batch, self._threads))
+            for form in _turned(list(self._workers), turn):
+                try:
+                    samples[form].append(ask(self._workers[form]))
+                except RuntimeError as error:
+                    self._leave(form, str(error))
+        return {
+            "workload": self._workload.name,
+            "sizes": {letter: getattr(self._workload, letter) for letter in "VEHL"},
+            "batch": batch,
+            "threads": self._threads,
+            "limits": _limits(limits),
+            "forms": {str(form): _form_figures(form, samples[form]) for form in self._workers},
+            "absent": dict(self.absent),
+        }
+
+
+def _turned(forms: list[Form], turn: int) -> list[Form]:
+    first = turn % max(1, len(forms))
+    return forms[first:] + forms[:first]
+
+
+def _form_figures(form: Form, rounds: list[list[float]]) -> Figures:
+    everything = np.concatenate(rounds)
+    return {
+        "peer": form.peer,
+        "precision": form.precision,
+        "how": form.how,
+        "role": form.role,
+        "median_us": float(np.median(everything)),
+        "rounds_us": [float(np.median(one)) for one in rounds],
+        "percentiles_us": {str(p): float(np.percentile(everything, p)) for p in (50, 99, 99.9)},
+        "samples": len(everything),
+    }
+
+
+def _limits(rounds: Sequence[dict[str, tuple[float, float]]]) -> Figures:
+    """The median over the rounds: µs for reading and for products; the larger one bounds a step."""
+    found = {}
+    for precision in PRECISIONS if rounds else ():
+        reading, products = np.median([one[precision] for one in rounds], axis=0)
+        found[precision] = {"reading_us": float(reading), "products_us": float(products)}
+    return found
+
+
+def limit_us(figures: Figures, precision: str) -> float | None:
+    """What a step takes at least on this machine."""
+    limit = figures["limits"].get(precision)
+    return max(limit.values()) if limit else None
+
+
+def ratio(figures: Figures, form: str, base: str) -> float:
+    """Time of one form over that of another: formed in every round, and the median of them."""
+    rounds = (np.array(figures["forms"][name]["rounds_us"]) for name in (form, base))
+    return float(np.median(np.divide(*rounds)))
+
+
+def best_peer(figures: Figures, precision: str) -> str | None:
+    """The fastest form of another engine whose weights are as precise or more so."""
+    allowed = PRECISIONS[: PRECISIONS.index(precision) + 1]
+    rivals = {
+        name: form["median_us"]
+        for name, form in figures["forms"].items()
+        if form["peer"] != OURS and form["role"] == "contender" and form["precision"] in allowed
+    }
+    return min(rivals, key=rivals.__getitem__, default=None)
+
+
+def decode(company: Company, batch: int, settings: Settings) -> Figures:
+    """Greedy decoding of one batch."""
+    company.build(batch)
+    return company.measure(lambda worker: worker.ask("samples", seconds=settings.seconds), batch)
+
+
+def installed_forms() -> list[Form]:
+    """Those that can run here; the others are named on the way."""
+    forms = []
+    for form in all_forms():
+        if reason := missing(form):
+            print(f"without {form}: no module {reason}", file=sys.stderr)
+        else:
+            forms.append(form)
+    return forms
+
+
+def make_probe(directory: Path) -> Probe | None:
+    try:
+        return Probe(directory)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"without the hardware's limits: {error}", file=sys.stderr)
+        return None
+
+
+def table(figures: Figures) -> str:
+    sizes = ", ".join(f"{letter} {size}" for letter, size in figures["sizes"].items())
+    lines = [f"{figures['workload']}: {sizes}, batch {figures['batch']}, {figures['threads']} thread(s)"]
+    lines += [f"{'':34} {'median µs':>10} {'p99 µs':>10} {'of limit':>9} {'time / fastlm':>14}"]
+    for name, form in sorted(figures["forms"].items(), key=lambda item: item[1]["median_us"]):
+        limit, base = limit_us(figures, form["precision"]), f"{OURS} {form['precision']}"
+        fraction = f"{limit / form['median_us']:.0%}" if limit else ""
+        over = f"{ratio(figures, name, base):.2f}" if base in figures["forms"] else ""
+        percentile = form["percentiles_us"]["99"]
+        lines += [f"{name:34} {form['median_us']:10.2f} {percentile:10.2f} {fraction:>9} {over:>14}"]
+    lines += [f"not available: {reason:.200}" for reason in figures["absent"].values()]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time greedy decoding: batch 1, float32, one thread.")
-    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"default: {' '.join(WORKLOADS)}")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of every engine in every round (default: 0.5)")
+    parser = argparse.ArgumentParser(description="Time greedy decoding.")
+    parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {' '.join(WORKLOADS)}; default: char")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--form", nargs="+", default=[""], help="only forms whose name holds one of these texts")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of every form in every round (default: 0.3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     arguments = parser.parse_args()
     if unknown := set(arguments.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
 
-    pin_to_one_core()
-    peers = []
-    for peer in PEERS:
-        if reason := missing(peer):
-            print(f"without {peer.NAME}: {reason}", file=sys.stderr)
-        else:
-            peers.append(peer)
-    reports = []
-    with tempfile.TemporaryDirectory() as directory:
-        probe = _probe(Path(directory))
-        for name in arguments.workloads or WORKLOADS:
-            times = measure(WORKLOADS[name], peers, probe, arguments.rounds, arguments.seconds)
-            reports.append(summary(WORKLOADS[name], *times))
-            print(table(reports[-1]), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up
+    forms = [form for form in installed_forms() if any(text in str(form) for text in arguments.form)]
+    found = []
+    with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "log", "w") as log:
+        folder = Path(directory)
+        settings = Settings(arguments.rounds, arguments.seconds, folder, log, make_probe(folder))
+        for name in arguments.workloads or ["char"]:
+            for threads in arguments.threads:
+                with Company(forms, WORKLOADS[name], threads, settings) as company:
+                    for batch in arguments.batch:
+                        found.append(decode(company, batch, settings))
+                        print(table(found[-1]), flush=True)
     if arguments.json:
-        machine = {"cpu": _cpu(), "system": platform.platform(), "python": platform.python_version()}
-        versions = {peer.NAME: version(peer.MODULES[-1]) for peer in peers}
-        arguments.json.write_text(json.dumps({"machine": machine, "versions": versions, "results": reports}, indent=2))
-
-
-def measure(
-    workload: Workload, peers: list[Peer], probe: Probe | None, rounds: int, seconds: float
-) -> tuple[dict[str, list[list[float]]], list[float]]:
-    """Time all engines, `rounds` times over.
-
-    Returns
-    -------
-    samples : engine -> [rounds][samples], µs per token
-    floors : [rounds], µs that reading the weights once takes at the bandwidth of the moment; empty without a probe
-    """
-    samples: dict[str, list[list[float]]] = {peer.NAME: [] for peer in peers}
-    floors = []
-    with tempfile.TemporaryDirectory() as directory:
-        runners = [(peer.NAME, checked_runner(peer, workload, Path(directory))) for peer in peers]
-        for _ in range(rounds):
-            if probe:
-                floors.append(1e6 * workload.streamed_bytes / probe.bandwidth(workload.streamed_bytes))
-            for name, runner in runners:
-                samples[name].append(_time(runner, seconds))
-            runners = runners[1:] + runners[:1]
-    return samples, floors
-
-
-def _time(runner: Runner, seconds: float) -> list[float]:
-    """µs per token of one sample of TOKENS tokens after the other, for about so many seconds."""
-    runner.run(TOKENS)  # the caches still hold the weights of the engine before
-    times: list[float] = []
-    gc.disable()
-    end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        runner.run(TOKENS)
-        times.append(1e6 * (time.perf_counter() - start) / TOKENS)
-    gc.enable()
-    return times
-
-
-def summary(workload: Workload, samples: dict[str, list[list[float]]], floors: list[float]) -> dict[str, Any]:
-    """The figures of one workload, as they are printed and written to JSON."""
-    rounds = {name: np.array([np.median(times) for times in of_rounds]) for name, of_rounds in samples.items()}
-    engines = {
-        name: {
-            "median_us": float(np.median(np.concatenate(samples[name]))),
-            "p99_us": float(np.percentile(np.concatenate(samples[name]), 99)),
-            "of_roofline": float(np.median(floors / rounds[name])) if floors else None,
-            "over_fastlm": float(np.median(rounds[name] / rounds[OURS])) if OURS in rounds else None,
-        }
-        for name in samples
-    }
-    return {
-        "workload": asdict(workload) | {"batch": 1, "threads": 1, "dtype": "float32"},
-        "streamed_bytes": workload.streamed_bytes,
-        "floor_us": float(np.median(floors)) if floors else None,
-        "engines": engines,
-    }
-
-
-def table(report: dict[str, Any]) -> str:
-    workload, floor, engines = report["workload"], report["floor_us"], report["engines"]
-    title = "{name}: V {V}, E {E}, H {H}, L {L}, batch {batch}, {dtype}, {threads} thread".format(**workload)
-    megabytes = report["streamed_bytes"] / 1e6
-    lines = [title, f"{megabytes:.1f} MB of weights per token" + (f", read in {floor:.1f} µs" if floor else "")]
-    lines += [f"{'engine':20} {'median µs':>10} {'p99 µs':>10} {'of roofline':>12} {'time / fastlm':>14}"]
-    for name, figures in sorted(engines.items(), key=lambda item: item[1]["median_us"]):
-        fraction, ratio = figures["of_roofline"], figures["over_fastlm"]
-        lines += [
-            f"{name:20} {figures['median_us']:10.2f} {figures['p99_us']:10.2f} "
-            f"{f'{fraction:.0%}' if fraction else '':>12} {f'{ratio:.2f}' if ratio else '':>14}"
-        ]
-    others = [name for name in engines if name != OURS]
-    if OURS in engines and others:
-        best = min(others, key=lambda name: engines[name]["median_us"])
-        lines += [f"{best}, the fastest peer, takes {engines[best]['over_fastlm']:.2f} × the time of fastlm"]
-    return "\n".join(lines) + "\n"
-
-
-def _probe(directory: Path) -> Probe | None:
-    try:
-        return Probe(directory)
-    except (OSError, subprocess.CalledProcessError) as error:
-        print(f"without the roofline: {error}", file=sys.stderr)
-        return None
-
-
-def _cpu() -> str:
-    """The processor's name where Linux tells it, else what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+        arguments.json.write_text(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

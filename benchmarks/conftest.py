@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import pin_to_one_core
+from harness import cores
 
 
 @pytest.fixture
 def one_core() -> Iterator[None]:
     """Pin the test to one core."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    pin_to_one_core()
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores(1))
     yield
-    if allowed:
-        os.sched_setaffinity(0, allowed)
+    os.sched_setaffinity(0, allowed)

@@ -1,29 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastlm: one call of `Model.generate` for the whole text; the token loop is inside the engine."""
+"""fastlm: one call of `Model.generate` for the whole text of all sequences; the token loop is inside the engine."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
-from workloads import FIRST_TOKEN, Workload
+from harness import TEMPERATURE, TOP_P, Form, Job, make
+from workloads import PRECISIONS
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-NAME = "fastlm"
 MODULES = ("gguf", "fastlm")  # gguf writes the file; it does not run it
+FORMS = tuple(Form("fastlm", precision, draws=True) for precision in PRECISIONS)
+
+
+def convert(job: Job) -> None:
+    import fastlm
+
+    make(_path(job), lambda path: fastlm.export(job.workload.weights, path, dtype=job.form.precision))
+
+
+def _path(job: Job) -> Path:
+    return job.path(".gguf", job.form.precision)
 
 
 class Runner:
-    def __init__(self, workload: Workload, directory: Path) -> None:
+    def __init__(self, job: Job) -> None:
         import fastlm
 
-        path = directory / f"{workload.name}.gguf"
-        fastlm.export(workload.weights, path)
-        self._model = fastlm.load(path)  # one thread: version 0.1 has no other
+        self._model = fastlm.load(_path(job), threads=job.threads)
+        self._job, self._start = job, job.workload.start(job.batch)
 
-    def tokens(self, count: int) -> list[int]:
-        return self._model.generate([FIRST_TOKEN], max_tokens=count, temperature=0.0).token_ids
+    def greedy(self, count: int) -> list[list[int]]:
+        prompts = [[token] for token in self._start]
+        return [text.token_ids for text in self._model.generate(prompts, max_tokens=count, temperature=0.0)]
 
     def run(self, count: int) -> None:
-        self.tokens(count)
+        self.greedy(count)
+
+    def gaps(self, count: int) -> list[float]:
+        pieces = self._text_model.stream(self._start, max_tokens=count + 1, temperature=0.0)
+        next(pieces)
+        gaps, last = [], time.perf_counter()
+        for _ in islice(pieces, count):
+            now = time.perf_counter()
+            gaps.append(now - last)
+            last = now
+        return gaps
+
+    @cached_property
+    def _text_model(self) -> Any:
+        """The same model with a tokenizer, because `stream` hands over text, one character a token."""
+        import fastlm
+        from fastlm.tokenizer import CharTokenizer
+
+        workload = self._job.workload
+        path, tokenizer = self._job.path(".text.gguf", self._job.form.precision), CharTokenizer(_characters(workload.V))
+        weights = workload.weights | {"output.bias": workload.weights["output.bias"].copy()}
+        weights["output.bias"][0] = -30  # token 0 ends a text: here it never comes
+        make(path, lambda path: fastlm.export(weights, path, dtype=self._job.form.precision, tokenizer=tokenizer))
+        return fastlm.load(path, threads=self._job.threads)
+
+    def write(self, count: int, seed: int) -> list[int]:
+        drawn = self._model.generate(self._start, max_tokens=count, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)
+        return list(drawn.token_ids)
+
+
+def _characters(count: int) -> list[str]:
+    """As many tokens: the two special ones, then Chinese characters and what follows them."""
+    return ["", "", *map(chr, range(0x4E00, 0x4E00 + count - 2))]

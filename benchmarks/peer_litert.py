@@ -1,70 +1,129 @@
 # SPDX-License-Identifier: Apache-2.0
 """LiteRT (formerly TensorFlow Lite) with XNNPACK: one call per token, the past kept in the model's own variables.
 
-Variables beat passing the state in and out as tensors: no array crosses into Python between two tokens.
+Variables beat passing the state in and out as tensors: no array but the token crosses into Python between two steps.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import tempfile
+from pathlib import Path
+from typing import Any
 
-from peer_tensorflow import network
-from workloads import FIRST_TOKEN, Workload
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from harness import Form, Job, Stepper, make
 
-NAME = "LiteRT"
-MODULES = ("tensorflow", "ai_edge_litert")  # tensorflow converts the model; it does not run it
+MODULES = ("ai_edge_litert.interpreter",)  # tensorflow converts the model; it does not run it
+FORMS = tuple(
+    form
+    for precision in ("f32", "int8")
+    for form in (
+        Form("LiteRT", precision, draws=True),
+        Form("LiteRT", precision, "invoke alone", role="bare", streams=False),
+    )
+)
 
 
-class Runner:
-    def __init__(self, workload: Workload, directory: Path) -> None:
+def _path(job: Job) -> Path:
+    return job.path(".tflite", job.form.precision, job.batch, job.output)
+
+
+class Runner(Stepper):
+    def __init__(self, job: Job) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        path = directory / f"{workload.name}.tflite"
-        path.write_bytes(_convert(workload, directory / "saved_model"))
-        interpreter = Interpreter(str(path), num_threads=1)
-        self._step, self._rewind = (interpreter.get_signature_runner(name) for name in ("step", "rewind"))
-        self._rewind()  # the variables must be set before they can be read
+        self.output, self._bare = job.output, job.form.role == "bare"
+        self._interpreter = Interpreter(str(_path(job)), num_threads=job.threads)
+        self._interpreter.allocate_tensors()
+        self._token = [place["index"] for place in self._interpreter.get_input_details()]  # none if it is a variable
+        self._result = self._interpreter.get_output_details()[0]["index"]
+        self._next = job.workload.start(job.batch)
+        self.rewind()
 
-    def tokens(self, count: int) -> list[int]:
-        self._rewind()
-        return [self._step()["token"].item() for _ in range(count)]
+    def step(self) -> None:
+        for place in self._token:
+            self._interpreter.set_tensor(place, np.array(self._next, np.int32))
+        self._interpreter.invoke()
+        self._last = self._interpreter.get_tensor(self._result)
 
     def run(self, count: int) -> None:
+        if not self._bare:
+            return super().run(count)
         for _ in range(count):
-            self._step()
+            self._interpreter.invoke()
+
+    def rewind(self) -> None:
+        # Variables must be set before they can be read. A signature's runner must not outlive the call, or the
+        # interpreter refuses to work.
+        self._interpreter.get_signature_runner("rewind")()
+
+    def tokens(self) -> NDArray[np.int32]:
+        return np.asarray(self._last)
+
+    def put(self, token: int) -> None:
+        self._next = [token]
+
+    def logits(self) -> NDArray[np.float32]:
+        return np.asarray(self._last).ravel()
 
 
-def _convert(workload: Workload, directory: Path) -> bytes:
-    """The workload as a .tflite file with two signatures, `step` and `rewind`."""
+def convert(job: Job) -> None:
+    make(_path(job), lambda path: path.write_bytes(_flatbuffer(job)))
+
+
+def _flatbuffer(job: Job) -> bytes:
+    """A model with two signatures; `decode` is first in the alphabet, so it is what `invoke` runs."""
     import tensorflow as tf
+
+    decoder = _decoder(job)
+    signatures = {name: getattr(decoder, name).get_concrete_function() for name in ("decode", "rewind")}
+    with tempfile.TemporaryDirectory(dir=job.folder) as saved:
+        tf.saved_model.save(decoder, saved, signatures=signatures)
+        converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=list(signatures))
+        converter.experimental_enable_resource_variables = True
+        if job.form.precision == "int8":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        return bytes(converter.convert())
+
+
+def _decoder(job: Job) -> Any:
+    """`decode` makes a step from the variables and keeps what it finds in them; with logits as its output it takes the
+    token as an argument instead. `rewind` sets the variables to the start."""
+    import tensorflow as tf
+
+    from peer_tensorflow import network
 
     class Decoder(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.network = network(workload)
-            self.start = [tf.fill([1], FIRST_TOKEN)] + [tf.zeros([1, workload.H])] * (2 * workload.L)
+            self.network = network(job)
+            zeros = [tf.zeros([job.batch, job.workload.H])] * (2 * job.workload.L)
+            self.start = [tf.constant(job.workload.start(job.batch), tf.int32), *zeros]
             self.past = [tf.Variable(value) for value in self.start]
 
-        @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
-        def step(self) -> dict[str, Any]:
-            token, *state = (variable.read_value() for variable in self.past)
-            token, state = self.network.step(token, state)
-            return self._set([token, *state])
+        def _set(self, values: list[Any]) -> None:
+            for variable, value in zip(self.past, values, strict=True):
+                variable.assign(value)
 
         @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
         def rewind(self) -> dict[str, Any]:
-            return self._set(self.start)
+            self._set(self.start)
+            return {"token": self.start[0]}
 
-        def _set(self, values: list[Any]) -> dict[str, Any]:
-            for variable, value in zip(self.past, values, strict=True):
-                variable.assign(value)
-            return {"token": values[0]}
+    class Greedy(Decoder):
+        @tf.function(input_signature=[])  # type: ignore[untyped-decorator]
+        def decode(self) -> dict[str, Any]:
+            token, *state = (variable.read_value() for variable in self.past)
+            token, state = self.network.step(token, state)
+            self._set([token, *state])
+            return {"token": token}
 
-    decoder = Decoder()
-    signatures = {name: getattr(decoder, name).get_concrete_function() for name in ("step", "rewind")}
-    tf.saved_model.save(decoder, str(directory), signatures=signatures)
-    converter = tf.lite.TFLiteConverter.from_saved_model(str(directory), signature_keys=list(signatures))
-    converter.experimental_enable_resource_variables = True
-    return bytes(converter.convert())
+    class Logits(Decoder):
+        @tf.function(input_signature=[tf.TensorSpec([job.batch], tf.int32)])  # type: ignore[untyped-decorator]
+        def decode(self, token: Any) -> dict[str, Any]:
+            logits, state = self.network.logits(token, [variable.read_value() for variable in self.past[1:]])
+            self._set([token, *state])
+            return {"logits": logits}
+
+    return Logits() if job.output == "logits" else Greedy()

@@ -7,67 +7,99 @@ Two sets of buffers swap roles: what one step writes, token included, is what th
 from __future__ import annotations
 
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from workloads import FIRST_TOKEN, Workload
+from harness import Form, Job, Stepper, make
+from workloads import Workload
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-NAME = "ONNX Runtime"
 MODULES = ("onnx", "onnxruntime")
+FORMS = (Form("ONNX Runtime", "f32", draws=True), Form("ONNX Runtime", "int8", draws=True))
 OPSET, IR_VERSION = 17, 9  # old enough for every ONNX Runtime since 1.14
 
 
-class Runner:
-    def __init__(self, workload: Workload, directory: Path) -> None:
-        import onnx
+def convert(job: Job) -> None:
+    write_onnx(job)
+    if job.form.precision == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        make(_path(job), lambda path: quantize_dynamic(onnx_path(job), path, weight_type=QuantType.QInt8))
+
+
+def write_onnx(job: Job) -> None:
+    """The float32 model, which OpenVINO reads too."""
+    import onnx
+
+    make(onnx_path(job), lambda path: onnx.save(_graph(job.workload, job.batch, job.output), path))
+
+
+def onnx_path(job: Job) -> Path:
+    return job.path(".onnx", "f32", job.batch, job.output)
+
+
+def _path(job: Job) -> Path:
+    return job.path(".onnx", "int8", job.batch, job.output) if job.form.precision == "int8" else onnx_path(job)
+
+
+class Runner(Stepper):
+    def __init__(self, job: Job) -> None:
         import onnxruntime
 
-        path = directory / f"{workload.name}.onnx"
-        onnx.save(_graph(workload), path)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._run = session.run_with_iobinding
+        options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+        session = onnxruntime.InferenceSession(_path(job), options, providers=["CPUExecutionProvider"])
+        self.output = job.output
+        self._start, self._run = job.workload.start(job.batch), session.run_with_iobinding
 
         inputs, outputs = session.get_inputs(), session.get_outputs()
         self._buffers = [[_zeros(argument) for argument in inputs] for _ in range(2)]
+        self._logits = _zeros(outputs[0])  # unused if that is the token
         self._bindings = [session.io_binding() for _ in range(2)]
         for binding, read, written in zip(self._bindings, self._buffers, reversed(self._buffers), strict=True):
+            into = dict(zip([f"new_{argument.name}" for argument in inputs], written, strict=True))
+            into["logits"] = self._logits
             for argument, array in zip(inputs, read, strict=True):
                 binding.bind_ortvalue_input(argument.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-            for result, array in zip(outputs, written, strict=True):
-                binding.bind_ortvalue_output(result.name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
-        self._next = cycle(self._bindings)
+            for result in outputs:
+                binding.bind_ortvalue_output(result.name, onnxruntime.OrtValue.ortvalue_from_numpy(into[result.name]))
+        self._turn = 0
 
-    def tokens(self, count: int) -> list[int]:
-        token, *state = self._buffers[0]
-        token.fill(FIRST_TOKEN)
-        for array in state:
-            array.fill(0)
-        self._next, tokens = cycle(self._bindings), []
-        for step in range(count):
-            self.run(1)
-            tokens.append(self._buffers[(step + 1) % 2][0].item())
-        return tokens
+    def step(self) -> None:
+        self._run(self._bindings[self._turn])
+        self._turn ^= 1
 
     def run(self, count: int) -> None:
-        for binding in islice(self._next, count):
+        turns = cycle([self._bindings[self._turn], self._bindings[self._turn ^ 1]])
+        for binding in islice(turns, count):
             self._run(binding)
+        self._turn ^= count & 1
+
+    def rewind(self) -> None:
+        token, *state = self._buffers[self._turn]
+        token[0] = self._start
+        for array in state:
+            array.fill(0)
+
+    def tokens(self) -> NDArray[np.int64]:
+        return self._buffers[self._turn][0][0]
+
+    def put(self, token: int) -> None:
+        self.tokens()[0] = token
+
+    def logits(self) -> NDArray[np.float32]:
+        return self._logits.ravel()
 
 
 def _zeros(argument: Any) -> NDArray[Any]:
-    """An array for a graph's input. ONNX Runtime uses it where it lies, so a step's results are seen in it."""
+    """An array for a graph's value. ONNX Runtime uses it where it lies, so a step's results are seen in it."""
     return np.zeros(argument.shape, np.int64 if argument.type == "tensor(int64)" else np.float32)
 
 
-def _graph(workload: Workload) -> Any:
-    """The ONNX model `token, h0, c0, h1, c1, … -> next token, new h0, c0, h1, c1, …` for a batch of one."""
+def _graph(workload: Workload, batch: int, output: str) -> Any:
+    """The ONNX model `token, h0, c0, h1, c1, … -> new token or logits, new h0, c0, h1, c1, …`."""
     from onnx import TensorProto, helper, numpy_helper
 
     w, layers = workload.weights, range(workload.L)
@@ -84,17 +116,19 @@ def _graph(workload: Workload) -> Any:
     nodes += [
         helper.make_node("MatMul", [f"x{workload.L}", "output.kernel"], ["product"]),
         helper.make_node("Add", ["product", "output.bias"], ["logits"]),
-        helper.make_node("ArgMax", ["logits"], ["next_token"], axis=2, keepdims=0),
     ]
+    token = helper.make_tensor_value_info("token", TensorProto.INT64, [1, batch])
+    result = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, batch, workload.V])
+    if output == "token":
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["new_token"], axis=2, keepdims=0))
+        result = helper.make_tensor_value_info("new_token", TensorProto.INT64, [1, batch])
 
-    def values(token: str, prefix: str) -> list[Any]:
-        state = [f"{prefix}{part}{i}" for i in layers for part in "hc"]
-        return [helper.make_tensor_value_info(token, TensorProto.INT64, [1, 1])] + [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, workload.H]) for name in state
-        ]
+    def state(prefix: str) -> list[Any]:
+        names = [f"{prefix}{part}{i}" for i in layers for part in "hc"]
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, batch, workload.H]) for name in names]
 
     initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "lstm", values("token", ""), values("next_token", "new_"), initializers)
+    graph = helper.make_graph(nodes, "lstm", [token, *state("")], [result, *state("new_")], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 

@@ -20,19 +20,17 @@ static float largest_size(const float *values, size_t n) {
     return largest;
 }
 
-/* Where column j of its block begins: in values; bytes lie four to a value's place of four. */
-static size_t block_start(const fl_columns *c, size_t column) { return column / c->width * c->padded * c->width; }
+/* Where a column begins: its values are `width` apart, its bytes lie four together, 4 * width from the next four. */
+static size_t begin_of(const fl_columns *c, size_t column) { return column / c->width * c->padded * c->width; }
 
-static size_t byte_at(const fl_columns *c, size_t column, size_t k) {
-    return block_start(c, column) + (k / 4 * c->width + column % c->width) * 4 + k % 4;
-}
-
-static size_t value_at(const fl_columns *c, size_t column, size_t k) {
-    return block_start(c, column) + k * c->width + column % c->width;
-}
-
-static size_t sum_at(const fl_columns *c, size_t column, size_t group) {
-    return block_start(c, column) / 32 + group * c->width + column % c->width;
+static void put_bytes(const fl_columns *c, size_t column, const float *values, float units) {
+    int8_t *bytes = c->bytes + begin_of(c, column) + 4 * (column % c->width);
+    int32_t *sums = c->sums + begin_of(c, column) / 32 + column % c->width;
+    for (size_t k = 0; k < c->padded; sums += c->width) {
+        *sums = 0;
+        for (int four = 0; four < 8; four++, bytes += 4 * c->width)
+            for (int i = 0; i < 4; i++, k++) *sums += bytes[i] = k < c->inputs ? nearest(values[k] * units) : 0;
+    }
 }
 
 void fl_columns_put(const fl_columns *c, size_t column, const float *values, float step) {
@@ -44,30 +42,19 @@ void fl_columns_put(const fl_columns *c, size_t column, const float *values, flo
         step = largest < 0x1p-100f ? 0 : largest / 127.0f;
     }
     c->steps[column] = step;
-    for (size_t g = 0; g < c->padded / 32; g++) {
-        int32_t sum = 0;
-        for (size_t k = 32 * g; k < 32 * g + 32; k++) {
-            const int8_t byte = k < c->inputs ? nearest(values[k] * units) : 0;
-            c->bytes[byte_at(c, column, k)] = byte;
-            sum += byte;
-        }
-        c->sums[sum_at(c, column, g)] = sum;
-    }
-    for (size_t k = 0; k < c->inputs; k++) c->values[value_at(c, column, k)] = values[k];
+    if (c->bytes) put_bytes(c, column, values, units);
+    if (!c->values) return;
+    float *to = c->values + begin_of(c, column) + column % c->width;
+    for (size_t k = 0; k < c->inputs; k++, to += c->width) *to = values[k];
 }
 
-void fl_columns_get(const fl_columns *c, size_t column, float *values) {
-    for (size_t k = 0; k < c->inputs; k++) values[k] = c->values[value_at(c, column, k)];
-}
-
-void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t from_column, size_t begin,
-                     size_t end) {
-    for (size_t k = begin; k < end && k < from->inputs; k++)
-        to->values[value_at(to, column, k)] = from->values[value_at(from, from_column, k)];
-    for (size_t k = begin; k < end; k += 4)
-        memcpy(to->bytes + byte_at(to, column, k), from->bytes + byte_at(from, from_column, k), 4);
-    for (size_t g = begin / 32; g < end / 32; g++)
-        to->sums[sum_at(to, column, g)] = from->sums[sum_at(from, from_column, g)];
+void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t begin, size_t end) {
+    const size_t at = begin_of(to, column), j = column % to->width, width = to->width;
+    for (size_t k = begin; to->values && k < end && k < from->inputs; k++)
+        to->values[at + k * width + j] = from->values[k];
+    if (!to->bytes) return;
+    for (size_t k = begin; k < end; k += 4) memcpy(to->bytes + at + k * width + 4 * j, from->bytes + k, 4);
+    for (size_t g = begin / 32; g < end / 32; g++) to->sums[at / 32 + g * width + j] = from->sums[g];
 }
 
 /* ---- rows -------------------------------------------------------------------------------------------- */

@@ -47,29 +47,45 @@ static void *cut(cutter *c, size_t bytes) {
     return piece;
 }
 
-static fl_columns cut_columns(cutter *c, size_t inputs, size_t width, size_t columns) {
+/* What products read of a column. */
+typedef struct readers {
+    bool floats, bytes;
+} readers;
+
+static readers readers_of(const fl_matrix *a, const fl_matrix *b) {
+    const bool first = fl_reads_bytes(a), second = fl_reads_bytes(b);
+    return (readers){!first || !second, first || second};
+}
+
+static fl_columns cut_columns(cutter *c, size_t inputs, size_t width, size_t columns, readers r) {
     const size_t padded = fl_round_up(inputs, 64), values = padded * fl_round_up(columns, width);
     fl_columns made = {.inputs = inputs, .padded = padded, .width = width};
-    made.values = cut(c, values * sizeof(float));
-    made.bytes = cut(c, values);
+    if (r.floats) made.values = cut(c, values * sizeof(float));
+    if (r.bytes) made.bytes = cut(c, values);
     made.sums = cut(c, values / 32 * sizeof(int32_t));
     made.steps = cut(c, fl_round_up(columns, width) * sizeof(float));
     return made;
 }
 
 /* Hidden values all have one step. */
-static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t columns) {
-    const fl_columns made = cut_columns(c, units, width, columns);
+static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t columns, readers r) {
+    const fl_columns made = cut_columns(c, units, width, columns, r);
     for (size_t i = 0; c->block && i < columns; i++) made.steps[i] = FL_HIDDEN_STEP;
     return made;
 }
 
-static void cut_layer(cutter *c, const fl_lstm *layer, fl_layer_room *room) {
+/* `above` reads the layer's values besides the layer itself. The only column always keeps its floats: they are its
+ * state. */
+static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, fl_layer_room *room) {
     fl_layer_room made;
-    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1);
-    for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS);
-    made.text = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS);
-    for (size_t i = 0; i < FL_MOST_COLUMNS; i++) made.c[i] = cut(c, width_of(layer) * sizeof(float));
+    const readers all = readers_of(&layer->h, above), top = readers_of(above, above);
+    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1, (readers){true, all.bytes});
+    for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, all);
+    made.text = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, top);
+    for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
+        made.h[i] = cut(c, width_of(layer) * sizeof(float));
+        made.c[i] = cut(c, width_of(layer) * sizeof(float));
+    }
     if (c->block) *room = made;
 }
 
@@ -88,11 +104,13 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
     decoder->layers = cut(c, model->n_layers * sizeof *decoder->layers);
     for (uint32_t i = 0; i < model->n_layers; i++) {
         const size_t width = width_of(&model->layers[i]);
-        cut_layer(c, &model->layers[i], decoder->layers + (c->block ? i : 0));
+        const fl_matrix *above = i + 1 < model->n_layers ? &model->layers[i + 1].x : &model->output;
+        cut_layer(c, &model->layers[i], above, decoder->layers + (c->block ? i : 0));
         widest = width > widest ? width : widest;
     }
-    decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1);
-    decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS);
+    const readers first = readers_of(&model->layers[0].x, &model->layers[0].x);
+    decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1, first);
+    decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, first);
     decoder->vector = cut(c, model->embedding_size * sizeof(float));
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
         decoder->gates[i] = cut(c, FL_GATES * widest * sizeof(float));

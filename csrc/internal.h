@@ -130,6 +130,11 @@ typedef struct fl_matrix {
     size_t lanes;  /* FL_PANEL or 1 */
 } fl_matrix;
 
+/* Whether its products read whole numbers. */
+static inline bool fl_reads_bytes(const fl_matrix *matrix) {
+    return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4;
+}
+
 /* One LSTM layer. Panels come in groups of four, the i, f, g and o gates of the same 16 units. */
 typedef struct fl_lstm {
     fl_matrix x;       /* input product, 4 * groups panels */
@@ -172,8 +177,8 @@ struct fl_model {
 /* Vectors of K values, as floats and as bytes, in blocks of `width` columns side by side: 1, or FL_WIDTH so that
  * a loaded weight meets many columns. A block starts after `padded` * width values (and bytes) of the one before. */
 typedef struct fl_columns {
-    float *values; /* [blocks][padded][width]; from K on anything */
-    int8_t *bytes; /* [blocks][padded / 4][width][4]: values / step, rounded; from K on zero */
+    float *values; /* [blocks][padded][width]; from K on anything. NULL: no product reads floats */
+    int8_t *bytes; /* [blocks][padded / 4][width][4]: values / step, rounded; from K on zero. NULL: none reads bytes */
     int32_t *sums; /* [blocks][padded / 32][width]: of 32 bytes each */
     float *steps;  /* [blocks][width] */
     size_t inputs; /* K */
@@ -183,11 +188,8 @@ typedef struct fl_columns {
 
 /* Writes a column. step: of its bytes; 0: so that the largest value becomes 127. */
 void fl_columns_put(const fl_columns *columns, size_t column, const float *values, float step);
-/* Reads a column's values. */
-void fl_columns_get(const fl_columns *columns, size_t column, float *values);
-/* Copies a column of hidden values (whose steps are all alike), for the inputs begin … end-1, multiples of 32. */
-void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t from_column, size_t begin,
-                     size_t end);
+/* Copies the only column of hidden values (whose steps are all alike), inputs begin … end-1, multiples of 32. */
+void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t begin, size_t end);
 /* A row of a matrix, as floats: out[K]. */
 void fl_matrix_row(const fl_matrix *matrix, size_t row, float *out);
 
@@ -217,10 +219,11 @@ typedef struct fl_scratch {
 
 /* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */
 typedef struct fl_layer_room {
-    fl_columns one[2];  /* h of a single column */
-    fl_columns many[2]; /* h of columns in blocks of FL_WIDTH */
-    fl_columns text;    /* h of the places of a text */
-    float *c[FL_MOST_COLUMNS];
+    fl_columns one[2];         /* h of a single column */
+    fl_columns many[2];        /* h of columns in blocks of FL_WIDTH */
+    fl_columns text;           /* h of the places of a text */
+    float *h[FL_MOST_COLUMNS]; /* of each of many, once more [16 * groups] */
+    float *c[FL_MOST_COLUMNS]; /* [16 * groups] */
 } fl_layer_room;
 
 /* The room to compute in; what it holds between calls is of no meaning. One block of memory, of which only what is used

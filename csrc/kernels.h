@@ -26,9 +26,10 @@ struct fl_kernels {
     void (*cell)(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
                  const fl_columns *h, const fl_columns *h_new, float *c);
 
-    /* The same for n columns whose gate inputs are complete: gates[column] as start above, c[column]. */
-    void (*update)(const fl_lstm *layer, size_t begin, size_t end, size_t n, const float *const *gates,
-                   const fl_columns *h_new, float *const *c);
+    /* The same for n columns whose gate inputs are complete: gates[column] as start above, c[column]; the new hidden
+     * values go to h[column], and to h_new for the products that come. */
+    void (*update)(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
+                   float *const *h, float *const *c);
 
     /* Lets the tokens begin … end-1 challenge the winner with the key logit + temperature * g, g standard Gumbel
      * noise (none if temperature is 0). ids: NULL for the tokens themselves, else logits[i] is token ids[i]'s. begin is

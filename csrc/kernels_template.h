@@ -121,16 +121,17 @@ typedef struct block {
     int32_t total[FL_WIDTH]; /* of all bytes of a column */
 } block;
 
-static block block_at(const fl_columns *input, size_t column, bool integers) {
+static block block_at(const fl_columns *input, size_t column, bool bytes) {
     const size_t width = input->width, b = column / width, at = column % width, K = input->padded;
-    block found = {input->values + b * K * width + at,
-                   input->bytes + b * K * width + 4 * at,
-                   input->sums + b * K / 32 * width + at,
-                   input->steps + b * width + at,
-                   {0}};
-    if (integers)
-        for (size_t g = 0; g < K / 32; g++)
-            for (size_t j = 0; j < FL_COLUMNS && at + j < width; j++) found.total[j] += found.sums[g * width + j];
+    block found = {.steps = input->steps + b * width + at};
+    if (!bytes) {
+        found.values = input->values + b * K * width + at;
+        return found;
+    }
+    found.bytes = input->bytes + b * K * width + 4 * at;
+    found.sums = input->sums + b * K / 32 * width + at;
+    for (size_t g = 0; g < K / 32; g++)
+        for (size_t j = 0; j < FL_COLUMNS && at + j < width; j++) found.total[j] += found.sums[g * width + j];
     return found;
 }
 
@@ -149,12 +150,12 @@ FL_INLINE void fetch_ahead(const void *weights, size_t distance, const int colum
     if (columns > 1) FL_PREFETCH((const char *)weights + distance);
 }
 
-/* What follows adds a tile's weights times a block's columns to rows[column][16 panel + lane], the tile's rows of each
- * column. `panels` and `columns` are constants where these are inlined, so the sums of a column's vectors, sum[column *
+/* What follows makes rows[column][16 panel + lane], the tile's rows of each column, from[column][...] plus the tile's
+ * weights times the block's columns. from may be rows. `panels` and `columns` are constants where these are inlined, so the sums of a column's vectors, sum[column *
  * panels * VECTORS + vector], live in registers. */
 
-FL_INLINE void load_rows(vf *sum, float *const *rows, const int panels, const int columns) {
-    EACH(j, columns) EACH(i, panels * VECTORS) sum[j * panels * VECTORS + i] = vf_load(rows[j] + i * FL_LANES);
+FL_INLINE void load_rows(vf *sum, const float *const *from, const int panels, const int columns) {
+    EACH(j, columns) EACH(i, panels * VECTORS) sum[j * panels * VECTORS + i] = vf_load(from[j] + i * FL_LANES);
 }
 
 FL_INLINE void store_rows(const vf *sum, float *const *rows, const int panels, const int columns) {
@@ -162,12 +163,12 @@ FL_INLINE void store_rows(const vf *sum, float *const *rows, const int panels, c
 }
 
 /* k rising, one fused multiply-add each. */
-FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
-                       const int columns) {
+FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
+                       float *const *rows, const int panels, const int columns) {
     const size_t K = matrix->inputs, stride = K * FL_PANEL;
     const float *weights = (const float *)matrix->weights + panel * stride, *x = in->values;
     vf sum[FL_SUMS];
-    load_rows(sum, rows, panels, columns);
+    load_rows(sum, from, panels, columns);
     for (size_t k = 0; k < K; k++, weights += FL_PANEL, x += width_of(columns)) {
         vf w[FL_PANELS * VECTORS];
         EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vf_load(weights + (size_t)p * stride + v * FL_LANES);
@@ -181,13 +182,13 @@ FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, f
 }
 
 /* As f32; a lane holds the weights of two k, whose 16 bits are the upper half of a float. */
-FL_INLINE void add_bf16(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
-                        const int columns) {
+FL_INLINE void add_bf16(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
+                        float *const *rows, const int panels, const int columns) {
     const size_t K = matrix->inputs, stride = (K + 1) / 2 * FL_PANEL;
     const uint32_t *weights = (const uint32_t *)matrix->weights + panel * stride;
     const float *x = in->values;
     vf sum[FL_SUMS];
-    load_rows(sum, rows, panels, columns);
+    load_rows(sum, from, panels, columns);
     for (size_t k = 0; k < K; k += 2, weights += FL_PANEL, x += 2 * width_of(columns)) {
         vi w[FL_PANELS * VECTORS];
         EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vi_load(weights + (size_t)p * stride + v * FL_LANES);
@@ -208,22 +209,21 @@ FL_INLINE void add_bf16(const fl_matrix *matrix, size_t panel, const block *in, 
     store_rows(sum, rows, panels, columns);
 }
 
-/* rows += scale of the row * step of the column * whole number. */
-FL_INLINE void add_scaled(const vi *whole, const fl_matrix *matrix, size_t panel, const block *in, float *const *rows,
-                          const int panels, const int columns) {
+/* rows = from + scale of the row * step of the column * whole number. */
+FL_INLINE void add_scaled(const vi *whole, const fl_matrix *matrix, size_t panel, const block *in,
+                          const float *const *from, float *const *rows, const int panels, const int columns) {
     const float *scales = matrix->scale + panel * FL_PANEL;
     EACH(i, panels * VECTORS) {
         const vf scale = vf_load(scales + i * FL_LANES);
         EACH(j, columns) {
-            float *row = rows[j] + i * FL_LANES;
-            const vf number = vf_from_int(whole[j * panels * VECTORS + i]);
-            vf_store(row, vf_fma(number, vf_mul(scale, vf_set(in->steps[j])), vf_load(row)));
+            const vf number = vf_from_int(whole[j * panels * VECTORS + i]), start = vf_load(from[j] + i * FL_LANES);
+            vf_store(rows[j] + i * FL_LANES, vf_fma(number, vf_mul(scale, vf_set(in->steps[j])), start));
         }
     }
 }
 
-FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
-                        const int columns) {
+FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
+                        float *const *rows, const int panels, const int columns) {
     const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride, *x = in->bytes;
     vi dot[FL_SUMS];
@@ -237,7 +237,7 @@ FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, 
             EACH(i, panels * VECTORS) vi_dot(&dot[j * panels * VECTORS + i], w[i], b);
         }
     }
-    add_scaled(dot, matrix, panel, in, rows, panels, columns);
+    add_scaled(dot, matrix, panel, in, from, rows, panels, columns);
 }
 
 /* Sum of one group of 32 inputs, `blocks` (at most 4) blocks of 8, times values that were lifted by 8. */
@@ -264,8 +264,8 @@ FL_INLINE void int4_group(vi *group, const int8_t *weights, size_t stride, const
 }
 
 /* Two groups at a time: their sums fit 16 bits each, and one instruction multiplies both by their factors. */
-FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows, const int panels,
-                        const int columns) {
+FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
+                        float *const *rows, const int panels, const int columns) {
     const size_t blocks = (matrix->inputs + 7) / 8, stride = blocks * 4 * FL_PANEL, pairs = (blocks + 7) / 8;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
     const int8_t *factors = matrix->group + panel * pairs * 2 * FL_PANEL;
@@ -289,47 +289,42 @@ FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, 
             }
         }
     }
-    add_scaled(total, matrix, panel, in, rows, panels, columns);
+    add_scaled(total, matrix, panel, in, from, rows, panels, columns);
 }
 
 /* Every tile is a function of its own: in one large function compilers lose the registers. */
-typedef void add_tile(const fl_matrix *matrix, size_t panel, const block *in, float *const *rows);
+typedef void add_tile(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
+                      float *const *rows);
 
-#define TILE(dtype, panels, columns)                                                                                   \
-    static FL_NOINLINE void add_##dtype##_##panels##x##columns(const fl_matrix *matrix, size_t panel, const block *in, \
-                                                               float *const *rows) {                                   \
-        add_##dtype(matrix, panel, in, rows, panels, columns);                                                         \
+#define TILE(name, dtype, panels, columns)                                                                             \
+    static FL_NOINLINE void add_##dtype##_##name(const fl_matrix *matrix, size_t panel, const block *in,               \
+                                                 const float *const *from, float *const *rows) {                       \
+        add_##dtype(matrix, panel, in, from, rows, panels, columns);                                                   \
     }
 #if FL_PANELS == 8
 #define TILES(dtype)                                                                                                   \
-    TILE(dtype, 1, 1)                                                                                                  \
-    TILE(dtype, 2, 1)                                                                                                  \
-    TILE(dtype, 3, 1)                                                                                                  \
-    TILE(dtype, 4, 1)                                                                                                  \
-    TILE(dtype, 5, 1)                                                                                                  \
-    TILE(dtype, 6, 1)                                                                                                  \
-    TILE(dtype, 7, 1)                                                                                                  \
-    TILE(dtype, 8, 1)
+    TILE(1, dtype, 1, 1)                                                                                               \
+    TILE(2, dtype, 2, 1)                                                                                               \
+    TILE(3, dtype, 3, 1)                                                                                               \
+    TILE(4, dtype, 4, 1)                                                                                               \
+    TILE(5, dtype, 5, 1)                                                                                               \
+    TILE(6, dtype, 6, 1)                                                                                               \
+    TILE(7, dtype, 7, 1)                                                                                               \
+    TILE(8, dtype, 8, 1)
 #define ONE_COLUMN(dtype)                                                                                              \
-    {add_##dtype##_1x1, add_##dtype##_2x1, add_##dtype##_3x1, add_##dtype##_4x1,                                       \
-     add_##dtype##_5x1, add_##dtype##_6x1, add_##dtype##_7x1, add_##dtype##_8x1}
+    {add_##dtype##_1, add_##dtype##_2, add_##dtype##_3, add_##dtype##_4,                                               \
+     add_##dtype##_5, add_##dtype##_6, add_##dtype##_7, add_##dtype##_8}
 #else
 #define TILES(dtype)                                                                                                   \
-    TILE(dtype, 1, 1)                                                                                                  \
-    TILE(dtype, 2, 1)                                                                                                  \
-    TILE(dtype, 3, 1)                                                                                                  \
-    TILE(dtype, 4, 1)
-#define ONE_COLUMN(dtype) {add_##dtype##_1x1, add_##dtype##_2x1, add_##dtype##_3x1, add_##dtype##_4x1}
+    TILE(1, dtype, 1, 1)                                                                                               \
+    TILE(2, dtype, 2, 1)                                                                                               \
+    TILE(3, dtype, 3, 1)                                                                                               \
+    TILE(4, dtype, 4, 1)
+#define ONE_COLUMN(dtype) {add_##dtype##_1, add_##dtype##_2, add_##dtype##_3, add_##dtype##_4}
 #endif
 #define WIDE_TILES(dtype)                                                                                              \
-    static FL_NOINLINE void add_##dtype##_narrow(const fl_matrix *matrix, size_t panel, const block *in,               \
-                                                 float *const *rows) {                                                 \
-        add_##dtype(matrix, panel, in, rows, 1, FL_COLUMNS);                                                           \
-    }                                                                                                                  \
-    static FL_NOINLINE void add_##dtype##_wide(const fl_matrix *matrix, size_t panel, const block *in,                 \
-                                               float *const *rows) {                                                   \
-        add_##dtype(matrix, panel, in, rows, FL_TILE, FL_COLUMNS);                                                     \
-    }
+    TILE(narrow, dtype, 1, FL_COLUMNS)                                                                                 \
+    TILE(wide, dtype, FL_TILE, FL_COLUMNS)
 TILES(f32)
 TILES(bf16)
 TILES(int8)
@@ -348,16 +343,14 @@ static add_tile *const many_columns[][2] = {[FL_F32] = {add_f32_narrow, add_f32_
                                             [FL_INT8] = {add_int8_narrow, add_int8_wide},
                                             [FL_INT4] = {add_int4_narrow, add_int4_wide}};
 
-static bool reads_bytes(const fl_matrix *matrix) { return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4; }
-
 /* The last few panels go together: one alone would wait for its own sums. */
 static void product_column(const fl_matrix *matrix, size_t begin, size_t end, const block *in, const float *start,
                            float *out) {
-    if (start != out) memcpy(out + begin * FL_PANEL, start + begin * FL_PANEL, (end - begin) * FL_PANEL * sizeof *out);
     for (size_t panel = begin, step; panel < end; panel += step) {
+        const float *from = start + panel * FL_PANEL;
         float *row = out + panel * FL_PANEL;
         step = end - panel < FL_PANELS ? end - panel : FL_PANELS;
-        one_column[matrix->dtype][step - 1](matrix, panel, in, &row);
+        one_column[matrix->dtype][step - 1](matrix, panel, in, &from, &row);
     }
 }
 
@@ -365,14 +358,15 @@ static void product_column(const fl_matrix *matrix, size_t begin, size_t end, co
 static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, const block *blocks, size_t n,
                          const float *const *start, float *const *out) {
     float nowhere[FL_TILE * FL_PANEL] = {0}, *rows[FL_COLUMNS];
+    const float *from[FL_COLUMNS];
+    add_tile *const add = many_columns[matrix->dtype][panels > 1];
     for (size_t first = 0; first < n; first += FL_COLUMNS) {
         for (size_t j = 0; j < FL_COLUMNS; j++) {
-            const size_t column = first + j;
-            rows[j] = column < n ? out[column] + panel * FL_PANEL : nowhere;
-            if (column < n && start[column] != out[column])
-                memcpy(rows[j], start[column] + panel * FL_PANEL, panels * FL_PANEL * sizeof *nowhere);
+            const bool live = first + j < n;
+            from[j] = live ? start[first + j] + panel * FL_PANEL : nowhere;
+            rows[j] = live ? out[first + j] + panel * FL_PANEL : nowhere;
         }
-        many_columns[matrix->dtype][panels > 1](matrix, panel, &blocks[first / FL_COLUMNS], rows);
+        add(matrix, panel, &blocks[first / FL_COLUMNS], from, rows);
     }
 }
 
@@ -380,7 +374,7 @@ static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, c
 static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
                     const float *const *start, float *const *out) {
     block blocks[FL_MOST_COLUMNS / FL_COLUMNS];
-    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(input, b * FL_COLUMNS, reads_bytes(matrix));
+    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(input, b * FL_COLUMNS, fl_reads_bytes(matrix));
     if (input->width == 1) {
         product_column(matrix, begin, end, blocks, *start, *out);
         return;
@@ -432,11 +426,14 @@ static void finish_bytes(const fl_columns *h, size_t block, size_t begin, size_t
 static void cell_groups(const fl_lstm *layer, size_t group, size_t groups, const float *start, const block *x,
                         const block *h, const fl_columns *h_new, float *c) {
     _Alignas(FL_ALIGN) float gates[FL_PANELS * FL_PANEL];
-    float *rows = gates;
     const size_t panel = group * FL_GATES, panels = groups * FL_GATES;
-    memcpy(gates, start + panel * FL_PANEL, panels * FL_PANEL * sizeof *gates);
-    if (x) one_column[layer->x.dtype][panels - 1](&layer->x, panel, x, &rows);
-    one_column[layer->h.dtype][panels - 1](&layer->h, panel, h, &rows);
+    const float *from = start + panel * FL_PANEL;
+    float *rows = gates;
+    if (x) {
+        one_column[layer->x.dtype][panels - 1](&layer->x, panel, x, &from, &rows);
+        from = gates;
+    }
+    one_column[layer->h.dtype][panels - 1](&layer->h, panel, h, &from, &rows);
     for (size_t g = 0; g < groups; g++) {
         vf gate[FL_GATES * VECTORS], value[VECTORS];
         const size_t unit = (group + g) * FL_PANEL;
@@ -444,7 +441,7 @@ static void cell_groups(const fl_lstm *layer, size_t group, size_t groups, const
         update_units(gate, c + unit, value);
         EACH(v, VECTORS) {
             vf_store(h_new->values + unit + v * FL_LANES, value[v]);
-            vi_store_bytes(h_new->bytes + unit + v * FL_LANES, quantised(value[v]));
+            if (h_new->bytes) vi_store_bytes(h_new->bytes + unit + v * FL_LANES, quantised(value[v]));
         }
     }
 }
@@ -452,42 +449,44 @@ static void cell_groups(const fl_lstm *layer, size_t group, size_t groups, const
 static void cell(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
                  const fl_columns *h, const fl_columns *h_new, float *c) {
     enum { GROUPS = FL_PANELS / FL_GATES };
-    const block hidden = block_at(h, 0, reads_bytes(&layer->h));
+    const block hidden = block_at(h, 0, fl_reads_bytes(&layer->h));
     block below;
-    if (x) below = block_at(x, 0, reads_bytes(&layer->x));
+    if (x) below = block_at(x, 0, fl_reads_bytes(&layer->x));
     for (size_t group = begin, step; group < end; group += step) {
         step = end - group < GROUPS ? end - group : GROUPS;
         cell_groups(layer, group, step, start, x ? &below : NULL, &hidden, h_new, c);
     }
-    finish_bytes(h_new, 0, begin, end);
+    if (h_new->bytes) finish_bytes(h_new, 0, begin, end);
 }
 
-/* 16 units of one column, from a vector to the layout of columns. */
-static void scatter(const fl_columns *h_new, size_t column, size_t unit, const vf *value) {
-    float values[FL_PANEL];
-    int8_t bytes[FL_PANEL];
-    EACH(v, VECTORS) {
-        vf_store(values + v * FL_LANES, value[v]);
-        vi_store_bytes(bytes + v * FL_LANES, quantised(value[v]));
+/* 16 units of one column, from vectors to the layout of columns. */
+FL_INLINE void scatter(const fl_columns *h_new, size_t column, size_t unit, const vf *value) {
+    const size_t width = h_new->width, j = column % width, at = (column / width * h_new->padded + unit) * width;
+    if (h_new->values) {
+        float values[FL_PANEL];
+        EACH(v, VECTORS) vf_store(values + v * FL_LANES, value[v]);
+        for (size_t k = 0; k < FL_PANEL; k++) h_new->values[at + k * width + j] = values[k];
     }
-    const size_t width = h_new->width, at = column / width * h_new->padded * width, j = column % width;
-    for (size_t k = 0; k < FL_PANEL; k++) h_new->values[at + (unit + k) * width + j] = values[k];
-    for (size_t k = 0; k < FL_PANEL; k += 4) memcpy(h_new->bytes + at + (unit + k) * width + 4 * j, bytes + k, 4);
+    if (h_new->bytes) {
+        int8_t bytes[FL_PANEL];
+        EACH(v, VECTORS) vi_store_bytes(bytes + v * FL_LANES, quantised(value[v]));
+        for (size_t k = 0; k < FL_PANEL; k += 4) memcpy(h_new->bytes + at + k * width + 4 * j, bytes + k, 4);
+    }
 }
 
-static void update(const fl_lstm *layer, size_t begin, size_t end, size_t n, const float *const *gates,
-                   const fl_columns *h_new, float *const *c) {
-    (void)layer;
+static void update(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
+                   float *const *h, float *const *c) {
     for (size_t j = 0; j < n; j++) {
         for (size_t group = begin; group < end; group++) {
             vf gate[FL_GATES * VECTORS], value[VECTORS];
             const float *from = gates[j] + group * FL_GATES * FL_PANEL;
-            EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(from + (size_t)i * FL_LANES);
+            EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(from + i * FL_LANES);
             update_units(gate, c[j] + group * FL_PANEL, value);
+            EACH(v, VECTORS) vf_store(h[j] + group * FL_PANEL + v * FL_LANES, value[v]);
             scatter(h_new, j, group * FL_PANEL, value);
         }
     }
-    for (size_t b = 0; b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
+    for (size_t b = 0; h_new->bytes && b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
 }
 
 /* ---- the next token --------------------------------------------------------------------------------- */

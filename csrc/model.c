@@ -134,8 +134,6 @@ static fl_status read_matrix(const fl_file *file, const char *name, size_t size,
     return status ? status : read_scale(file, name, size, scale, &matrix->scale, error);
 }
 
-static bool whole_numbers(const fl_matrix *matrix) { return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4; }
-
 /* Where whole numbers are multiplied, hidden values are too, in steps of 1/127. */
 static fl_status check_step(const layer_table *table, uint64_t layer, bool whole, fl_error *error) {
     const uint32_t found = fl_field_u32(table->scale, layer);
@@ -180,7 +178,7 @@ static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64
     fl_status status = read_part(file, table, layer, ".x", panels, inputs, &lstm->x, error);
     if (!status) status = read_part(file, table, layer, ".h", panels, lstm->units, &lstm->h, error);
     if (!status) status = read_bias(file, table, layer, panels, &lstm->bias, error);
-    return status ? status : check_step(table, layer, whole_numbers(&lstm->x) || whole_numbers(&lstm->h), error);
+    return status ? status : check_step(table, layer, fl_reads_bytes(&lstm->x) || fl_reads_bytes(&lstm->h), error);
 }
 
 static fl_status read_output(fl_model *model, const layer_table *table, fl_error *error) {
@@ -191,7 +189,7 @@ static fl_status read_output(fl_model *model, const layer_table *table, fl_error
     const size_t inputs = fl_field_u32(table->units, layer - 1);
     fl_status status = read_matrix(&model->file, name, size, FL_PANEL, panels, inputs, &model->output, error);
     if (!status) status = read_bias(&model->file, table, layer, panels, &model->output_bias, error);
-    return status ? status : check_step(table, layer, whole_numbers(&model->output), error);
+    return status ? status : check_step(table, layer, fl_reads_bytes(&model->output), error);
 }
 
 /* The embedding lies in rows of its own or, tied, is read out of the output matrix's panels. */
@@ -270,7 +268,8 @@ static fl_status read_header(const fl_file *file, fl_error *error) {
 static fl_status make_store(fl_model *model, size_t bytes, fl_error *error) {
     const size_t row = model->layers[0].groups * FL_GATES * FL_PANEL;
     size_t capacity = bytes / (row * sizeof(float));
-    if (capacity > model->vocab_size) capacity = model->vocab_size;
+    /* A few more than there are tokens: threads that meet the same new token waste rows. */
+    if (capacity > (size_t)model->vocab_size + FL_MOST_THREADS) capacity = (size_t)model->vocab_size + FL_MOST_THREADS;
     if (capacity == 0) return FL_OK;
     fl_row_store *store = calloc(1, sizeof *store);
     if (store) {

@@ -66,7 +66,10 @@ static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many,
     size_t count = 0;
     const fl_columns *embedded = &d->embedded[many];
     for (size_t i = 0; i < n; i++) {
+        size_t same = 0;
         rows[i] = kept_row(model->store, tokens[i]);
+        while (!rows[i] && same < count && missing[same] != tokens[i]) same++;
+        if (!rows[i] && same < count) rows[i] = out[same];
         if (rows[i]) continue;
         fl_matrix_row(&model->embedding, (size_t)tokens[i], d->vector);
         fl_columns_put(embedded, count, d->vector, 0);
@@ -91,7 +94,7 @@ static void cell_part(void *context, uint32_t part, uint32_t parts) {
     p->decoder->model->kernels->cell(p->layer, begin, end, p->start[0], p->input, &p->room->one[now],
                                      &p->room->one[!now], p->room->c[0]);
     if (p->place < FL_MOST_COLUMNS)
-        fl_columns_copy(&p->room->text, p->place, &p->room->one[!now], 0, begin * FL_PANEL,
+        fl_columns_copy(&p->room->text, p->place, &p->room->one[!now], begin * FL_PANEL,
                         fl_round_up(end * FL_PANEL, 32));
 }
 
@@ -110,7 +113,7 @@ static void cells_part(void *context, uint32_t part, uint32_t parts) {
     }
     kernels->product(&p->layer->h, FL_GATES * begin, FL_GATES * end, &p->room->many[now], p->n, start,
                      p->decoder->gates);
-    kernels->update(p->layer, begin, end, p->n, gates, &p->room->many[!now], p->room->c);
+    kernels->update(begin, end, p->n, gates, &p->room->many[!now], p->room->h, p->room->c);
 }
 
 void fl_step(fl_decoder *d, const int32_t *tokens, size_t n, bool many) {
@@ -147,7 +150,7 @@ void fl_read(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
         }
         d->now = now;
         if (last && keep_top) /* the place before the first token */
-            fl_columns_copy(&d->layers[i].text, 0, &d->layers[i].one[now], 0, 0, d->layers[i].text.padded);
+            fl_columns_copy(&d->layers[i].text, 0, &d->layers[i].one[now], 0, d->layers[i].text.padded);
         for (size_t t = 0; t < n; t++, d->now = !d->now) {
             phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .n = 1, .start = start + t};
             p.place = !last ? t : keep_top && t + 1 < n ? t + 1 : FL_MOST_COLUMNS;
@@ -213,6 +216,7 @@ void fl_load(fl_decoder *d, size_t column, bool many, const fl_state *state) {
         const size_t width = d->model->layers[i].groups * FL_PANEL;
         fl_layer_room *room = &d->layers[i];
         fl_columns_put(many ? &room->many[d->now] : &room->one[d->now], column, memory, FL_HIDDEN_STEP);
+        if (many) memcpy(room->h[column], memory, width * sizeof(float));
         memcpy(room->c[column], memory + width, width * sizeof(float));
         memory += 2 * width;
     }
@@ -223,7 +227,7 @@ void fl_store(fl_decoder *d, size_t column, bool many, fl_state *state) {
     for (uint32_t i = 0; i < d->model->n_layers; i++) {
         const size_t width = d->model->layers[i].groups * FL_PANEL;
         const fl_layer_room *room = &d->layers[i];
-        fl_columns_get(many ? &room->many[d->now] : &room->one[d->now], column, memory);
+        memcpy(memory, many ? room->h[column] : room->one[d->now].values, width * sizeof(float));
         memcpy(memory + width, room->c[column], width * sizeof(float));
         memory += 2 * width;
     }

@@ -5,10 +5,10 @@
 #include <arm_neon.h>
 
 /* Not measured on a machine, but counted. A panel is four vectors, so 32 registers hold the sums of four panels for one
- * column, 16: enough chains for four fused multiply-adds a cycle, 4 long (Apple, Neoverse V), and the next number that
- * GROUPS allows is 32. They hold as well a panel for four columns: 16 sums, 4 weights, 4 inputs. There 8 loads or fewer
- * serve 16 products, which two load units do while two or four multipliers work; two columns of three panels would be 14
- * loads for 24 products, and read every weight from the cache twice as often. */
+ * column, 16: enough chains for four fused multiply-adds a cycle, 4 long (Apple, Neoverse V); eight panels would take all
+ * 32. They also hold a panel for four columns: 16 sums, 4 weights, 4 inputs. There at most 8 loads serve 16 products,
+ * which two load units do while four multipliers work; two columns of three panels would be 14 loads for 24 products, and
+ * read every weight from the cache twice as often. */
 #define FL_LANES 4
 #define FL_PANELS 4
 #define FL_TILE 1
@@ -30,7 +30,7 @@ FL_INLINE vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
 FL_INLINE vf vf_min(vf a, vf b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 FL_INLINE vf vf_max(vf a, vf b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 
-/* As bytes: a file's whole-number weights need not lie at a multiple of four. */
+/* As bytes, since what lies there may be of any type. */
 FL_INLINE vi vi_load(const void *p) { return vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)p)); }
 FL_INLINE void vi_store(void *p, vi a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_u32(a)); }
 FL_INLINE vi vi_set(uint32_t a) { return vdupq_n_u32(a); }

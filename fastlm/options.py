@@ -134,18 +134,23 @@ class GenerationOptions:
         ValueError
             For a value out of range.
         """
-        known = [f.name for f in fields(cls)]
         for name in options:
+            if name in _KNOWN:
+                continue
             if name in _PLANNED:
-                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(known)}")
-            if name not in known:
-                guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
-                hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(known)}"
-                raise TypeError(f"unknown option {name!r}: {hint}")
+                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(_KNOWN)}")
+            guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _KNOWN, 1)), None)
+            hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(_KNOWN)}"
+            raise TypeError(f"unknown option {name!r}: {hint}")
         return cls(**options)
 
 
+_KNOWN = tuple(f.name for f in fields(GenerationOptions))
+
+
 def _whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is int and least <= value <= most:  # looking for SupportsIndex takes a microsecond
+        return
     if value is None and name not in ("n", "max_tokens"):
         return
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):

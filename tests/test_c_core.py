@@ -21,6 +21,7 @@ CC = next((name for name in ("cc", "gcc", "clang") if shutil.which(name)), "cc")
 CLANG = next((name for name in ("clang", *(f"clang-{n}" for n in range(30, 10, -1))) if shutil.which(name)), None)
 COMPILERS = [name for name in dict.fromkeys((CC, CLANG)) if name]
 X86 = platform.machine() in ("x86_64", "AMD64")
+LIBRARIES = ["-lm", "-lpthread"]
 
 
 def run(*command, cwd=None):
@@ -40,7 +41,7 @@ def passes(output):
 
 def build(folder, name, *arguments, compiler=CC):
     program = folder / name
-    run(compiler, *arguments, f"-I{ROOT / 'csrc'}", "-o", program, "-lm")
+    run(compiler, *arguments, f"-I{ROOT / 'csrc'}", "-o", program, *LIBRARIES)
     return program
 
 
@@ -79,12 +80,15 @@ def test_every_global_symbol_has_the_prefix(objects):
 
 @pytest.mark.skipif(not shutil.which("nm"), reason="no nm")
 def test_core_never_prints_exits_or_locks(objects):
-    forbidden = re.compile(r"(v?f?printf|puts|putchar|fwrite|perror|exit|abort|signal|pthread_\w+)(_chk)?$")
+    """Threads, locks and waiting are the business of threads.c and os.c alone."""
+    forbidden = re.compile(r"(v?f?printf|puts|putchar|fwrite|perror|exit|abort|signal)(_chk)?$")
+    waiting = re.compile(r"(pthread_|sched_|sem_|mtx_|cnd_|thrd_|(nano|u)?sleep|clock_gettime|futex|poll$)")
     for name, path in objects.items():
         used = symbols(path, "-u")
         assert [symbol for symbol in used if forbidden.match(symbol)] == [], name
-        assert "getenv" not in used or name == "cpu"
-        if name.startswith("kernels_") or name == "sample":  # what runs for every token
+        assert name in ("threads", "os") or [symbol for symbol in used if waiting.match(symbol)] == [], name
+        assert "getenv" not in used or name == "cpu", name
+        if name.startswith("kernels_") or name in ("columns", "step", "generate", "sample"):  # runs for every token
             assert not {"malloc", "calloc", "realloc", "free", "mmap", "fl_os_alloc"} & set(used), name
 
 
@@ -93,13 +97,34 @@ def test_only_the_kernels_of_a_level_use_its_registers(objects):
     """An old x86-64 runs everything but the levels that it lacks: no VEX or EVEX instruction elsewhere."""
     wide = re.compile(r"%[yz]mm|\tv[a-z0-9]+ +.*%xmm")
     found = {name for name, path in objects.items() if wide.search(run("objdump", "-d", "--no-show-raw-insn", path))}
-    assert found == {"kernels_avx2", "kernels_avx512"}
+    assert found == {"kernels_avx2", "kernels_avxvnni", "kernels_avx512", "kernels_avx512vnni"}
+
+
+@pytest.mark.skipif(not (X86 and shutil.which("objdump")), reason="no x86-64 objdump")
+def test_only_vnni_levels_use_its_instructions(objects):
+    """A processor may have the wide registers and not these; and a level without them must not be the other by name."""
+    found = {name for name, path in objects.items() if re.search(r"vpdpbusd|vpdpwssd", run("objdump", "-d", path))}
+    assert found == {"kernels_avxvnni", "kernels_avx512vnni"}
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_kernels_and_models_give_the_same_bits(tmp_path, compiler):
     program = build(tmp_path, "check", "-O3", *SOURCES, CHECK, compiler=compiler)
     passes(run(program, "--quick"))
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("flags", ["-O0", "-O3 -march=native", "-Os -ffp-contract=off -std=c11"])
+def test_bits_of_the_numerics_version_hold_whatever_the_flags(tmp_path, compiler, flags):
+    """Those of the elementary functions and of models of every dtype, on every level, are written down in the checks.
+
+    A compiler that may use fused multiply-adds must not do so on its own.
+    """
+    program = build(tmp_path, "check", *flags.split(), *SOURCES, CHECK, compiler=compiler)
+    last = run(program, "--fingerprint").splitlines()[-1]
+    passed = re.fullmatch(r"(\d+) passed, 0 failed", last)
+    assert passed, last
+    assert int(passed[1]) > 1  # the functions, and models on each level
 
 
 def test_kernels_and_models_are_clean_under_sanitizers(tmp_path, sanitized):

@@ -563,15 +563,8 @@ static void try_random(victim *v, tiny_model *const *models, size_t count, uint6
 
 static tiny_model *valid_model(size_t which) {
     static const tiny_shape shapes[MODELS] = {
-        {.vocab = 1, .embedding = 1, .layers = 1, .units = {1}, .alignment = 64, .scale = 1, .output_scale = 1},
-        {.vocab = 7,
-         .embedding = 3,
-         .layers = 1,
-         .units = {5},
-         .test = true,
-         .alignment = 64,
-         .scale = 1,
-         .output_scale = 1},
+        {.vocab = 1, .embedding = 1, .layers = 1, .units = {1}},
+        {.vocab = 7, .embedding = 3, .layers = 1, .units = {5}, .test = true},
         {.vocab = 20,
          .embedding = 6,
          .layers = 2,
@@ -579,35 +572,11 @@ static tiny_model *valid_model(size_t which) {
          .tied = true,
          .text = true,
          .test = true,
-         .alignment = 64,
          .scale = 2,
          .output_scale = 3},
-        {.vocab = 5,
-         .embedding = 2,
-         .layers = 3,
-         .units = {2, 17, 1},
-         .text = true,
-         .alignment = 192,
-         .scale = 1,
-         .output_scale = 1},
-        {.vocab = 17,
-         .embedding = 4,
-         .layers = 1,
-         .units = {4},
-         .tied = true,
-         .test = true,
-         .alignment = 64,
-         .scale = 40,
-         .output_scale = 40},
-        {.vocab = 33,
-         .embedding = 1,
-         .layers = 2,
-         .units = {1, 2},
-         .text = true,
-         .test = true,
-         .alignment = 64,
-         .scale = 0x1p40f,
-         .output_scale = 0x1p40f},
+        {.vocab = 5, .embedding = 2, .layers = 3, .units = {2, 17, 1}, .text = true, .alignment = 192},
+        {.vocab = 17, .embedding = 4, .layers = 1, .units = {4}, .tied = true, .test = true, .scale = 40},
+        {.vocab = 33, .embedding = 1, .layers = 2, .units = {1, 2}, .text = true, .test = true, .scale = 0x1p40f},
         {.vocab = 9,
          .embedding = 6,
          .layers = 1,
@@ -617,7 +586,6 @@ static tiny_model *valid_model(size_t which) {
          .h_dtype = {AS_BF16},
          .output_dtype = AS_BF16,
          .test = true,
-         .alignment = 64,
          .scale = 0x1p40f,
          .output_scale = 3},
         {.vocab = 18,
@@ -628,10 +596,7 @@ static tiny_model *valid_model(size_t which) {
          .x_dtype = {AS_INT8},
          .h_dtype = {AS_INT8},
          .output_dtype = AS_INT8,
-         .text = true,
-         .alignment = 64,
-         .scale = 1,
-         .output_scale = 1},
+         .text = true},
         {.vocab = 7,
          .embedding = 66,
          .layers = 1,
@@ -640,10 +605,7 @@ static tiny_model *valid_model(size_t which) {
          .x_dtype = {AS_INT4},
          .h_dtype = {AS_INT4},
          .output_dtype = AS_INT4,
-         .test = true,
-         .alignment = 64,
-         .scale = 1,
-         .output_scale = 1},
+         .test = true},
         {.vocab = 19,
          .embedding = 3,
          .layers = 2,
@@ -652,7 +614,6 @@ static tiny_model *valid_model(size_t which) {
          .x_dtype = {AS_INT4, AS_BF16},
          .h_dtype = {AS_F32, AS_INT4},
          .output_dtype = AS_INT4,
-         .alignment = 64,
          .scale = 4,
          .output_scale = 0x1p40f},
         {.vocab = 3,
@@ -664,9 +625,7 @@ static tiny_model *valid_model(size_t which) {
          .h_dtype = {AS_INT8},
          .output_dtype = AS_INT8,
          .test = true,
-         .alignment = 64,
-         .scale = 0x1p40f,
-         .output_scale = 0x1p40f},
+         .scale = 0x1p40f},
         {.vocab = 4,
          .embedding = 4,
          .layers = 3,
@@ -675,9 +634,7 @@ static tiny_model *valid_model(size_t which) {
          .x_dtype = {AS_INT8, AS_F32, AS_INT4},
          .h_dtype = {AS_BF16, AS_F32, AS_INT8},
          .output_dtype = AS_BF16,
-         .alignment = 128,
-         .scale = 1,
-         .output_scale = 1},
+         .alignment = 128},
     };
     return tiny_new(&shapes[which]);
 }
@@ -691,12 +648,32 @@ static void try_valid(victim *v, tiny_model *const *models) {
         check(loads, "refused");
         try_file(v, loads);
     }
-    tiny_model *wrong = tiny_new(&(tiny_shape){
-        .vocab = 5, .embedding = 3, .layers = 1, .units = {4}, .tied = true, .alignment = 64, .scale = 1});
+    tiny_model *wrong = tiny_new(&(tiny_shape){.vocab = 5, .embedding = 3, .layers = 1, .units = {4}, .tied = true});
     restore(v, wrong);
     now("a tied embedding that is not as wide as the last layer");
     check(!try_victim(v), "loads");
     tiny_free(wrong);
+}
+
+/* The most inputs whose whole sums fit 32 bits (docs/numerics.md), and one more. */
+static void try_limits(void) {
+    static const struct {
+        tiny_dtype dtype;
+        uint32_t inputs;
+    } most[] = {{AS_INT8, 1 << 17}, {AS_INT4, 1 << 14}};
+    for (size_t i = 0; i < 4; i++) {
+        tiny_shape shape = {.vocab = 1, .layers = 1, .units = {1}};
+        shape.embedding = most[i / 2].inputs + i % 2;
+        shape.x_dtype[0] = most[i / 2].dtype;
+        tiny_model *file = tiny_new(&shape);
+        fl_model *model = NULL;
+        fl_error error;
+        now("%s, %u inputs", dtype_names[shape.x_dtype[0]], shape.embedding);
+        const fl_status status = fl_model_from_memory(file->bytes, file->size, NULL, &model, &error);
+        check(status == (i % 2 ? FL_ERROR_FORMAT : FL_OK), "status %d", status);
+        fl_model_close(model);
+        tiny_free(file);
+    }
 }
 
 static void write_corpus(const char *folder, tiny_model *const *models) {
@@ -722,6 +699,7 @@ static void campaign(tiny_model *const *models, size_t count, uint64_t *random) 
     if (handle < 0) exit(2);
     close(handle);
     try_valid(&v, models);
+    try_limits();
     for (size_t i = 0; i < MODELS; i++) {
         try_truncations(&v, models[i], i, 1 + count / 5 / MODELS, random);
         try_numbers(&v, models[i], i, 1 + 2 * count / 5 / MODELS, random);

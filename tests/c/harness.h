@@ -137,7 +137,7 @@ static void watch_count(size_t bytes) {
 }
 
 /* Whether this request is the one that gets nothing. */
-static bool watch_refuses(void) { return watch.refuse && --watch.refuse == 0; }
+static inline bool watch_refuses(void) { return watch.refuse && --watch.refuse == 0; }
 
 #if defined(__SANITIZE_ADDRESS__)
 #define WATCH_MALLOC 1

@@ -20,9 +20,9 @@ typedef struct tiny_shape {
     bool tied;
     bool text;          /* with a character tokenizer, and a start and an end of text */
     bool test;          /* with a test vector; log-probabilities are 0 until tiny_set_test */
-    uint32_t alignment; /* of the tensors */
-    float scale;        /* weights are within ± scale / sqrt(K) */
-    float output_scale; /* those of the output layer, and its bias */
+    uint32_t alignment; /* of the tensors; 0: 64 */
+    float scale;        /* weights are within ± scale / sqrt(K); 0: 1 */
+    float output_scale; /* those of the output layer, and its bias; 0: as scale */
     uint64_t seed;
 } tiny_shape;
 
@@ -335,7 +335,15 @@ static void tiny_tensors(tiny_model *m, const tiny_shape *shape, const tiny_list
 
 /* ---- whole file --------------------------------------------------------------------------------------- */
 
-static inline tiny_model *tiny_new(const tiny_shape *shape) {
+static tiny_shape tiny_defaults(tiny_shape s) {
+    if (s.alignment == 0) s.alignment = 64;
+    if (s.scale == 0) s.scale = 1;
+    if (s.output_scale == 0) s.output_scale = s.scale;
+    return s;
+}
+
+static inline tiny_model *tiny_new(const tiny_shape *wanted) {
+    const tiny_shape complete = tiny_defaults(*wanted), *shape = &complete;
     tiny_model *m = calloc(1, sizeof *m);
     tiny_list list;
     if (!m) exit(2);
