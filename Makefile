@@ -37,11 +37,11 @@ bench-c: build/check_kernels ## speed of every kernel on every level
 
 build/check_kernels: csrc/*.[ch] tests/c/*.[ch]
 	mkdir -p build
-	$(CC) $(C_FLAGS) csrc/*.c tests/c/check_kernels.c -lm -o $@
+	$(CC) $(C_FLAGS) csrc/*.c tests/c/check_kernels.c -lm -pthread -o $@
 
 fuzz: ## a million damaged model files under sanitizers (the tests make a hundred thousand)
 	mkdir -p build
-	$(CC) $(C_FLAGS) $(SANITIZE) -DFUZZ_MAIN csrc/*.c tests/c/fuzz_format.c -lm -o build/fuzz_format
+	$(CC) $(C_FLAGS) $(SANITIZE) -DFUZZ_MAIN csrc/*.c tests/c/fuzz_format.c -lm -pthread -o build/fuzz_format
 	build/fuzz_format --count 1000000
 
 bench: ## speed against the other engines, two workloads, and the report: about ten minutes

@@ -97,9 +97,9 @@ fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error) {
 
 /* ---- threads ----------------------------------------------------------------------------------------- */
 
-/* Bytes of weights a token for which a thread is worth its waiting: read in 4 µs, where the parts of a token wait for
- * one another for about one. */
-enum { BYTES_A_THREAD = 1 << 19 };
+/* Bytes of weights a token for which a thread is worth its waiting: read in 2 µs or less, where the parts of a token wait
+ * for one another for half a microsecond. */
+enum { BYTES_A_THREAD = 1 << 18 };
 
 static fl_status threads_of_environment(uint32_t *threads, fl_error *error) {
     const char *text = getenv("FASTLM_THREADS");

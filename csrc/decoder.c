@@ -74,12 +74,11 @@ static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t colum
     return made;
 }
 
-/* `above` reads the layer's values besides the layer itself. The only column always keeps its floats: they are its
- * state. */
+/* `above` reads the layer's values besides the layer itself. */
 static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, fl_layer_room *room) {
     fl_layer_room made;
     const readers all = readers_of(&layer->h, above), top = readers_of(above, above);
-    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1, (readers){true, all.bytes});
+    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1, all);
     for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, all);
     made.text = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, top);
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
@@ -113,6 +112,7 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
     decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, first);
     decoder->vector = cut(c, model->embedding_size * sizeof(float));
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
+        decoder->rows[i] = cut(c, FL_GATES * width_of(&model->layers[0]) * sizeof(float));
         decoder->gates[i] = cut(c, FL_GATES * widest * sizeof(float));
         decoder->logits[i] = cut(c, padded * sizeof(float));
     }

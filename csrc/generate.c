@@ -26,7 +26,7 @@ static void feed(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n
         fl_read(d, tokens + at, part, false);
         fl_team_pause(&d->team);
     }
-    fl_store(d, 0, false, state);
+    fl_store(d, 0, state);
     state->position += n;
 }
 
@@ -73,7 +73,7 @@ void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, f
         fl_team_run(&d->team, score_part, &s);
         fl_team_pause(&d->team);
     }
-    fl_store(d, 0, false, state);
+    fl_store(d, 0, state);
     state->position += n;
     leave(d, &caller);
 }
@@ -121,9 +121,9 @@ static void read_prompts(fl_decoder *d, reading *list, size_t n) {
         fl_step(d, tokens, active, true);
         for (size_t j = 0; j < active; j++) list[j].request->state->position++;
         for (t++; active && (list[active - 1].n == t); active--)
-            fl_store(d, active - 1, true, list[active - 1].request->state);
+            fl_store(d, active - 1, list[active - 1].request->state);
     }
-    for (size_t j = 0; n && j < active; j++) fl_store(d, j, true, list[j].request->state);
+    for (size_t j = 0; n && j < active; j++) fl_store(d, j, list[j].request->state);
     for (size_t j = 0; j < active; j++) feed(d, list[j].request->state, list[j].request->prompt + t, list[j].n - t);
 }
 
@@ -226,7 +226,7 @@ static void write_on(fl_decoder *d, batch *b) {
         for (size_t j = 0; j < b->n; j++) kept += goes_on[j] = write_token(b->request[j], b->token[j]);
         fl_team_pause(&d->team);
     } while (kept == b->n);
-    for (size_t j = 0; j < b->n; j++) fl_store(d, j, many, b->request[j]->state);
+    for (size_t j = 0; j < b->n; j++) fl_store(d, j, b->request[j]->state);
     kept = 0;
     for (size_t j = 0; j < b->n; j++) {
         if (!goes_on[j]) continue;

@@ -219,11 +219,11 @@ typedef struct fl_scratch {
 
 /* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */
 typedef struct fl_layer_room {
-    fl_columns one[2];         /* h of a single column */
+    fl_columns one[2];         /* h of the only column, as products read it */
     fl_columns many[2];        /* h of columns in blocks of FL_WIDTH */
     fl_columns text;           /* h of the places of a text */
-    float *h[FL_MOST_COLUMNS]; /* of each of many, once more [16 * groups] */
-    float *c[FL_MOST_COLUMNS]; /* [16 * groups] */
+    float *h[FL_MOST_COLUMNS]; /* of each column, as its state has it: [16 * groups] */
+    float *c[FL_MOST_COLUMNS];
 } fl_layer_room;
 
 /* The room to compute in; what it holds between calls is of no meaning. One block of memory, of which only what is used
@@ -234,6 +234,7 @@ struct fl_decoder {
     size_t now;                     /* which of each pair of h is current */
     fl_columns embedded[2];         /* embeddings of tokens whose gate rows are not kept: of one, of many */
     float *vector;                  /* one embedding */
+    float *rows[FL_MOST_COLUMNS];   /* gate rows that the store had no room for */
     float *gates[FL_MOST_COLUMNS];  /* gate inputs of a column, [4 * 16 * most groups] */
     float *logits[FL_MOST_COLUMNS]; /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
     fl_scratch *scratch;            /* [threads] */

@@ -20,14 +20,9 @@ struct fl_kernels {
     void (*product)(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
                     const float *const *start, float *const *out);
 
-    /* One LSTM step of one column for the groups begin … end-1, begin even. start: [groups][4][16] gate inputs so
-     * far; x (or NULL: start holds its product already); h: old hidden values; h_new, c: written, h_new distinct
-     * from h. x, h and h_new have width 1. */
-    void (*cell)(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
-                 const fl_columns *h, const fl_columns *h_new, float *c);
-
-    /* The same for n columns whose gate inputs are complete: gates[column] as start above, c[column]; the new hidden
-     * values go to h[column], and to h_new for the products that come. */
+    /* The LSTM cells' update of n columns for the groups begin … end-1, begin even. gates[column]: [groups][4][16], all
+     * inputs added up. The new hidden values go to h[column], and to h_new for the products that come; c[column] is
+     * updated. */
     void (*update)(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
                    float *const *h, float *const *c);
 

@@ -422,55 +422,23 @@ static void finish_bytes(const fl_columns *h, size_t block, size_t begin, size_t
         }
 }
 
-/* The gates of `groups` groups of 16 units, all of their inputs, and their update. */
-static void cell_groups(const fl_lstm *layer, size_t group, size_t groups, const float *start, const block *x,
-                        const block *h, const fl_columns *h_new, float *c) {
-    _Alignas(FL_ALIGN) float gates[FL_PANELS * FL_PANEL];
-    const size_t panel = group * FL_GATES, panels = groups * FL_GATES;
-    const float *from = start + panel * FL_PANEL;
-    float *rows = gates;
-    if (x) {
-        one_column[layer->x.dtype][panels - 1](&layer->x, panel, x, &from, &rows);
-        from = gates;
-    }
-    one_column[layer->h.dtype][panels - 1](&layer->h, panel, h, &from, &rows);
-    for (size_t g = 0; g < groups; g++) {
-        vf gate[FL_GATES * VECTORS], value[VECTORS];
-        const size_t unit = (group + g) * FL_PANEL;
-        EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(gates + g * FL_GATES * FL_PANEL + (size_t)i * FL_LANES);
-        update_units(gate, c + unit, value);
-        EACH(v, VECTORS) {
-            vf_store(h_new->values + unit + v * FL_LANES, value[v]);
-            if (h_new->bytes) vi_store_bytes(h_new->bytes + unit + v * FL_LANES, quantised(value[v]));
-        }
-    }
-}
-
-static void cell(const fl_lstm *layer, size_t begin, size_t end, const float *start, const fl_columns *x,
-                 const fl_columns *h, const fl_columns *h_new, float *c) {
-    enum { GROUPS = FL_PANELS / FL_GATES };
-    const block hidden = block_at(h, 0, fl_reads_bytes(&layer->h));
-    block below;
-    if (x) below = block_at(x, 0, fl_reads_bytes(&layer->x));
-    for (size_t group = begin, step; group < end; group += step) {
-        step = end - group < GROUPS ? end - group : GROUPS;
-        cell_groups(layer, group, step, start, x ? &below : NULL, &hidden, h_new, c);
-    }
-    if (h_new->bytes) finish_bytes(h_new, 0, begin, end);
-}
-
-/* 16 units of one column, from vectors to the layout of columns. */
-FL_INLINE void scatter(const fl_columns *h_new, size_t column, size_t unit, const vf *value) {
+/* 16 units of one column, to where products read them. */
+FL_INLINE void put_units(const fl_columns *h_new, size_t column, size_t unit, const vf *value) {
     const size_t width = h_new->width, j = column % width, at = (column / width * h_new->padded + unit) * width;
-    if (h_new->values) {
-        float values[FL_PANEL];
-        EACH(v, VECTORS) vf_store(values + v * FL_LANES, value[v]);
-        for (size_t k = 0; k < FL_PANEL; k++) h_new->values[at + k * width + j] = values[k];
-    }
-    if (h_new->bytes) {
-        int8_t bytes[FL_PANEL];
-        EACH(v, VECTORS) vi_store_bytes(bytes + v * FL_LANES, quantised(value[v]));
-        for (size_t k = 0; k < FL_PANEL; k += 4) memcpy(h_new->bytes + at + k * width + 4 * j, bytes + k, 4);
+    float values[FL_PANEL];
+    int8_t bytes[FL_PANEL];
+    EACH(v, VECTORS) vf_store(values + v * FL_LANES, value[v]);
+    for (size_t k = 0; h_new->values && k < FL_PANEL; k++) h_new->values[at + k * width + j] = values[k];
+    if (!h_new->bytes) return;
+    EACH(v, VECTORS) vi_store_bytes(bytes + v * FL_LANES, quantised(value[v]));
+    for (size_t k = 0; k < FL_PANEL; k += 4) memcpy(h_new->bytes + at + k * width + 4 * j, bytes + k, 4);
+}
+
+/* The same for the only column. */
+FL_INLINE void put_units_alone(const fl_columns *h_new, size_t unit, const vf *value) {
+    EACH(v, VECTORS) {
+        if (h_new->values) vf_store(h_new->values + unit + v * FL_LANES, value[v]);
+        if (h_new->bytes) vi_store_bytes(h_new->bytes + unit + v * FL_LANES, quantised(value[v]));
     }
 }
 
@@ -483,7 +451,10 @@ static void update(size_t begin, size_t end, size_t n, const float *const *gates
             EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(from + i * FL_LANES);
             update_units(gate, c[j] + group * FL_PANEL, value);
             EACH(v, VECTORS) vf_store(h[j] + group * FL_PANEL + v * FL_LANES, value[v]);
-            scatter(h_new, j, group * FL_PANEL, value);
+            if (h_new->width == 1)
+                put_units_alone(h_new, group * FL_PANEL, value);
+            else
+                put_units(h_new, j, group * FL_PANEL, value);
         }
     }
     for (size_t b = 0; h_new->bytes && b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
@@ -614,4 +585,4 @@ static float logarithm(float x) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), product, cell, update, choose, collect, mass, logarithm};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), product, update, choose, collect, mass, logarithm};

@@ -13,20 +13,23 @@ typedef struct phase {
     fl_layer_room *room;
     const fl_matrix *matrix;
     const fl_columns *input;
-    size_t n;     /* columns */
-    size_t place; /* of a text, where its hidden values go; FL_MOST_COLUMNS: nowhere */
+    size_t n;                    /* columns */
+    const fl_columns *old, *new; /* hidden values before and after a step */
+    size_t place;                /* of a text, where its hidden values go; FL_MOST_COLUMNS: nowhere */
     const float *const *start;
     float *const *out;
     const fl_contest *contest; /* NULL: logits only */
     fl_winner *winner;         /* of each part */
 } phase;
 
+/* The caller, part 0, has the larger half: it begins first. A part with nothing to do is [0, 0), so that nobody takes its
+ * border for his own. */
 void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begin, size_t *end) {
     const size_t units = (n + unit - 1) / unit;
-    *begin = units * part / parts * unit;
-    *end = units * (part + 1) / parts * unit;
-    if (*begin > n) *begin = n;
+    *begin = (units * part + parts - 1) / parts * unit;
+    *end = (units * (part + 1) + parts - 1) / parts * unit;
     if (*end > n) *end = n;
+    if (*begin >= *end) *begin = *end = 0;
 }
 
 /* ---- first layer's gate rows ------------------------------------------------------------------------- */
@@ -74,7 +77,7 @@ static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many,
         fl_matrix_row(&model->embedding, (size_t)tokens[i], d->vector);
         fl_columns_put(embedded, count, d->vector, 0);
         start[count] = first->bias;
-        rows[i] = out[count] = new_row(model->store, d->gates[i], &slot[count]);
+        rows[i] = out[count] = new_row(model->store, d->rows[i], &slot[count]);
         missing[count++] = tokens[i];
     }
     if (!count) return;
@@ -86,34 +89,24 @@ static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many,
 
 /* ---- one step of n sequences ------------------------------------------------------------------------- */
 
-static void cell_part(void *context, uint32_t part, uint32_t parts) {
-    const phase *p = context;
-    const size_t now = p->decoder->now;
-    size_t begin, end;
-    fl_slice(p->layer->groups, 2, part, parts, &begin, &end);
-    p->decoder->model->kernels->cell(p->layer, begin, end, p->start[0], p->input, &p->room->one[now],
-                                     &p->room->one[!now], p->room->c[0]);
-    if (p->place < FL_MOST_COLUMNS)
-        fl_columns_copy(&p->room->text, p->place, &p->room->one[!now], begin * FL_PANEL,
-                        fl_round_up(end * FL_PANEL, 32));
-}
-
+/* The gates of a part's units, all of their inputs, and their update: other parts write other units. */
 static void cells_part(void *context, uint32_t part, uint32_t parts) {
     const phase *p = context;
-    const fl_kernels *kernels = p->decoder->model->kernels;
-    const size_t now = p->decoder->now;
+    fl_decoder *d = p->decoder;
+    const fl_kernels *kernels = d->model->kernels;
     const float *gates[FL_MOST_COLUMNS];
     const float *const *start = p->start;
     size_t begin, end;
     fl_slice(p->layer->groups, 2, part, parts, &begin, &end);
-    for (size_t i = 0; i < p->n; i++) gates[i] = p->decoder->gates[i];
+    for (size_t i = 0; i < p->n; i++) gates[i] = d->gates[i];
     if (p->input) {
-        kernels->product(&p->layer->x, FL_GATES * begin, FL_GATES * end, p->input, p->n, start, p->decoder->gates);
+        kernels->product(&p->layer->x, FL_GATES * begin, FL_GATES * end, p->input, p->n, start, d->gates);
         start = gates;
     }
-    kernels->product(&p->layer->h, FL_GATES * begin, FL_GATES * end, &p->room->many[now], p->n, start,
-                     p->decoder->gates);
-    kernels->update(begin, end, p->n, gates, &p->room->many[!now], p->room->h, p->room->c);
+    kernels->product(&p->layer->h, FL_GATES * begin, FL_GATES * end, p->old, p->n, start, d->gates);
+    kernels->update(begin, end, p->n, gates, p->new, p->room->h, p->room->c);
+    if (p->place < FL_MOST_COLUMNS)
+        fl_columns_copy(&p->room->text, p->place, p->new, begin * FL_PANEL, fl_round_up(end * FL_PANEL, 32));
 }
 
 void fl_step(fl_decoder *d, const int32_t *tokens, size_t n, bool many) {
@@ -122,10 +115,12 @@ void fl_step(fl_decoder *d, const int32_t *tokens, size_t n, bool many) {
     gate_rows(d, tokens, n, many, start);
     const fl_columns *below = NULL;
     for (uint32_t i = 0; i < model->n_layers; i++) {
+        const fl_columns *hidden = many ? d->layers[i].many : d->layers[i].one;
         phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .input = below};
         p.n = n, p.start = start, p.place = FL_MOST_COLUMNS;
-        fl_team_run(&d->team, many ? cells_part : cell_part, &p);
-        below = many ? &d->layers[i].many[!d->now] : &d->layers[i].one[!d->now];
+        p.old = &hidden[d->now], p.new = &hidden[!d->now];
+        fl_team_run(&d->team, cells_part, &p);
+        below = p.new;
         for (size_t j = 0; j < n && i + 1 < model->n_layers; j++) start[j] = model->layers[i + 1].bias;
     }
     d->now = !d->now;
@@ -154,7 +149,8 @@ void fl_read(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
         for (size_t t = 0; t < n; t++, d->now = !d->now) {
             phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .n = 1, .start = start + t};
             p.place = !last ? t : keep_top && t + 1 < n ? t + 1 : FL_MOST_COLUMNS;
-            fl_team_run(&d->team, cell_part, &p);
+            p.old = &d->layers[i].one[d->now], p.new = &d->layers[i].one[!d->now];
+            fl_team_run(&d->team, cells_part, &p);
         }
     }
 }
@@ -216,18 +212,18 @@ void fl_load(fl_decoder *d, size_t column, bool many, const fl_state *state) {
         const size_t width = d->model->layers[i].groups * FL_PANEL;
         fl_layer_room *room = &d->layers[i];
         fl_columns_put(many ? &room->many[d->now] : &room->one[d->now], column, memory, FL_HIDDEN_STEP);
-        if (many) memcpy(room->h[column], memory, width * sizeof(float));
+        memcpy(room->h[column], memory, width * sizeof(float));
         memcpy(room->c[column], memory + width, width * sizeof(float));
         memory += 2 * width;
     }
 }
 
-void fl_store(fl_decoder *d, size_t column, bool many, fl_state *state) {
+void fl_store(const fl_decoder *d, size_t column, fl_state *state) {
     float *memory = state->memory;
     for (uint32_t i = 0; i < d->model->n_layers; i++) {
         const size_t width = d->model->layers[i].groups * FL_PANEL;
         const fl_layer_room *room = &d->layers[i];
-        memcpy(memory, many ? room->h[column] : room->one[d->now].values, width * sizeof(float));
+        memcpy(memory, room->h[column], width * sizeof(float));
         memcpy(memory + width, room->c[column], width * sizeof(float));
         memory += 2 * width;
     }

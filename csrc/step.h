@@ -11,7 +11,7 @@ void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begi
 
 /* A state into a column (of `many`, or the only one) and back. */
 void fl_load(fl_decoder *decoder, size_t column, bool many, const fl_state *state);
-void fl_store(fl_decoder *decoder, size_t column, bool many, fl_state *state);
+void fl_store(const fl_decoder *decoder, size_t column, fl_state *state);
 
 /* Columns 0 … n-1 (of `many`, or the only one) read a token each. */
 void fl_step(fl_decoder *decoder, const int32_t *tokens, size_t n, bool many);

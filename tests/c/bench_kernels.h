@@ -81,10 +81,10 @@ typedef struct work {
     size_t operations; /* multiply-adds; 0: of no interest */
     double reading;    /* bytes a second that plain loads read the same memory at; 0: of no interest */
     fl_matrix matrix;
-    fl_lstm layer;
-    fl_columns x, h, h_new;
+    size_t groups;
+    fl_columns x, h_new;
     const float *start[FL_MOST_COLUMNS];
-    float *out[FL_MOST_COLUMNS], *c[FL_MOST_COLUMNS];
+    float *out[FL_MOST_COLUMNS], *h[FL_MOST_COLUMNS], *c[FL_MOST_COLUMNS];
     const float *logits;
     int32_t *ids; /* NULL: all tokens */
     size_t n;     /* columns, or logits */
@@ -121,13 +121,7 @@ static void once_read(const work *w) { sink = read_memory(w->matrix.weights, w->
 static void once_product(const work *w) {
     w->kernels->product(&w->matrix, 0, w->matrix.panels, &w->x, w->n, w->start, w->out);
 }
-static void once_cell(const work *w) {
-    w->kernels->cell(&w->layer, 0, w->layer.groups, w->start[0], w->layer.x.weights ? &w->x : NULL, &w->h, &w->h_new,
-                     w->c[0]);
-}
-static void once_update(const work *w) {
-    w->kernels->update(&w->layer, 0, w->layer.groups, w->n, w->start, &w->h_new, w->c);
-}
+static void once_update(const work *w) { w->kernels->update(0, w->groups, w->n, w->start, &w->h_new, w->h, w->c); }
 static void once_choose(const work *w) {
     static fl_noise noise = {{1, 2}, {3, 4, 5}};
     fl_winner winner = FL_NO_WINNER;
@@ -135,6 +129,7 @@ static void once_choose(const work *w) {
     w->kernels->choose(&winner, w->logits, w->ids, 0, w->n, w->temperature, &noise);
     sink = (uint64_t)winner.id;
 }
+static void once_collect(const work *w) { sink = w->kernels->collect(w->logits, w->n, 0.9f, w->ids, w->out[0]); }
 static void once_mass(const work *w) { sink = w->kernels->mass(w->logits, w->n, 1, 1, NULL); }
 static void once_logarithm(const work *w) { w->out[0][0] = w->kernels->logarithm(w->logits[0] + 2); }
 static void once_token(const work *w) {
@@ -234,42 +229,24 @@ static void bench_product(work w, size_t rows, size_t K, const uint8_t *weights)
     }
 }
 
-/* inputs 0: their product is done. */
-static void bench_cell(work w, size_t units, size_t inputs, const uint8_t *weights) {
-    char what[64];
-    w.what = what;
-    w.n = 1;
-    for (int dtype = FL_F32; dtype <= FL_INT4; dtype++) {
-        const size_t groups = tiny_parts(units, 16), x_bytes = 4 * groups * panel_bytes((fl_dtype)dtype, inputs);
-        snprintf(what, sizeof what, "cell %s %zu, inputs %zu", dtype_names[dtype], units, inputs);
-        w.layer = (fl_lstm){.groups = groups, .units = (uint32_t)units};
-        w.layer.h = bench_matrix((fl_dtype)dtype, 4 * groups, units, weights + x_bytes);
-        if (inputs) w.layer.x = bench_matrix((fl_dtype)dtype, 4 * groups, inputs, weights);
-        w.bytes = x_bytes + weight_bytes(&w.layer.h);
-        w.operations = 64 * groups * (units + inputs);
-        w.matrix.weights = weights;
-        w.x = bench_columns(inputs, 1, 1), w.h = bench_columns(units, 1, 1), w.h_new = bench_columns(units, 1, 1);
-        w.reading = bench_reading(w);
-        w.once = once_cell;
-        bench_levels(w);
-        if (inputs) bench_columns_free(&w.x, 1);
-        bench_columns_free(&w.h, 1);
-        bench_columns_free(&w.h_new, 1);
-    }
-}
-
-/* Bytes are of gates. */
+/* Bytes are of gates; next read as floats, as bytes, or both. */
 static void bench_update(work w, size_t units, size_t n) {
+    static const char *const readers[] = {"both", "floats", "bytes"};
     char what[64];
-    snprintf(what, sizeof what, "update %zu, %zu columns", units, n);
     w.what = what;
     w.n = n;
-    w.layer = (fl_lstm){.groups = tiny_parts(units, 16), .units = (uint32_t)units};
-    w.bytes = 256 * w.layer.groups * n;
-    w.h_new = bench_columns(units, n, FL_WIDTH);
+    w.groups = tiny_parts(units, 16);
+    w.bytes = 256 * w.groups * n;
     w.once = once_update;
-    bench_levels(w);
-    bench_columns_free(&w.h_new, n);
+    const fl_columns h_new = bench_columns(units, n, n == 1 ? 1 : FL_WIDTH);
+    for (size_t i = 0; i < 3; i++) {
+        snprintf(what, sizeof what, "update %zu, %zu columns, %s", units, n, readers[i]);
+        w.h_new = h_new;
+        if (i == 1) w.h_new.bytes = NULL;
+        if (i == 2) w.h_new.values = NULL;
+        bench_levels(w);
+    }
+    bench_columns_free(&h_new, n);
 }
 
 static void bench_choices(work w, float *logits, int32_t *ids, size_t n, uint64_t *random) {
@@ -290,6 +267,9 @@ static void bench_choices(work w, float *logits, int32_t *ids, size_t n, uint64_
     bench_levels(w);
     snprintf(what, sizeof what, "choose from list, %zu", n);
     w.ids = ids;
+    bench_levels(w);
+    snprintf(what, sizeof what, "collect, V %zu", n); /* one in twenty */
+    w.once = once_collect;
     bench_levels(w);
     snprintf(what, sizeof what, "mass, V %zu", n);
     w.once = once_mass;
@@ -335,8 +315,9 @@ static void bench_token(work w, const char *name, tiny_shape shape) {
 static void bench_room(work *w, size_t floats) {
     for (size_t j = 0; j < FL_MOST_COLUMNS; j++) {
         w->start[j] = w->out[j] = fl_os_alloc(4 * floats);
+        w->h[j] = fl_os_alloc(4 * floats);
         w->c[j] = fl_os_alloc(4 * floats);
-        if (!w->start[j] || !w->c[j]) exit(2);
+        if (!w->start[j] || !w->h[j] || !w->c[j]) exit(2);
     }
 }
 
@@ -357,9 +338,7 @@ static void bench(uint64_t *random, const char *only) {
     bench_product(w, 1024, 256, weights);
     bench_product(w, 2600, 650, weights);
     bench_product(w, 10000, 650, weights);
-    bench_cell(w, 256, 0, weights);
-    bench_cell(w, 650, 0, weights);
-    bench_cell(w, 650, 650, weights);
+    bench_update(w, 650, 1);
     bench_update(w, 650, 8);
     bench_update(w, 650, FL_MOST_COLUMNS);
     bench_choices(w, w.c[0], ids, 96, random);

@@ -130,7 +130,7 @@ static size_t watch_end(void) {
     return watch.calls;
 }
 
-static void watch_count(size_t bytes) {
+static inline void watch_count(size_t bytes) {
     if (!watch.on) return;
     watch.calls++;
     watch.bytes += bytes;
