@@ -6,7 +6,7 @@
  *
  * Weights stream through once a token and are the whole cost of a large model; everything else here aims at
  * never waiting for anything but them: enough independent sums in flight to hide the latency of a fused
- * multiply-add, and the gates of 16 units finished in registers. */
+ * multiply-add, and a unit's update in registers. */
 
 enum { VECTORS = FL_PANEL / FL_LANES }; /* vectors in a panel */
 

@@ -48,9 +48,9 @@ def test_export_example_runs(tmp_path, monkeypatch):
     assert fastlm.load("my.gguf").encode("some text") == tokens.encode("some text")
 
 
-def test_training_commands_are_understood():
-    commands = [line for line in blocks("sh")[2].splitlines() if line.startswith("fastlm")]
-    assert len(commands) == 2
+def test_commands_are_understood():
+    commands = [line for block in blocks("sh")[2:] for line in block.splitlines() if line.startswith("fastlm")]
+    assert len(commands) == 3
     for command in commands:
         _parser().parse_args(shlex.split(command)[1:])
 
@@ -66,7 +66,7 @@ def test_c_example_runs(tmp_path):
     (tmp_path / "app.c").write_text(source)
     shutil.copy(ROOT / "fastlm/models/stories.gguf", tmp_path / "my.gguf")
     core = [str(p) for p in (ROOT / "csrc").glob("*.c")]
-    subprocess.run(["cc", "-O1", f"-I{ROOT / 'csrc'}", "app.c", *core, "-lm", "-o", "app"], cwd=tmp_path, check=True)
+    subprocess.run(["cc", "-O1", f"-I{ROOT / 'csrc'}", "app.c", *core, "-lm", "-pthread", "-o", "app"], cwd=tmp_path, check=True)
     done = subprocess.run(["./app"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"\d+ tokens\n", done.stdout)
 
