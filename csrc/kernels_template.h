@@ -240,6 +240,36 @@ FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, 
     add_scaled(dot, matrix, panel, in, from, rows, panels, columns);
 }
 
+/* The same for `panels` panels, one after the other, and one column, with the sums side by side along k: whole numbers may
+ * be added in any order. Memory is read from front to back, which suits the second-level cache (a matrix of 256 KB: 10 to
+ * 25 % faster) and no level beyond it (5 MB: 12 % slower). */
+static FL_NOINLINE void add_int8_near(const fl_matrix *matrix, size_t panel, size_t panels, const block *in,
+                                      const float *start, float *out) {
+    enum { ALONG = VECTORS > 2 ? 2 : 4 };
+    const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
+    const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
+    vi whole[FL_PANELS * VECTORS];
+    for (size_t p = 0; p < panels; p++) {
+        const int8_t *x = in->bytes;
+        vi dot[ALONG * VECTORS];
+        EACH(i, ALONG * VECTORS) dot[i] = i < VECTORS ? vi_dot_start(in->total[0]) : vi_set(0);
+        size_t k = 0;
+        for (; k + ALONG <= blocks; k += ALONG, weights += ALONG * 4 * FL_PANEL, x += ALONG * 4) EACH(a, ALONG) {
+                const vx b = vx_set(x + 4 * a);
+                EACH(v, VECTORS) vi_dot(&dot[a * VECTORS + v], vi_load(weights + 4 * (a * FL_PANEL + v * FL_LANES)), b);
+            }
+        for (; k < blocks; k++, weights += 4 * FL_PANEL, x += 4)
+            EACH(v, VECTORS) vi_dot(&dot[v], vi_load(weights + 4 * v * FL_LANES), vx_set(x));
+        EACH(i, (ALONG - 1) * VECTORS) dot[i % VECTORS] = vi_add(dot[i % VECTORS], dot[i + VECTORS]);
+        EACH(v, VECTORS) whole[p * VECTORS + (size_t)v] = dot[v];
+    }
+    for (size_t i = 0; i < panels * VECTORS; i++) {
+        const size_t row = panel * FL_PANEL + i * FL_LANES;
+        const vf scale = vf_mul(vf_load(matrix->scale + row), vf_set(in->steps[0]));
+        vf_store(out + row, vf_fma(vf_from_int(whole[i]), scale, vf_load(start + row)));
+    }
+}
+
 /* Sum of one group of 32 inputs, `blocks` (at most 4) blocks of 8, times values that were lifted by 8. */
 FL_INLINE void int4_group(vi *group, const int8_t *weights, size_t stride, const block *in, size_t g, size_t blocks,
                           const int panels, const int columns) {
@@ -346,11 +376,15 @@ static add_tile *const many_columns[][2] = {[FL_F32] = {add_f32_narrow, add_f32_
 /* The last few panels go together: one alone would wait for its own sums. */
 static void product_column(const fl_matrix *matrix, size_t begin, size_t end, const block *in, const float *start,
                            float *out) {
+    const bool near = matrix->dtype == FL_INT8 && matrix->panels * FL_PANEL * matrix->inputs <= FL_NEAR_BYTES;
     for (size_t panel = begin, step; panel < end; panel += step) {
         const float *from = start + panel * FL_PANEL;
         float *row = out + panel * FL_PANEL;
         step = end - panel < FL_PANELS ? end - panel : FL_PANELS;
-        one_column[matrix->dtype][step - 1](matrix, panel, in, &from, &row);
+        if (near)
+            add_int8_near(matrix, panel, step, in, start, out);
+        else
+            one_column[matrix->dtype][step - 1](matrix, panel, in, &from, &row);
     }
 }
 

@@ -8,6 +8,11 @@
 #define FL_PANELS 4 /* 8 sums in 16 registers: enough chains for two fused multiply-adds a cycle, 4 long */
 #define FL_TILE 1   /* 8 sums, 2 weights, 1 input */
 #define FL_COLUMNS 4
+#ifdef FL_VNNI
+#define FL_NEAR_BYTES (1 << 19)
+#else
+#define FL_NEAR_BYTES 0 /* inputs are prepared for a product, which must serve many panels */
+#endif
 
 typedef __m256 vf;
 typedef __m256i vi;

@@ -8,6 +8,11 @@
 #define FL_PANELS 8 /* 8 sums: enough chains for two fused multiply-adds a cycle, 4 long */
 #define FL_TILE 3   /* 24 sums, 3 weights, 1 input in 32 registers */
 #define FL_COLUMNS 8
+#ifdef FL_VNNI
+#define FL_NEAR_BYTES (1 << 19)
+#else
+#define FL_NEAR_BYTES 0 /* inputs are prepared for a product, which must serve many panels */
+#endif
 
 typedef __m512 vf;
 typedef __m512i vi;

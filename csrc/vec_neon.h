@@ -13,6 +13,7 @@
 #define FL_PANELS 4
 #define FL_TILE 1
 #define FL_COLUMNS 4
+#define FL_NEAR_BYTES (1 << 19)
 
 typedef float32x4_t vf;
 typedef uint32x4_t vi;

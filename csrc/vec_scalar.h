@@ -7,6 +7,8 @@
 #define FL_PANELS 4  /* panels in flight for one column: with one lane, any number does */
 #define FL_TILE 1    /* panels in flight for FL_COLUMNS columns */
 #define FL_COLUMNS 4 /* columns in flight */
+#define FL_NEAR_BYTES                                                                                                  \
+    (1 << 19) /* an int8 matrix that stays in the second-level cache is read front to back; 0: never */
 
 typedef float vf;
 typedef uint32_t vi;

@@ -66,7 +66,9 @@ def test_c_example_runs(tmp_path):
     (tmp_path / "app.c").write_text(source)
     shutil.copy(ROOT / "fastlm/models/stories.gguf", tmp_path / "my.gguf")
     core = [str(p) for p in (ROOT / "csrc").glob("*.c")]
-    subprocess.run(["cc", "-O1", f"-I{ROOT / 'csrc'}", "app.c", *core, "-lm", "-pthread", "-o", "app"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["cc", "-O1", f"-I{ROOT / 'csrc'}", "app.c", *core, "-lm", "-pthread", "-o", "app"], cwd=tmp_path, check=True
+    )
     done = subprocess.run(["./app"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"\d+ tokens\n", done.stdout)
 

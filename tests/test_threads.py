@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads of the C core: many callers, forks, fewer cores than asked for, no system call for a token; and no data race."""
+"""Threads of the C core: many callers, forks, fewer cores than asked for; no system call for a token, no data race."""
 
 import re
 
