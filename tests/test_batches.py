@@ -118,5 +118,6 @@ def test_small_models_have_one_thread_and_large_ones_those_that_the_process_may_
     fastlm.export(random_weights(2000, 64, (512,)), large)
     code = f"import os, fastlm; print(fastlm.load({str(large)!r}).info['threads'])"
     for command, expected in (([], None), (["taskset", "-c", str(min(os.sched_getaffinity(0)))], 1)):
-        found = int(subprocess.run([*command, sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        run = [*command, sys.executable, "-c", code]
+        found = int(subprocess.run(run, cwd=tmp_path, capture_output=True, check=True).stdout)
         assert found == expected or (expected is None and 1 <= found <= len(os.sched_getaffinity(0)))
