@@ -124,6 +124,7 @@ typedef struct fl_matrix {
     const void *weights; /* f32 [panels][K][lanes], bf16 [panels][K/2][lanes][2], int8 [panels][K/4][lanes][4],
                             int4 [panels][K/8][lanes][4], low nibbles before high ones */
     const float *scale;  /* int8, int4: [panels][lanes] */
+    int32_t *sums;       /* int8: of a row's weights, [panels][lanes]; owned; NULL for an embedding of its own */
     const int8_t *group; /* int4: [panels][K/64][lanes][2], a factor for every 32 weights */
     size_t panels;
     size_t inputs; /* K */

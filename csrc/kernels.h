@@ -15,6 +15,9 @@ enum { FL_PURPOSE_TOKEN = 0 };
 struct fl_kernels {
     const char *name;
 
+    /* sums[row] = sum of an int8 matrix's weights, [panels][FL_PANEL]: what products want to know beforehand. */
+    void (*sum_rows)(const fl_matrix *matrix, int32_t *sums);
+
     /* For the panels begin … end-1 and the first n columns: out[column][16 panel + lane] = start[column][...] plus
      * the product of weights and column. out may be start. */
     void (*product)(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,

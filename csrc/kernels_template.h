@@ -226,9 +226,18 @@ FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, 
                         float *const *rows, const int panels, const int columns) {
     const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride, *x = in->bytes;
+    const int32_t *sums = matrix->sums + panel * FL_PANEL;
     vi dot[FL_SUMS];
-    EACH(j, columns) EACH(i, panels * VECTORS) dot[j * panels * VECTORS + i] = vi_dot_start(in->total[j]);
+    EACH(j, columns)
+    EACH(i, panels * VECTORS)
+    dot[j * panels * VECTORS + i] = columns == 1 ? vi_begin_alone(sums + i * FL_LANES) : vi_dot_start(in->total[j]);
     for (size_t k = 0; k < blocks; k++, weights += 4 * FL_PANEL, x += 4 * width_of(columns)) {
+        if (columns == 1) {
+            const va b = va_set(x);
+            EACH(p, panels)
+            EACH(v, VECTORS) vi_dot_alone(&dot[p * VECTORS + v], weights + (size_t)p * stride + 4 * v * FL_LANES, b);
+            continue;
+        }
         vi w[FL_PANELS * VECTORS];
         EACH(p, panels) EACH(v, VECTORS) w[p * VECTORS + v] = vi_load(weights + (size_t)p * stride + 4 * v * FL_LANES);
         EACH(p, panels) fetch_ahead(weights + (size_t)p * stride, (size_t)panels * stride, columns);
@@ -251,15 +260,16 @@ static FL_NOINLINE void add_int8_near(const fl_matrix *matrix, size_t panel, siz
     vi whole[FL_PANELS * VECTORS];
     for (size_t p = 0; p < panels; p++) {
         const int8_t *x = in->bytes;
+        const int32_t *sums = matrix->sums + (panel + p) * FL_PANEL;
         vi dot[ALONG * VECTORS];
-        EACH(i, ALONG * VECTORS) dot[i] = i < VECTORS ? vi_dot_start(in->total[0]) : vi_set(0);
+        EACH(i, ALONG * VECTORS) dot[i] = i < VECTORS ? vi_begin_alone(sums + i * FL_LANES) : vi_set(0);
         size_t k = 0;
         for (; k + ALONG <= blocks; k += ALONG, weights += ALONG * 4 * FL_PANEL, x += ALONG * 4) EACH(a, ALONG) {
-                const vx b = vx_set(x + 4 * a);
-                EACH(v, VECTORS) vi_dot(&dot[a * VECTORS + v], vi_load(weights + 4 * (a * FL_PANEL + v * FL_LANES)), b);
+                const va b = va_set(x + 4 * a);
+                EACH(v, VECTORS) vi_dot_alone(&dot[a * VECTORS + v], weights + 4 * (a * FL_PANEL + v * FL_LANES), b);
             }
         for (; k < blocks; k++, weights += 4 * FL_PANEL, x += 4)
-            EACH(v, VECTORS) vi_dot(&dot[v], vi_load(weights + 4 * v * FL_LANES), vx_set(x));
+            EACH(v, VECTORS) vi_dot_alone(&dot[v], weights + 4 * v * FL_LANES, va_set(x));
         EACH(i, (ALONG - 1) * VECTORS) dot[i % VECTORS] = vi_add(dot[i % VECTORS], dot[i + VECTORS]);
         EACH(v, VECTORS) whole[p * VECTORS + (size_t)v] = dot[v];
     }
@@ -418,6 +428,19 @@ static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_
     for (size_t panel = begin, step; panel < end; panel += step) {
         step = end - panel < most ? 1 : most;
         product_tile(matrix, panel, step, blocks, n, start, out);
+    }
+}
+
+static void sum_rows(const fl_matrix *matrix, int32_t *sums) {
+    static const int8_t ones[4] = {1, 1, 1, 1};
+    const size_t blocks = (matrix->inputs + 3) / 4;
+    const int8_t *weights = matrix->weights;
+    for (size_t panel = 0; panel < matrix->panels; panel++) {
+        vi dot[VECTORS];
+        EACH(v, VECTORS) dot[v] = vi_dot_start((int32_t)(4 * blocks));
+        for (size_t k = 0; k < blocks; k++, weights += 4 * FL_PANEL)
+            EACH(v, VECTORS) vi_dot(&dot[v], vi_load(weights + 4 * v * FL_LANES), vx_set(ones));
+        EACH(v, VECTORS) vi_store(sums + panel * FL_PANEL + (size_t)v * FL_LANES, dot[v]);
     }
 }
 
@@ -619,4 +642,4 @@ static float logarithm(float x) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), product, update, choose, collect, mass, logarithm};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update, choose, collect, mass, logarithm};

@@ -156,6 +156,14 @@ static fl_status read_bias(const fl_file *file, const layer_table *table, uint64
     return status;
 }
 
+static fl_status sum_rows(const fl_model *model, fl_matrix *matrix, fl_error *error) {
+    if (matrix->dtype != FL_INT8) return FL_OK;
+    matrix->sums = malloc(matrix->panels * matrix->lanes * sizeof *matrix->sums);
+    if (!matrix->sums) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %zu sums", matrix->panels * matrix->lanes);
+    model->kernels->sum_rows(matrix, matrix->sums);
+    return FL_OK;
+}
+
 /* Matrix "tensor.part" of a layer. */
 static fl_status read_part(const fl_file *file, const layer_table *table, uint64_t layer, const char *part,
                            size_t panels, size_t inputs, fl_matrix *matrix, fl_error *error) {
@@ -220,9 +228,13 @@ static fl_status read_layers(fl_model *model, fl_error *error) {
     model->n_layers = (uint32_t)table.count - 2;
     model->layers = calloc(model->n_layers, sizeof *model->layers);
     if (!model->layers) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %u layers", model->n_layers);
-    for (uint32_t i = 0; !status && i < model->n_layers; i++)
+    for (uint32_t i = 0; !status && i < model->n_layers; i++) {
         status = read_lstm(&model->file, &table, i + 1, &model->layers[i], error);
+        if (!status) status = sum_rows(model, &model->layers[i].x, error);
+        if (!status) status = sum_rows(model, &model->layers[i].h, error);
+    }
     if (!status) status = read_output(model, &table, error);
+    if (!status) status = sum_rows(model, &model->output, error);
     return status ? status : read_embedding(model, &table, error);
 }
 
@@ -357,6 +369,11 @@ fl_status fl_model_from_memory(const void *bytes, size_t size, const fl_load_opt
 void fl_model_close(fl_model *model) {
     if (!model) return;
     free_store(model->store);
+    for (uint32_t i = 0; model->layers && i < model->n_layers; i++) {
+        free(model->layers[i].x.sums);
+        free(model->layers[i].h.sums);
+    }
+    free(model->output.sums);
     free(model->layers);
     fl_file_close(&model->file);
     free(model);

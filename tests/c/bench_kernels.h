@@ -182,6 +182,7 @@ static fl_matrix bench_matrix(fl_dtype dtype, size_t panels, size_t K, const uin
                        .weights = room,
                        .scale = (const float *)(const void *)room,
                        .group = (const int8_t *)room,
+                       .sums = (int32_t *)(uintptr_t)room,
                        .panels = panels,
                        .inputs = K,
                        .lanes = 16};

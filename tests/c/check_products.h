@@ -165,6 +165,14 @@ static void expect_product(const product_case *c, const fl_matrix *m, const plai
     }
 }
 
+static void check_row_sums(const fl_kernels *kernels, const fl_matrix *m, bool at_end) {
+    int32_t *found = arena_place(outs, 4 * m->panels * 16, at_end);
+    now("row sums, %s, %zu panels, K %zu", kernels->name, m->panels, m->inputs);
+    kernels->sum_rows(m, found);
+    check(memcmp(found, m->sums, 4 * m->panels * 16) == 0, "differ");
+    check(arena_intact(outs, found, 4 * m->panels * 16), "wrote beside them");
+}
+
 static void check_product(const product_case *c, uint64_t *random) {
     const size_t rows = 16 * c->panels;
     const fl_matrix m = random_matrix(&weight_room, c->dtype, c->panels, c->K, c->kind, c->at_end, random);
@@ -174,6 +182,7 @@ static void check_product(const product_case *c, uint64_t *random) {
     float *start = place(starts, rows * c->n, c->at_end);
     fill(start, rows * c->n, c->kind, 1, random);
     expect_product(c, &m, &plain, start);
+    if (c->dtype == FL_INT8) FOR_EACH_LEVEL(kernels) check_row_sums(kernels, &m, c->at_end);
     FOR_EACH_LEVEL(kernels) try_product(kernels, c, &m, &in, start, below(random, 4) == 0, random);
     plain_columns_free(&plain);
 }
@@ -206,6 +215,7 @@ static void check_largest_sum(fl_dtype dtype, size_t width, int signs, uint64_t 
     const size_t K = dtype == FL_INT8 ? MOST_INPUTS : 1 << 14;
     fl_matrix m = random_matrix(&weight_room, dtype, 2, K, ORDINARY, true, random);
     memset((void *)(uintptr_t)m.weights, dtype == FL_INT4 ? 0x00 : signs & 1 ? 0x81 : 0x7F, 2 * panel_bytes(dtype, K));
+    set_sums(&m, &weight_room.sums, true);
     if (dtype == FL_INT4) memset((void *)(uintptr_t)m.group, signs & 1 ? 0x7F : 0x80, 64 * tiny_parts(K, 64));
     const fl_columns in = used_columns(&in_room, K, width, width, true, random);
     float *values = malloc(4 * K);

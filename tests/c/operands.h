@@ -81,9 +81,9 @@ enum {
     MOST_ROWS = 16 * MOST_PANELS
 };
 
-/* A matrix's three parts. */
+/* A matrix's parts. */
 typedef struct matrix_room {
-    arena weights, scale, group;
+    arena weights, scale, group, sums;
 } matrix_room;
 
 /* The four parts of columns. */
@@ -98,7 +98,7 @@ static arena starts, outs, hiddens, cells, logit_room, id_room;
 static matrix_room matrix_room_new(void) {
     const size_t weights = 4 * (size_t)MOST_ROWS * MOST_K;
     return (matrix_room){arena_new(weights), arena_new(4 * MOST_ROWS),
-                         arena_new(2 * MOST_ROWS * (MOST_K / 64 + 1) + (1 << 16))};
+                         arena_new(2 * MOST_ROWS * (MOST_K / 64 + 1) + (1 << 16)), arena_new(4 * MOST_ROWS)};
 }
 
 static columns_room columns_room_new(void) {
@@ -149,6 +149,16 @@ static void fill_bf16(uint16_t *weights, size_t n, int kind, size_t K, uint64_t 
     }
 }
 
+/* What every row of an int8 matrix adds up to, what pads its inputs too. */
+static void set_sums(fl_matrix *m, const arena *room, bool at_end) {
+    if (m->dtype != FL_INT8) return;
+    const int8_t *weights = m->weights;
+    m->sums = arena_place(*room, 4 * m->panels * 16, at_end);
+    memset(m->sums, 0, 4 * m->panels * 16);
+    for (size_t i = 0; i < m->panels * panel_bytes(FL_INT8, m->inputs); i++)
+        m->sums[i / panel_bytes(FL_INT8, m->inputs) * 16 + i / 4 % 16] += weights[i];
+}
+
 /* All of it, what pads inputs too: nothing may depend on that. */
 static fl_matrix random_matrix(const matrix_room *room, fl_dtype dtype, size_t panels, size_t K, int kind, bool at_end,
                                uint64_t *random) {
@@ -163,6 +173,7 @@ static fl_matrix random_matrix(const matrix_room *room, fl_dtype dtype, size_t p
     fill(scale, rows, kind, K, random);
     for (size_t i = 0; i < rows; i++) scale[i] = fabsf(scale[i]) / (kind == ORDINARY ? 64 : 1);
     m.scale = scale;
+    set_sums(&m, &room->sums, at_end);
     if (dtype == FL_INT8) return m;
     int8_t *group = arena_place(room->group, factors, at_end);
     fill_whole(weights, bytes, kind, 0x00, 0xFF, random);
