@@ -14,7 +14,6 @@ fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error)
     for (uint32_t i = 0; i < model->n_layers; i++) floats += 2 * width_of(&model->layers[i]);
     *state = calloc(1, sizeof **state + floats * sizeof(float));
     if (!*state) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a state of %zu numbers", floats);
-    (*state)->model = model;
     (*state)->floats = floats;
     return FL_OK;
 }

@@ -198,7 +198,6 @@ void fl_matrix_row(const fl_matrix *matrix, size_t row, float *out);
 
 /* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]. */
 struct fl_state {
-    const fl_model *model;
     uint64_t position; /* tokens read since the reset */
     size_t floats;
     float memory[];
@@ -258,6 +257,10 @@ typedef struct fl_winner {
 } fl_winner;
 
 #define FL_NO_WINNER ((fl_winner){-INFINITY, INT32_MAX})
+
+static inline fl_winner fl_better(fl_winner a, fl_winner b) {
+    return b.key > a.key || (b.key == a.key && b.id < a.id) ? b : a;
+}
 
 /* What is looked for among all tokens, while the logits appear: the token itself if no filter restricts the set, else
  * the largest logit. */

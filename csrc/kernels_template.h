@@ -118,19 +118,19 @@ typedef struct block {
     const int8_t *bytes;     /* [K / 4][width][4] */
     const int32_t *sums;     /* [K / 32][width] */
     const float *steps;      /* [width] */
-    int32_t total[FL_WIDTH]; /* of all bytes of a column */
+    int32_t total[FL_WIDTH]; /* of all bytes of a column, for int8 and more than one */
 } block;
 
-static block block_at(const fl_columns *input, size_t column, bool bytes) {
+static block block_at(const fl_matrix *matrix, const fl_columns *input, size_t column) {
     const size_t width = input->width, b = column / width, at = column % width, K = input->padded;
     block found = {.steps = input->steps + b * width + at};
-    if (!bytes) {
+    if (!fl_reads_bytes(matrix)) {
         found.values = input->values + b * K * width + at;
         return found;
     }
     found.bytes = input->bytes + b * K * width + 4 * at;
     found.sums = input->sums + b * K / 32 * width + at;
-    for (size_t g = 0; g < K / 32; g++)
+    for (size_t g = 0; matrix->dtype == FL_INT8 && width > 1 && g < K / 32; g++)
         for (size_t j = 0; j < FL_COLUMNS && at + j < width; j++) found.total[j] += found.sums[g * width + j];
     return found;
 }
@@ -139,6 +139,18 @@ static block block_at(const fl_columns *input, size_t column, bool bytes) {
 #define EACH(i, n) FL_UNROLL for (int i = 0; i < (n); i++)
 #else /* nothing lives in registers, and code would fill pages */
 #define EACH(i, n) for (int i = 0; i < (n); i++)
+#endif
+
+/* Inputs for one column, whose weights come straight from memory; a sum must begin with vi_begin_alone(sums of the rows'
+ * weights). A level may define FL_ALONE and have a better way. */
+#if !defined(FL_ALONE)
+typedef vx va;
+FL_INLINE va va_set(const int8_t *bytes) { return vx_set(bytes); }
+FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
+    (void)row_sums;
+    return vi_set(0);
+}
+FL_INLINE void vi_dot_alone(vi *sum, const int8_t *weights, va x) { vi_dot(sum, vi_load(weights), x); }
 #endif
 
 /* Distance of one input from the next. */
@@ -151,8 +163,8 @@ FL_INLINE void fetch_ahead(const void *weights, size_t distance, const int colum
 }
 
 /* What follows makes rows[column][16 panel + lane], the tile's rows of each column, from[column][...] plus the tile's
- * weights times the block's columns. from may be rows. `panels` and `columns` are constants where these are inlined, so the sums of a column's vectors, sum[column *
- * panels * VECTORS + vector], live in registers. */
+ * weights times the block's columns. from may be rows. `panels` and `columns` are constants where these are inlined, so
+ * the sums of a column's vectors, sum[column * panels * VECTORS + vector], live in registers. */
 
 FL_INLINE void load_rows(vf *sum, const float *const *from, const int panels, const int columns) {
     EACH(j, columns) EACH(i, panels * VECTORS) sum[j * panels * VECTORS + i] = vf_load(from[j] + i * FL_LANES);
@@ -362,26 +374,31 @@ typedef void add_tile(const fl_matrix *matrix, size_t panel, const block *in, co
     TILE(4, dtype, 4, 1)
 #define ONE_COLUMN(dtype) {add_##dtype##_1, add_##dtype##_2, add_##dtype##_3, add_##dtype##_4}
 #endif
-#define WIDE_TILES(dtype)                                                                                              \
-    TILE(narrow, dtype, 1, FL_COLUMNS)                                                                                 \
-    TILE(wide, dtype, FL_TILE, FL_COLUMNS)
 TILES(f32)
 TILES(bf16)
 TILES(int8)
 TILES(int4)
-WIDE_TILES(f32)
-WIDE_TILES(bf16)
-WIDE_TILES(int8)
-WIDE_TILES(int4)
+TILE(narrow, f32, 1, FL_COLUMNS)
+TILE(narrow, bf16, 1, FL_COLUMNS)
+TILE(narrow, int8, 1, FL_COLUMNS)
+TILE(narrow, int4, 1, FL_COLUMNS)
+#if FL_TILE > 1 /* but for int4, which has two sums on the way to one, and no room for a larger tile */
+TILE(wide, f32, FL_TILE, FL_COLUMNS)
+TILE(wide, bf16, FL_TILE, FL_COLUMNS)
+TILE(wide, int8, FL_TILE, FL_COLUMNS)
+#define MANY_COLUMNS(dtype) {add_##dtype##_narrow, add_##dtype##_wide}
+#else
+#define MANY_COLUMNS(dtype) {add_##dtype##_narrow, NULL}
+#endif
 
 static add_tile *const one_column[][FL_PANELS] = {[FL_F32] = ONE_COLUMN(f32),
                                                   [FL_BF16] = ONE_COLUMN(bf16),
                                                   [FL_INT8] = ONE_COLUMN(int8),
                                                   [FL_INT4] = ONE_COLUMN(int4)};
-static add_tile *const many_columns[][2] = {[FL_F32] = {add_f32_narrow, add_f32_wide},
-                                            [FL_BF16] = {add_bf16_narrow, add_bf16_wide},
-                                            [FL_INT8] = {add_int8_narrow, add_int8_wide},
-                                            [FL_INT4] = {add_int4_narrow, add_int4_wide}};
+static add_tile *const many_columns[][2] = {[FL_F32] = MANY_COLUMNS(f32),
+                                            [FL_BF16] = MANY_COLUMNS(bf16),
+                                            [FL_INT8] = MANY_COLUMNS(int8),
+                                            [FL_INT4] = {add_int4_narrow, NULL}};
 
 /* The last few panels go together: one alone would wait for its own sums. */
 static void product_column(const fl_matrix *matrix, size_t begin, size_t end, const block *in, const float *start,
@@ -418,13 +435,12 @@ static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, c
 static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
                     const float *const *start, float *const *out) {
     block blocks[FL_MOST_COLUMNS / FL_COLUMNS];
-    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(input, b * FL_COLUMNS, fl_reads_bytes(matrix));
+    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(matrix, input, b * FL_COLUMNS);
     if (input->width == 1) {
         product_column(matrix, begin, end, blocks, *start, *out);
         return;
     }
-    /* int4 has two sums on the way to one, and no room for a larger tile */
-    const size_t most = matrix->dtype == FL_INT4 ? 1 : FL_TILE;
+    const size_t most = many_columns[matrix->dtype][1] ? FL_TILE : 1;
     for (size_t panel = begin, step; panel < end; panel += step) {
         step = end - panel < most ? 1 : most;
         product_tile(matrix, panel, step, blocks, n, start, out);
@@ -602,8 +618,7 @@ static void choose(fl_winner *found, const float *logits, const int32_t *ids, si
     int32_t id[FL_LANES];
     vf_store(key, best.key);
     vi_store(id, best.id);
-    for (int i = 0; i < FL_LANES; i++)
-        if (key[i] > found->key || (key[i] == found->key && id[i] < found->id)) *found = (fl_winner){key[i], id[i]};
+    for (int i = 0; i < FL_LANES; i++) *found = fl_better(*found, (fl_winner){key[i], id[i]});
 }
 
 static size_t collect(const float *logits, size_t n, float floor, int32_t *ids, float *kept) {

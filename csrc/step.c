@@ -197,8 +197,7 @@ void fl_step_logits(fl_decoder *d, size_t n, bool many) {
 fl_winner fl_step_winner(fl_decoder *d, const fl_contest *contest) {
     fl_winner winners[FL_MOST_THREADS], best = FL_NO_WINNER;
     logits_of(d, &top(d)->one[d->now], 1, contest, winners);
-    for (uint32_t i = 0; i < d->team.size; i++)
-        if (winners[i].key > best.key || (winners[i].key == best.key && winners[i].id < best.id)) best = winners[i];
+    for (uint32_t i = 0; i < d->team.size; i++) best = fl_better(best, winners[i]);
     return best;
 }
 

@@ -166,12 +166,11 @@ static bool machine_is_busy(fl_team *team, int64_t now) {
 void fl_team_begin(fl_team *team, uint32_t threads) {
     team->size = 1;
     if (threads < 2) return;
-    team->limit = fl_os_cores();
-    if (team->limit > threads) team->limit = threads;
-    if (team->limit < 2 || machine_is_busy(team, nanoseconds())) return;
+    const uint32_t cores = fl_os_cores(), limit = cores < threads ? cores : threads;
+    if (limit < 2 || machine_is_busy(team, nanoseconds())) return;
     if (!atomic_load(&pool.count)) grow(); /* in a child */
     const uint32_t count = atomic_load(&pool.count);
-    for (uint32_t i = 0; i < count && team->size < team->limit; i++) {
+    for (uint32_t i = 0; i < count && team->size < limit; i++) {
         bool free = false;
         if (atomic_compare_exchange_strong(&pool.workers[i].borrowed, &free, true))
             team->workers[team->size++ - 1] = &pool.workers[i];
@@ -183,7 +182,7 @@ void fl_team_end(fl_team *team) {
 }
 
 void fl_team_pause(fl_team *team) {
-    if (team->size < 2 || !team->long_wait || !machine_is_busy(team, nanoseconds())) return;
+    if (team->size < 2 || !team->waited || !machine_is_busy(team, nanoseconds())) return;
     fl_team_end(team);
 }
 
@@ -214,9 +213,5 @@ void fl_team_run(fl_team *team, fl_work *work, void *context) {
     const uint32_t parts = team->size;
     for (uint32_t i = 1; i < parts; i++) give(team->workers[i - 1], work, context, i, parts);
     work(context, 0, parts);
-    for (uint32_t i = 1; i < parts; i++) {
-        const int64_t waited = wait_for(team->workers[i - 1]);
-        team->waited += waited;
-        team->long_wait = team->long_wait || waited;
-    }
+    for (uint32_t i = 1; i < parts; i++) team->waited += wait_for(team->workers[i - 1]);
 }

@@ -17,13 +17,12 @@ typedef struct fl_worker fl_worker;
 /* A caller and the workers that it has borrowed. */
 typedef struct fl_team {
     uint32_t size; /* with the caller */
-    uint32_t limit;
     fl_worker *workers[FL_MOST_THREADS - 1];
-    int64_t waited;       /* ns, in the current window, for parts of others */
+    int64_t
+        waited; /* ns, in the current window, for parts of others, where the wait was long enough to look at the clock */
     int64_t window_begin; /* ns */
     int64_t alone_until;  /* ns: the machine was found busy */
     int64_t pause;        /* ns: how long for */
-    bool long_wait;
 } fl_team;
 
 /* Room in the pool for the workers of one more caller that wants so many threads, and less again. */

@@ -82,6 +82,7 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
 
 /* One column: the inputs are lifted instead, so that the instruction itself reads the weights, which keeps more of them on
  * the way (45 MB: a fifth faster). */
+#define FL_ALONE
 typedef __m256i va;
 FL_INLINE va va_set(const int8_t *bytes) { return _mm256_xor_si256(vx_set(bytes), _mm256_set1_epi8((char)0x80)); }
 FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
@@ -123,14 +124,6 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
     const vi two = _mm256_maddubs_epi16(x.size, _mm256_sign_epi8(weights, x.x));
     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
 }
-
-typedef vx va;
-FL_INLINE va va_set(const int8_t *bytes) { return vx_set(bytes); }
-FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
-    (void)row_sums;
-    return _mm256_setzero_si256();
-}
-FL_INLINE void vi_dot_alone(vi *sum, const int8_t *weights, va x) { vi_dot(sum, vi_load(weights), x); }
 
 /* 16 products of at most 15 * 127 fit 16 bits. */
 typedef vi vn;

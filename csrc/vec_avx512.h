@@ -82,6 +82,7 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
 
 /* One column: the inputs are lifted instead, so that the instruction itself reads the weights, which keeps more of them on
  * the way (45 MB: a fifth faster). */
+#define FL_ALONE
 typedef __m512i va;
 FL_INLINE va va_set(const int8_t *bytes) { return _mm512_xor_si512(vx_set(bytes), _mm512_set1_epi8((char)0x80)); }
 FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
@@ -125,14 +126,6 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
     const vi two = _mm512_maddubs_epi16(x.size, turned);
     *sum = _mm512_add_epi32(*sum, _mm512_madd_epi16(two, _mm512_set1_epi16(1)));
 }
-
-typedef vx va;
-FL_INLINE va va_set(const int8_t *bytes) { return vx_set(bytes); }
-FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
-    (void)row_sums;
-    return _mm512_setzero_si512();
-}
-FL_INLINE void vi_dot_alone(vi *sum, const int8_t *weights, va x) { vi_dot(sum, vi_load(weights), x); }
 
 /* 16 products of at most 15 * 127 fit 16 bits. */
 typedef vi vn;

@@ -87,14 +87,6 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
     __asm__("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(*sum) : "w"(weights), "w"(x));
 }
 
-typedef vx va;
-FL_INLINE va va_set(const int8_t *bytes) { return vx_set(bytes); }
-FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
-    (void)row_sums;
-    return vdupq_n_u32(0);
-}
-FL_INLINE void vi_dot_alone(vi *sum, const int8_t *weights, va x) { vi_dot(sum, vi_load(weights), x); }
-
 /* Nibbles fit signed bytes, so one sum takes both. */
 typedef vi vn;
 FL_INLINE vn vn_zero(void) { return vdupq_n_u32(0); }

@@ -81,16 +81,6 @@ FL_INLINE void vi_dot(vi *sum, vi weights, vx x) {
     for (int i = 0; i < 4; i++) *sum += (vi)((int8_t)(weights >> 8 * i) * x.bytes[i]);
 }
 
-/* The same for one column, whose weights come straight from memory; a sum must begin with vi_begin_alone(sums of the
- * rows' weights). */
-typedef vx va;
-FL_INLINE va va_set(const int8_t *bytes) { return vx_set(bytes); }
-FL_INLINE vi vi_begin_alone(const int32_t *row_sums) {
-    (void)row_sums;
-    return 0;
-}
-FL_INLINE void vi_dot_alone(vi *sum, const int8_t *weights, va x) { vi_dot(sum, vi_load(weights), x); }
-
 /* Sum of the lane's low and high nibbles, 0 to 15, times low and high inputs; of at most 32 products. */
 typedef vi vn;
 FL_INLINE vn vn_zero(void) { return 0; }

@@ -467,16 +467,20 @@ def load(
         return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads or 0))
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
-    path = os.fspath(model)
-    if path in BUNDLED:
-        path = str(resources.files("fastlm.models") / f"{path}.gguf")
-    elif not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
+    path = model_path(model)
+    if not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
     engine = _engine.Model(path, None, isa, cache, threads or 0)
     try:
         return Model(engine)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling
         raise _engine.FormatError(f"{path}: {e}") from None
+
+
+def model_path(model: str | os.PathLike[str]) -> str:
+    """Where a model lies that is given by its path or by a bundled name."""
+    path = os.fspath(model)
+    return str(resources.files("fastlm.models") / f"{path}.gguf") if path in BUNDLED else path
 
 
 _loaded: dict[str, Model] = {}

@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from fastlm import format
 from fastlm.calibration import input_moments, own_text
-from fastlm.model import BUNDLED, Model, load
+from fastlm.model import Model, load, model_path
 from fastlm.options import Score
 from fastlm.rounding import BITS, LARGEST_INPUTS, RoundedRows, round_rows
 
@@ -265,8 +264,7 @@ class _Source:
     """A model file that is to be rounded, in one way or several: what they share is read and computed once."""
 
     def __init__(self, source: str | os.PathLike[str], text: str | Sequence[int] | None) -> None:
-        path = os.fspath(source)
-        self.path = str(resources.files("fastlm.models") / f"{path}.gguf") if path in BUNDLED else path
+        self.path = model_path(source)
         self.model = load(self.path)
         self.weights, self.before = format.unpack_rounded(self.path)
         self.types_before = {matrix.dtype for matrix in self.before.values()}

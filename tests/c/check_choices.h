@@ -6,6 +6,10 @@
 
 #include "operands.h"
 
+/* Around every number of lanes, and a vocabulary. */
+static const size_t list_sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 700, 10007};
+enum { LIST_SIZES = sizeof list_sizes / sizeof *list_sizes };
+
 /* ---- choose -------------------------------------------------------------------------------------------- */
 
 static fl_noise random_noise(uint64_t *random) {
@@ -97,11 +101,10 @@ static void check_noise(size_t n, bool listed, uint64_t *random) {
 }
 
 static void check_choices(uint64_t *random) {
-    static const size_t sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 700, 10007};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    for (size_t i = 0; i < LIST_SIZES; i++)
         for (int kind = 0; kind < 6; kind++)
             for (int variant = 0; variant < 4; variant++)
-                if (!skipped(random)) check_choose(sizes[i], variant & 1, kind, variant & 2, random);
+                if (!skipped(random)) check_choose(list_sizes[i], variant & 1, kind, variant & 2, random);
     for (int round = 0; round < (quick ? 4 : 40); round++)
         check_noise(1 + below(random, MOST_LOGITS - 1), round & 1, random);
 }
@@ -135,11 +138,10 @@ static void check_collect(size_t n, int kind, bool at_end, uint64_t *random) {
 }
 
 static void check_collections(uint64_t *random) {
-    static const size_t sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 700, 10007};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    for (size_t i = 0; i < LIST_SIZES; i++)
         for (int kind = 0; kind < 6; kind++)
             for (int at_end = 0; at_end < 2; at_end++)
-                if (!skipped(random)) check_collect(sizes[i], kind, at_end, random);
+                if (!skipped(random)) check_collect(list_sizes[i], kind, at_end, random);
 }
 
 /* ---- mass and logarithm -------------------------------------------------------------------------------- */
@@ -172,11 +174,10 @@ static void check_mass(size_t n, int kind, bool at_end, uint64_t *random) {
 }
 
 static void check_masses(uint64_t *random) {
-    static const size_t sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 700, 10007};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+    for (size_t i = 0; i < LIST_SIZES; i++)
         for (int kind = 0; kind < 6; kind++)
             for (int at_end = 0; at_end < 2; at_end++)
-                if (!skipped(random)) check_mass(sizes[i], kind, at_end, random);
+                if (!skipped(random)) check_mass(list_sizes[i], kind, at_end, random);
 }
 
 static void check_logarithms(uint32_t stride) {
