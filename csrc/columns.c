@@ -68,8 +68,8 @@ static float bf16_value(const uint16_t *weights, size_t at) {
 
 /* The number that weight k of a row is a scale's multiple of. */
 static int int4_value(const fl_matrix *m, size_t panel, size_t lane, size_t k) {
-    const size_t blocks = (m->inputs + 7) / 8, pairs = (m->inputs + 63) / 64;
-    const uint8_t byte = ((const uint8_t *)m->weights)[((panel * blocks + k / 8) * m->lanes + lane) * 4 + k % 4];
+    const size_t pairs = (m->inputs + 63) / 64;
+    const uint8_t byte = ((const uint8_t *)m->weights)[((panel * m->blocks + k / 8) * m->lanes + lane) * 4 + k % 4];
     const int factor = m->group[((panel * pairs + k / 64) * m->lanes + lane) * 2 + k / 32 % 2];
     return factor * ((k % 8 < 4 ? byte & 15 : byte >> 4) - 8);
 }
@@ -78,13 +78,11 @@ void fl_matrix_row(const fl_matrix *m, size_t row, float *out) {
     const size_t K = m->inputs, lanes = m->lanes, panel = row / lanes, lane = row % lanes;
     for (size_t k = 0; k < K; k++) {
         switch (m->dtype) {
-        case FL_F32: out[k] = ((const float *)m->weights)[(panel * K + k) * lanes + lane]; break;
-        case FL_BF16:
-            out[k] = bf16_value(m->weights, ((panel * ((K + 1) / 2) + k / 2) * lanes + lane) * 2 + k % 2);
-            break;
+        case FL_F32: out[k] = ((const float *)m->weights)[(panel * m->blocks + k) * lanes + lane]; break;
+        case FL_BF16: out[k] = bf16_value(m->weights, ((panel * m->blocks + k / 2) * lanes + lane) * 2 + k % 2); break;
         case FL_INT8:
             out[k] = m->scale[row] *
-                     (float)((const int8_t *)m->weights)[((panel * ((K + 3) / 4) + k / 4) * lanes + lane) * 4 + k % 4];
+                     (float)((const int8_t *)m->weights)[((panel * m->blocks + k / 4) * lanes + lane) * 4 + k % 4];
             break;
         case FL_INT4: out[k] = m->scale[row] * (float)int4_value(m, panel, lane, k); break;
         }

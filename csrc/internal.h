@@ -32,6 +32,7 @@
 
 enum {
     FL_PANEL = 16,        /* output rows that lie side by side in the file */
+    FL_SPARE_BLOCKS = 4,  /* that a panel may have behind those of its inputs */
     FL_GATES = 4,         /* i, f, g, o */
     FL_ALIGN = 64,        /* bytes: a cache line, an AVX-512 register */
     FL_BLOCK = 64,        /* tokens that share one noise counter group: FL_PANEL lanes x 4 words */
@@ -121,14 +122,15 @@ typedef enum fl_dtype { FL_F32, FL_BF16, FL_INT8, FL_INT4 } fl_dtype;
 /* Rows in panels of 16 (docs/format.md); an embedding of its own is in panels of one row. All in the mapping. */
 typedef struct fl_matrix {
     fl_dtype dtype;
-    const void *weights; /* f32 [panels][K][lanes], bf16 [panels][K/2][lanes][2], int8 [panels][K/4][lanes][4],
-                            int4 [panels][K/8][lanes][4], low nibbles before high ones */
+    const void *weights; /* f32 [panels][blocks][lanes], bf16 [panels][blocks][lanes][2], int8 and int4
+                            [panels][blocks][lanes][4], low nibbles before high ones */
     const float *scale;  /* int8, int4: [panels][lanes] */
     int32_t *sums;       /* int8: of a row's weights, [panels][lanes]; owned; NULL for an embedding of its own */
     const int8_t *group; /* int4: [panels][K/64][lanes][2], a factor for every 32 weights */
     size_t panels;
     size_t inputs; /* K */
     size_t lanes;  /* FL_PANEL or 1 */
+    size_t blocks; /* of a panel, each 1, 2, 4 or 8 inputs; there may be FL_SPARE_BLOCKS more than those of K */
 } fl_matrix;
 
 /* Whether its products read whole numbers. */

@@ -177,7 +177,7 @@ FL_INLINE void store_rows(const vf *sum, float *const *rows, const int panels, c
 /* k rising, one fused multiply-add each. */
 FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                        float *const *rows, const int panels, const int columns) {
-    const size_t K = matrix->inputs, stride = K * FL_PANEL;
+    const size_t K = matrix->inputs, stride = matrix->blocks * FL_PANEL;
     const float *weights = (const float *)matrix->weights + panel * stride, *x = in->values;
     vf sum[FL_SUMS];
     load_rows(sum, from, panels, columns);
@@ -196,7 +196,7 @@ FL_INLINE void add_f32(const fl_matrix *matrix, size_t panel, const block *in, c
 /* As f32; a lane holds the weights of two k, whose 16 bits are the upper half of a float. */
 FL_INLINE void add_bf16(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                         float *const *rows, const int panels, const int columns) {
-    const size_t K = matrix->inputs, stride = (K + 1) / 2 * FL_PANEL;
+    const size_t K = matrix->inputs, stride = matrix->blocks * FL_PANEL;
     const uint32_t *weights = (const uint32_t *)matrix->weights + panel * stride;
     const float *x = in->values;
     vf sum[FL_SUMS];
@@ -236,7 +236,7 @@ FL_INLINE void add_scaled(const vi *whole, const fl_matrix *matrix, size_t panel
 
 FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                         float *const *rows, const int panels, const int columns) {
-    const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
+    const size_t blocks = (matrix->inputs + 3) / 4, stride = matrix->blocks * 4 * FL_PANEL;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride, *x = in->bytes;
     const int32_t *sums = matrix->sums + panel * FL_PANEL;
     vi dot[FL_SUMS];
@@ -267,11 +267,10 @@ FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, 
 static FL_NOINLINE void add_int8_near(const fl_matrix *matrix, size_t panel, size_t panels, const block *in,
                                       const float *start, float *out) {
     enum { ALONG = VECTORS > 2 ? 2 : 4 };
-    const size_t blocks = (matrix->inputs + 3) / 4, stride = blocks * 4 * FL_PANEL;
-    const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
+    const size_t blocks = (matrix->inputs + 3) / 4, stride = matrix->blocks * 4 * FL_PANEL;
     vi whole[FL_PANELS * VECTORS];
     for (size_t p = 0; p < panels; p++) {
-        const int8_t *x = in->bytes;
+        const int8_t *weights = (const int8_t *)matrix->weights + (panel + p) * stride, *x = in->bytes;
         const int32_t *sums = matrix->sums + (panel + p) * FL_PANEL;
         vi dot[ALONG * VECTORS];
         EACH(i, ALONG * VECTORS) dot[i] = i < VECTORS ? vi_begin_alone(sums + i * FL_LANES) : vi_set(0);
@@ -318,7 +317,8 @@ FL_INLINE void int4_group(vi *group, const int8_t *weights, size_t stride, const
 /* Two groups at a time: their sums fit 16 bits each, and one instruction multiplies both by their factors. */
 FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                         float *const *rows, const int panels, const int columns) {
-    const size_t blocks = (matrix->inputs + 7) / 8, stride = blocks * 4 * FL_PANEL, pairs = (blocks + 7) / 8;
+    const size_t blocks = (matrix->inputs + 7) / 8, stride = matrix->blocks * 4 * FL_PANEL;
+    const size_t pairs = (blocks + 7) / 8;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
     const int8_t *factors = matrix->group + panel * pairs * 2 * FL_PANEL;
     vi total[FL_SUMS];
@@ -450,8 +450,8 @@ static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_
 static void sum_rows(const fl_matrix *matrix, int32_t *sums) {
     static const int8_t ones[4] = {1, 1, 1, 1};
     const size_t blocks = (matrix->inputs + 3) / 4;
-    const int8_t *weights = matrix->weights;
     for (size_t panel = 0; panel < matrix->panels; panel++) {
+        const int8_t *weights = (const int8_t *)matrix->weights + panel * matrix->blocks * 4 * FL_PANEL;
         vi dot[VECTORS];
         EACH(v, VECTORS) dot[v] = vi_dot_start((int32_t)(4 * blocks));
         for (size_t k = 0; k < blocks; k++, weights += 4 * FL_PANEL)

@@ -89,6 +89,14 @@ static fl_status find_dtype(const fl_file *file, const char *name, size_t size, 
     return FL_OK;
 }
 
+static const uint8_t inputs_of_block[] = {[FL_F32] = 1, [FL_BF16] = 2, [FL_INT8] = 4, [FL_INT4] = 8};
+
+/* A panel may have more blocks than the inputs need: see docs/format.md for when. */
+static uint64_t spare_blocks(const fl_file *file, const char *name, size_t size, fl_dtype dtype, uint64_t needed) {
+    const uint64_t found = fl_file_tensor(file, name, size, "weight")->dims[dtype == FL_F32 ? 1 : 2];
+    return found == needed + FL_SPARE_BLOCKS ? FL_SPARE_BLOCKS : 0;
+}
+
 static fl_status read_scale(const fl_file *file, const char *name, size_t size, const uint64_t dims[4],
                             const float **scale, fl_error *error) {
     const void *data;
@@ -116,13 +124,14 @@ static fl_status read_matrix(const fl_file *file, const char *name, size_t size,
                        "tensor '%s.weight': expected at most %llu inputs of whole numbers, found %llu",
                        fl_show(name, size).text, (unsigned long long)most, (unsigned long long)K);
     const bool rows = lanes == 1;
-    const uint64_t items = dtype == FL_BF16 ? 2 : 4, each = parts(K, dtype == FL_INT4 ? 8 : items);
-    const uint64_t f32[4] = {rows ? K : L, rows ? P : K, rows ? 1 : P, 1};
-    const uint64_t packed[4] = {rows ? items * each : items, rows ? P : L, rows ? 1 : each, rows ? 1 : P};
+    const uint64_t items = dtype == FL_BF16 ? 2 : 4, each = parts(K, inputs_of_block[dtype]);
+    const uint64_t blocks = rows ? each : each + spare_blocks(file, name, size, dtype, each);
+    const uint64_t f32[4] = {rows ? K : L, rows ? P : blocks, rows ? 1 : P, 1};
+    const uint64_t packed[4] = {rows ? items * each : items, rows ? P : L, rows ? 1 : blocks, rows ? 1 : P};
     const uint64_t scale[4] = {rows ? P : L, rows ? 1 : P, 1, 1};
     const uint64_t group[4] = {rows ? 2 * parts(K, 64) : 2, rows ? P : L, rows ? 1 : parts(K, 64), rows ? 1 : P};
     const void *factors = NULL;
-    *matrix = (fl_matrix){.dtype = dtype, .panels = panels, .inputs = inputs, .lanes = lanes};
+    *matrix = (fl_matrix){.dtype = dtype, .panels = panels, .inputs = inputs, .lanes = lanes, .blocks = (size_t)blocks};
     if (dtype == FL_F32) return fl_file_data(file, name, size, "weight", FL_GGML_F32, f32, &matrix->weights, error);
     if (dtype == FL_BF16)
         return fl_file_data(file, name, size, "weight", FL_GGML_BF16, packed, &matrix->weights, error);

@@ -17,10 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine
-from fastlm.rounding import RUN, Array, RoundedRows, round_rows
+from fastlm.rounding import BLOCK, RUN, Array, RoundedRows, round_rows
 
 PANEL = 16
 """Output rows that lie side by side."""
+
+PAGE_BLOCKS, SPARE_BLOCKS = 64, 4
+"""Blocks of a panel, of 64 bytes, in a page of memory, and what keeps panels off each other's place in it."""
 
 NUMERICS_VERSION = 1
 INPUT_STEP = 1 / 127  # of quantised hidden states, which are within (-1, 1)
@@ -161,6 +164,14 @@ def unpack_rows(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.asarray(rows.reshape(PANEL * len(panels), -1))
 
 
+def spread(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Panels [n, blocks, 16, ...] with a few blocks of zeros behind each that would else be nearly whole pages long."""
+    blocks = panels.shape[1]
+    from_whole_pages = min(blocks % PAGE_BLOCKS, -blocks % PAGE_BLOCKS)
+    spare = SPARE_BLOCKS if blocks > PAGE_BLOCKS and from_whole_pages < SPARE_BLOCKS else 0
+    return np.pad(panels, [(0, spare if axis == 1 else 0) for axis in range(panels.ndim)])
+
+
 # ---- file --------------------------------------------------------------------------------------------
 
 
@@ -206,7 +217,8 @@ def _tensors(weights: Weights, rounded: Mapping[str, RoundedRows]) -> Iterator[t
             yield f"{name}.scale", matrix.scale.reshape(-1, PANEL) if in_panels else matrix.scale
         if matrix.group is not None:
             yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
-        yield f"{name}.weight", pack(matrix.weight, RUN[matrix.dtype]) if in_panels else matrix.weight
+        weight = pack(matrix.weight, RUN[matrix.dtype]) if in_panels else matrix.weight
+        yield f"{name}.weight", spread(weight) if in_panels and matrix.dtype != "int4" else weight
 
 
 WRITTEN = (
@@ -345,7 +357,7 @@ def _read_tensors(path: str, engine: _engine.Model) -> dict[str, npt.NDArray[Any
     }
 
 
-def _read_matrix(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> RoundedRows:
+def _read_matrix(tensors: Mapping[str, npt.NDArray[Any]], name: str, inputs: int) -> RoundedRows:
     weight, scale, group = (tensors.get(f"{name}.{part}") for part in ("weight", "scale", "group"))
     assert weight is not None
     dtype = {"float32": "f32", "uint16": "bf16", "int8": "int8" if group is None else "int4"}[weight.dtype.name]
@@ -353,7 +365,7 @@ def _read_matrix(tensors: Mapping[str, npt.NDArray[Any]], name: str) -> RoundedR
         return RoundedRows(dtype, weight, scale, group)
     return RoundedRows(
         dtype,
-        unpack_rows(weight),
+        unpack_rows(weight[:, : -(-inputs // BLOCK[dtype])]),
         None if scale is None else scale.reshape(-1),
         None if group is None else unpack_rows(group),
     )
@@ -376,9 +388,12 @@ def unpack_rounded(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, Rou
     engine = _engine.Model(path, None, None, 0)
     facts, tensors = engine.info(), _read_tensors(path, engine)
     units, vocab_size, tied = facts["units"], facts["vocab_size"], facts["tied"]
-    cells = [f"blk.{n}.{part}" for n in range(len(units)) for part in "xh"]
-    rounded = {name: _read_matrix(tensors, name) for name in [*([] if tied else ["token_embd"]), *cells, "output"]}
     inputs = [facts["embedding_size"], *units]
+    of_matrix = {} if tied else {"token_embd": inputs[0]}
+    for n, h in enumerate(units):
+        of_matrix |= {f"blk.{n}.x": inputs[n], f"blk.{n}.h": h}
+    of_matrix["output"] = units[-1]
+    rounded = {name: _read_matrix(tensors, name, k) for name, k in of_matrix.items()}
     layers = tuple(
         LSTMWeights(
             kernel_of(rounded[f"blk.{n}.x"].to_float(inputs[n]), h),

@@ -17,6 +17,9 @@ BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4}
 RUN = {"f32": 1, "bf16": 2, "int8": 4, "int4": 4}
 """Elements of one row that lie side by side in a file; a row is filled up with zeros to a multiple of them."""
 
+BLOCK = {"f32": 1, "bf16": 2, "int8": 4, "int4": 8}
+"""Inputs of a row that they hold."""
+
 LARGEST_INPUTS = {"int8": 131072, "int4": 16384}
 """Inputs of a row whose sum surely fits 32 bits: 131072 · 127 · 127; with a group's factor, 16384 · 127 · 8 · 128."""
 

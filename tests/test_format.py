@@ -29,6 +29,19 @@ def test_packed_rows_unpack(rows, blocks, run):
     assert panels.sum() == array.sum()  # the padding is zero
 
 
+@pytest.mark.parametrize(("dtype", "inputs", "blocks"), [("f32", 125, 129), ("bf16", 256, 132), ("int8", 510, 132)])
+def test_panels_of_whole_pages_are_spread(tmp_path, dtype, inputs, blocks):
+    weights = random_weights(vocab=20, embedding=inputs, units=[8], seed=1)
+    path = tmp_path / "m.gguf"
+    fastlm.export(weights, path, dtype=dtype)
+    shapes = {name: shape for name, shape, *_ in fastlm._engine.Model(str(path), None, None, 1).tensors()}
+    assert shapes["blk.0.x.weight"][:2] == (4, blocks)
+    assert shapes["blk.0.h.weight"][1] == {"f32": 8, "bf16": 4, "int8": 2}[dtype]
+    again = tmp_path / "again.gguf"
+    fastlm.export(format.unpack(path).to_dict(), again, dtype=dtype)
+    assert again.read_bytes() == path.read_bytes()
+
+
 @given(st.integers(1, 40), st.integers(1, 9))
 def test_gates_lie_in_turn(units, inputs):
     kernel = np.arange(4 * units * inputs, dtype=np.float32).reshape(inputs, 4 * units)

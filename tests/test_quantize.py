@@ -480,7 +480,7 @@ def test_command_writes_and_reports(tmp_path, text, capsys):
     options = ["--dtype", "cells=int4,output=int8", "--text", str(tmp_path / "held_out.txt")]
     assert main(["quantize", STORIES, output, *options]) == 0
     shown = capsys.readouterr().out
-    assert f"{output}: 7.47 MB → 1.33 MB, weights in cells=int4,output=int8" in shown
+    assert f"{output}: 7.58 MB → 1.33 MB, weights in cells=int4,output=int8" in shown
     assert re.search(r"perplexity \d+\.\d\d → \d+\.\d\d: \+\d\.\d\d % \(± 0\.\d\d\) on \d,\d{3} tokens", shown)
     assert re.search(r"blk\.1\.h +int4 +\d+\.\d{3}%", shown)
     assert main(["quantize", STORIES, output]) == 0

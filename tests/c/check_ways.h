@@ -65,6 +65,7 @@ static tiny_shape random_shape(uint64_t *random, uint32_t most) {
     for (uint32_t i = 0; i < s.layers; i++) s.units[i] = random_size(random, most);
     random_dtypes(&s, random);
     s.tied = below(random, 2);
+    s.spread = below(random, 2);
     if (s.tied) s.embedding = s.units[s.layers - 1];
     s.scale = s.output_scale = scales[below(random, 3)];
     if (below(random, 4) == 0) s.output_scale = 0x1p-138f; /* denormal logits: a flush to zero would show */

@@ -29,33 +29,34 @@ typedef struct plain_row {
     } weight;
 } plain_row;
 
-/* Bytes of the weights of a panel of 16 rows. */
-static size_t panel_bytes(fl_dtype dtype, size_t K) {
+/* Blocks of 64 bytes that the inputs of a panel of 16 rows need. */
+static size_t blocks_needed(fl_dtype dtype, size_t K) {
     const size_t per[] = {[FL_F32] = 1, [FL_BF16] = 2, [FL_INT8] = 4, [FL_INT4] = 8};
-    return (K + per[dtype] - 1) / per[dtype] * 64;
+    return (K + per[dtype] - 1) / per[dtype];
 }
 
-/* Inputs come in blocks of `per`, `items` things for each row of a panel: where those of the row begin. */
-static size_t block_of(const fl_matrix *m, size_t row, size_t k, size_t per, size_t items) {
-    const size_t blocks = (m->inputs + per - 1) / per;
-    return ((row / m->lanes * blocks + k / per) * m->lanes + row % m->lanes) * items;
+static size_t weight_bytes(const fl_matrix *m) { return m->panels * m->blocks * 64; }
+
+/* A panel is `blocks` blocks of `items` things for each of its rows: where those of a row begin. */
+static size_t block_of(const fl_matrix *m, size_t row, size_t block, size_t blocks, size_t items) {
+    return ((row / m->lanes * blocks + block) * m->lanes + row % m->lanes) * items;
 }
 
 static float bf16_weight(const fl_matrix *m, size_t row, size_t k) {
     const uint16_t *weights = m->weights;
-    return float_of((uint32_t)weights[block_of(m, row, k, 2, 2) + k % 2] << 16);
+    return float_of((uint32_t)weights[block_of(m, row, k / 2, m->blocks, 2) + k % 2] << 16);
 }
 
 static int int8_weight(const fl_matrix *m, size_t row, size_t k) {
     const int8_t *weights = m->weights;
-    return weights[block_of(m, row, k, 4, 4) + k % 4];
+    return weights[block_of(m, row, k / 4, m->blocks, 4) + k % 4];
 }
 
 /* A nibble less 8, times the factor of 32 inputs. */
 static int int4_weight(const fl_matrix *m, size_t row, size_t k) {
     const uint8_t *weights = m->weights;
-    const int byte = weights[block_of(m, row, k, 8, 4) + k % 4],
-              factor = m->group[block_of(m, row, k, 64, 2) + k / 32 % 2];
+    const int byte = weights[block_of(m, row, k / 8, m->blocks, 4) + k % 4],
+              factor = m->group[block_of(m, row, k / 64, (m->inputs + 63) / 64, 2) + k / 32 % 2];
     return factor * ((k / 4 % 2 ? byte >> 4 : byte & 15) - 8);
 }
 
@@ -65,7 +66,7 @@ static void read_row(plain_row *out, const fl_matrix *m, size_t row) {
     out->scale = out->whole ? m->scale[row] : 1;
     for (size_t k = 0; k < m->inputs; k++) {
         switch (m->dtype) {
-        case FL_F32: out->weight.real[k] = ((const float *)m->weights)[block_of(m, row, k, 1, 1)]; break;
+        case FL_F32: out->weight.real[k] = ((const float *)m->weights)[block_of(m, row, k, m->blocks, 1)]; break;
         case FL_BF16: out->weight.real[k] = bf16_weight(m, row, k); break;
         case FL_INT8: out->weight.number[k] = int8_weight(m, row, k); break;
         case FL_INT4: out->weight.number[k] = int4_weight(m, row, k); break;

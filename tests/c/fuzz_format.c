@@ -400,6 +400,7 @@ static tiny_model *valid_model(size_t which) {
          .x_dtype = {AS_INT8, AS_F32, AS_INT4},
          .h_dtype = {AS_BF16, AS_F32, AS_INT8},
          .output_dtype = AS_BF16,
+         .spread = true,
          .alignment = 128},
     };
     return tiny_new(&shapes[which]);

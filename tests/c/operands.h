@@ -155,16 +155,18 @@ static void set_sums(fl_matrix *m, const arena *room, bool at_end) {
     const int8_t *weights = m->weights;
     m->sums = arena_place(*room, 4 * m->panels * 16, at_end);
     memset(m->sums, 0, 4 * m->panels * 16);
-    for (size_t i = 0; i < m->panels * panel_bytes(FL_INT8, m->inputs); i++)
-        m->sums[i / panel_bytes(FL_INT8, m->inputs) * 16 + i / 4 % 16] += weights[i];
+    for (size_t panel = 0; panel < m->panels; panel++, weights += 64 * m->blocks)
+        for (size_t i = 0; i < 64 * blocks_needed(FL_INT8, m->inputs); i++)
+            m->sums[panel * 16 + i / 4 % 16] += weights[i];
 }
 
-/* All of it, what pads inputs too: nothing may depend on that. */
+/* All of it, what pads inputs and panels too: nothing may depend on that. */
 static fl_matrix random_matrix(const matrix_room *room, fl_dtype dtype, size_t panels, size_t K, int kind, bool at_end,
                                uint64_t *random) {
-    const size_t bytes = panels * panel_bytes(dtype, K), factors = panels * 32 * tiny_parts(K, 64), rows = 16 * panels;
+    const size_t blocks = blocks_needed(dtype, K) + (below(random, 2) ? FL_SPARE_BLOCKS : 0);
+    const size_t bytes = 64 * panels * blocks, factors = panels * 32 * tiny_parts(K, 64), rows = 16 * panels;
     void *weights = arena_place(room->weights, bytes, at_end);
-    fl_matrix m = {.dtype = dtype, .weights = weights, .panels = panels, .inputs = K, .lanes = 16};
+    fl_matrix m = {.dtype = dtype, .weights = weights, .panels = panels, .inputs = K, .lanes = 16, .blocks = blocks};
     if (dtype == FL_F32) fill(weights, bytes / 4, kind, K, random);
     if (dtype == FL_BF16) fill_bf16(weights, bytes / 2, kind, K, random);
     if (dtype == FL_INT8) fill_whole(weights, bytes, kind, 0x81, 0x7F, random);

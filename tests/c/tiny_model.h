@@ -18,6 +18,7 @@ typedef struct tiny_shape {
     uint32_t vocab, embedding, layers, units[TINY_LAYERS];
     tiny_dtype embedding_dtype, x_dtype[TINY_LAYERS], h_dtype[TINY_LAYERS], output_dtype;
     bool tied;
+    bool spread;        /* panels have spare blocks */
     bool text;          /* with a character tokenizer, and a start and an end of text */
     bool test;          /* with a test vector; log-probabilities are 0 until tiny_set_test */
     uint32_t alignment; /* of the tensors; 0: 64 */
@@ -209,6 +210,7 @@ enum { TINY_TENSORS = 7 * TINY_LAYERS + 8 };
 typedef struct tiny_list {
     tiny_tensor tensors[TINY_TENSORS];
     size_t n;
+    uint64_t spare; /* blocks of a panel behind those of its inputs */
 } tiny_list;
 
 static size_t tiny_parts(size_t n, size_t size) { return (n + size - 1) / size; }
@@ -229,7 +231,7 @@ static void tiny_add(tiny_list *list, const char *name, const char *part, tiny_k
 static void tiny_whole(tiny_list *list, const char *name, tiny_dtype dtype, uint64_t L, uint64_t P, uint64_t K,
                        float most) {
     const uint64_t blocks = tiny_parts(K, dtype == AS_INT4 ? 8 : 4), pairs = tiny_parts(K, 64);
-    const uint64_t panels[4] = {4, L, blocks, P}, rows[4] = {4 * blocks, P, 1, 1};
+    const uint64_t panels[4] = {4, L, blocks + list->spare, P}, rows[4] = {4 * blocks, P, 1, 1};
     const uint64_t panel_groups[4] = {2, L, pairs, P}, row_groups[4] = {2 * pairs, P, 1, 1};
     const uint64_t panel_scales[4] = {L, P, 1, 1}, row_scales[4] = {P, 1, 1, 1};
     tiny_add(list, name, "weight", dtype == AS_INT4 ? OF_ANY_BYTES : OF_INT8, 0, L > 1 ? panels : rows);
@@ -240,8 +242,9 @@ static void tiny_whole(tiny_list *list, const char *name, tiny_dtype dtype, uint
 /* P panels of L rows of K inputs; weights get narrower by the square root of the inputs. */
 static void tiny_matrix(tiny_list *list, const char *name, tiny_dtype dtype, uint64_t L, uint64_t P, uint64_t K,
                         float scale) {
-    const uint64_t numbers[4] = {L, K, P, 1}, number_rows[4] = {K, P, 1, 1};
-    const uint64_t pairs[4] = {2, L, tiny_parts(K, 2), P}, pair_rows[4] = {2 * tiny_parts(K, 2), P, 1, 1};
+    const uint64_t numbers[4] = {L, K + list->spare, P, 1}, number_rows[4] = {K, P, 1, 1};
+    const uint64_t halves = tiny_parts(K, 2), pairs[4] = {2, L, halves + list->spare, P};
+    const uint64_t pair_rows[4] = {2 * halves, P, 1, 1};
     float root = 1;
     while (L > 1 && root * root < (float)K) root++;
     if (dtype == AS_F32) tiny_add(list, name, "weight", OF_F32, scale / root, L > 1 ? numbers : number_rows);
@@ -256,6 +259,7 @@ static void tiny_bias(tiny_list *list, const char *name, size_t panels, float sc
 static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     uint32_t K = shape->embedding;
     list->n = 0;
+    list->spare = shape->spread ? 4 : 0;
     if (!shape->tied) tiny_matrix(list, "token_embd", shape->embedding_dtype, 1, shape->vocab, K, shape->scale);
     for (uint32_t i = 0; i < shape->layers; i++) {
         const size_t panels = 4 * tiny_panels(shape->units[i]);
