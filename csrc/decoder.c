@@ -89,9 +89,10 @@ static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, f
 
 static void cut_scratch(cutter *c, size_t padded, fl_scratch *scratch) {
     scratch->candidates = cut(c, padded * sizeof(fl_candidate));
-    scratch->kept_logits = cut(c, padded * sizeof(float));
-    scratch->kept_ids = cut(c, padded * sizeof(int32_t));
-    scratch->kept_mass = cut(c, padded * sizeof(uint32_t));
+    scratch->mass = cut(c, padded * sizeof(uint32_t));
+    scratch->kept_logits = cut(c, (padded + FL_PANEL) * sizeof(float));
+    scratch->kept_ids = cut(c, (padded + FL_PANEL) * sizeof(int32_t));
+    scratch->kept_mass = cut(c, (padded + FL_PANEL) * sizeof(uint32_t));
 }
 
 static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {

@@ -211,12 +211,19 @@ typedef struct fl_candidate {
     uint64_t mass;  /* what it weighs: 1, or its share of the probability in 2^-30 of the likeliest token's */
 } fl_candidate;
 
+/* Of a set of tokens: what they weigh, and how many they are. */
+typedef struct fl_weight {
+    uint64_t mass;
+    size_t count;
+} fl_weight;
+
 /* What one thread needs to choose a token. */
 typedef struct fl_scratch {
     fl_candidate *candidates; /* [V] */
-    float *kept_logits;       /* [V rounded up to FL_PANEL] */
-    int32_t *kept_ids;        /* [V rounded up to FL_PANEL] */
-    uint32_t *kept_mass;      /* [V rounded up to FL_PANEL] */
+    uint32_t *mass;           /* [V rounded up to FL_PANEL], of every token */
+    float *kept_logits;       /* [V + FL_PANEL rounded up to FL_PANEL], and so the next two */
+    int32_t *kept_ids;
+    uint32_t *kept_mass;
 } fl_scratch;
 
 /* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */

@@ -36,9 +36,13 @@ struct fl_kernels {
     void (*choose)(fl_winner *winner, const float *logits, const int32_t *ids, size_t begin, size_t end,
                    float temperature, const fl_noise *noise);
 
-    /* Lists the tokens whose logit is at least `floor`, by rising id, with their logits; returns how many. logits are
-     * padded to a multiple of FL_PANEL; ids and kept have room for n. */
-    size_t (*collect)(const float *logits, size_t n, float floor, int32_t *ids, float *kept);
+    /* Lists the tokens whose logit is at least `floor` and below `ceiling`, by rising id, with their logits; returns how
+     * many. logits are padded to a multiple of FL_PANEL; ids and kept have room for FL_PANEL more than are listed. */
+    size_t (*collect)(const float *logits, size_t n, float floor, float ceiling, int32_t *ids, float *kept);
+
+    /* What the tokens whose logit is at least `floor`, which is finite, weigh together: each its mass, or 1 if mass is
+     * NULL. Both are padded to a multiple of FL_PANEL, logits with -inf. */
+    fl_weight (*weigh)(const float *logits, const uint32_t *mass, size_t n, float floor);
 
     /* Sum of round(2^30 exp((logit - largest) * scale)) over n logits, padded with -inf to a multiple of
      * FL_PANEL; each term to mass (same room) unless NULL. */

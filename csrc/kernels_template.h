@@ -621,19 +621,39 @@ static void choose(fl_winner *found, const float *logits, const int32_t *ids, si
     for (int i = 0; i < FL_LANES; i++) *found = fl_better(*found, (fl_winner){key[i], id[i]});
 }
 
-static size_t collect(const float *logits, size_t n, float floor, int32_t *ids, float *kept) {
+FL_INLINE vm at_least(vf x, vf floor) { return vm_or(vf_greater(x, floor), vf_equal(x, floor)); }
+
+static size_t collect(const float *logits, size_t n, float floor, float ceiling, int32_t *ids, float *kept) {
     size_t count = 0;
     for (size_t at = 0; at < n; at += FL_LANES) {
         const vf x = vf_load(logits + at);
-        uint32_t bits = vm_bits(vm_or(vf_greater(x, vf_set(floor)), vf_equal(x, vf_set(floor))));
+        uint32_t bits = vm_bits(vm_and(at_least(x, vf_set(floor)), vf_greater(vf_set(ceiling), x)));
         if (n - at < FL_LANES) bits &= (1u << (n - at)) - 1;
+#ifdef FL_COMPRESS
+        vf_store(kept + count, vf_compress((vm)bits, x));
+        vi_store(ids + count, vi_compress((vm)bits, ids_from(at)));
+        count += vm_count((vm)bits);
+#else
         for (; bits; bits &= bits - 1) {
             const size_t id = at + lowest_bit(bits);
             ids[count] = (int32_t)id;
             kept[count++] = logits[id];
         }
+#endif
     }
     return count;
+}
+
+static fl_weight weigh(const float *logits, const uint32_t *mass, size_t n, float floor) {
+    vsum sum = vsum_zero();
+    vi count = vi_set(0);
+    for (size_t at = 0; at < n; at += FL_LANES) {
+        const vm in = at_least(vf_load(logits + at), vf_set(floor));
+        if (mass) sum = vsum_add(sum, vi_select(in, vi_load(mass + at), vi_set(0)));
+        count = vi_add(count, vi_select(in, vi_set(1), vi_set(0)));
+    }
+    const size_t tokens = (size_t)vsum_total(vsum_add(vsum_zero(), count));
+    return (fl_weight){mass ? vsum_total(sum) : tokens, tokens};
 }
 
 static uint64_t mass(const float *logits, size_t n, float largest, float scale, uint32_t *out) {
@@ -657,4 +677,5 @@ static float logarithm(float x) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update, choose, collect, mass, logarithm};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update,   choose,
+                                       collect,           weigh,    mass,    logarithm};

@@ -25,12 +25,6 @@ static uint32_t falling_order(float logit) {
     return bits & 0x80000000 ? bits : 0x7FFFFFFF - bits;
 }
 
-/* Lists the tokens whose logit is at least `floor`. */
-static size_t collect(const draw *d, float floor) {
-    const fl_scratch *s = d->scratch;
-    return d->model->kernels->collect(d->logits, d->model->vocab_size, floor, s->kept_ids, s->kept_logits);
-}
-
 /* The kernels work on whole panels: fills up the last one with what cannot win and weighs nothing. */
 static void pad(const draw *d, size_t n) {
     for (; n % FL_PANEL; n++) {
@@ -69,31 +63,57 @@ static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
     return n;
 }
 
-/* ---- controls ---------------------------------------------------------------------------------------- */
-
-/* Keeps of the n listed tokens the shortest run that weighs `target`, each token weighing its mass, or 1. */
-static size_t keep_run(const draw *d, size_t n, const uint32_t *mass, uint64_t target) {
+/* Keeps of the tokens listed from `begin` on the shortest run that weighs `target`, each token weighing its mass, or 1.
+ * Returns how many are listed then. */
+static size_t keep_run(const draw *d, size_t begin, size_t n, const uint32_t *mass, uint64_t target) {
     const fl_scratch *s = d->scratch;
+    int32_t *ids = s->kept_ids + begin;
+    float *logits = s->kept_logits + begin;
     fl_candidate *list = s->candidates;
     for (size_t i = 0; i < n; i++)
-        list[i] = (fl_candidate){(uint64_t)falling_order(s->kept_logits[i]) << 32 | (uint32_t)s->kept_ids[i],
-                                 mass ? mass[i] : 1};
+        list[i] = (fl_candidate){(uint64_t)falling_order(logits[i]) << 32 | (uint32_t)ids[i], mass ? mass[i] : 1};
     n = select_run(list, n, target);
     for (size_t i = 0; i < n; i++) {
-        s->kept_ids[i] = (int32_t)(uint32_t)list[i].order;
-        s->kept_logits[i] = d->logits[s->kept_ids[i]];
+        ids[i] = (int32_t)(uint32_t)list[i].order;
+        logits[i] = d->logits[ids[i]];
     }
-    return n;
+    return begin + n;
 }
 
-/* How far below the best logit to look first, in units of the temperature: of the bundled model's 2048 tokens 6 % reach
- * it at temperature 0.7, and hold 0.986 of the probability or more in 95 of 100 places. More is looked at when needed. */
-#define FIRST_LOOK 8.0f
+/* ---- controls ---------------------------------------------------------------------------------------- */
 
-static size_t keep_top_k(const draw *d, float largest, float unit, uint32_t k) {
-    size_t n = collect(d, largest - FIRST_LOOK * unit);
-    if (n < k) n = collect(d, -INFINITY);
-    return n <= k ? n : keep_run(d, n, NULL, k);
+/* So many units of the temperature below the best logit, the probability is e^-16 of the best token's: a run seldom ends
+ * there. */
+#define DEEPEST 16.0f
+/* Halvings of that depth, and candidates that are few enough to be ordered one by one instead. */
+enum { MOST_LOOKS = 12, FEW = 32, FEW_OF = 64 };
+
+/* Lists of the whole vocabulary the shortest run that weighs `target`. Where it ends is narrowed down by weighing what
+ * is above a logit, many tokens at a time, until few are left that may be in or out. */
+static size_t list_run(const draw *d, float largest, float unit, const uint32_t *mass, uint64_t target) {
+    const fl_kernels *kernels = d->model->kernels;
+    const fl_scratch *s = d->scratch;
+    const size_t V = d->model->vocab_size;
+    float floor = -INFINITY, ceiling = INFINITY; /* those from the ceiling up are in, those below the floor out */
+    float shallow = 0, deep = DEEPEST;
+    fl_weight in = {0, 0};
+    size_t doubtful = V;
+    for (int look = 0; look < MOST_LOOKS && doubtful > FEW + V / FEW_OF; look++) {
+        const float middle = (shallow + deep) / 2, logit = largest - middle * unit;
+        if (logit == -INFINITY) break; /* a temperature beyond measure */
+        const fl_weight above = kernels->weigh(d->logits, mass, V, logit);
+        if (above.mass < target) {
+            doubtful -= above.count - in.count;
+            ceiling = logit, shallow = middle, in = above;
+        } else {
+            doubtful = above.count - in.count;
+            floor = logit, deep = middle;
+        }
+    }
+    const size_t n = in.count ? kernels->collect(d->logits, V, ceiling, INFINITY, s->kept_ids, s->kept_logits) : 0;
+    const size_t m = kernels->collect(d->logits, V, floor, ceiling, s->kept_ids + n, s->kept_logits + n);
+    for (size_t i = n; mass && i < n + m; i++) s->kept_mass[i] = mass[s->kept_ids[i]];
+    return keep_run(d, n, m, mass ? s->kept_mass + n : NULL, target - in.mass);
 }
 
 static uint64_t share(double p, uint64_t total) {
@@ -107,19 +127,13 @@ static uint64_t share(double p, uint64_t total) {
 static size_t keep_top_p(const draw *d, size_t n, float largest, float scale, float unit, double p) {
     const fl_kernels *kernels = d->model->kernels;
     const fl_scratch *s = d->scratch;
-    uint64_t target, found = 0;
-    if (n) {
-        pad(d, n);
-        target = share(p, found = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass));
-    } else {
-        target = share(p, kernels->mass(d->logits, d->model->vocab_size, largest, scale, NULL));
-        for (float floor = largest - FIRST_LOOK * unit; found < target; floor = -INFINITY) {
-            n = collect(d, floor);
-            pad(d, n);
-            found = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass);
-        }
+    if (!n) {
+        const uint64_t total = kernels->mass(d->logits, d->model->vocab_size, largest, scale, s->mass);
+        return list_run(d, largest, unit, s->mass, share(p, total));
     }
-    return keep_run(d, n, s->kept_mass, target);
+    pad(d, n);
+    const uint64_t total = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass);
+    return keep_run(d, 0, n, s->kept_mass, share(p, total));
 }
 
 /* ---- the next token ---------------------------------------------------------------------------------- */
@@ -153,7 +167,7 @@ int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const float 
     const fl_noise noise = noise_of(sampling, position, FL_PURPOSE_TOKEN);
     const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */
     size_t n = 0;
-    if (sampling->top_k && sampling->top_k < model->vocab_size) n = keep_top_k(&d, first.key, T, sampling->top_k);
+    if (sampling->top_k && sampling->top_k < model->vocab_size) n = list_run(&d, first.key, T, NULL, sampling->top_k);
     if (sampling->top_p > 0.0 && sampling->top_p < 1.0) n = keep_top_p(&d, n, first.key, scale, T, sampling->top_p);
     pad(&d, n);
     fl_winner winner = FL_NO_WINNER;

@@ -60,6 +60,10 @@ FL_INLINE vm vm_and(vm a, vm b) { return (vm)(a & b); }
 FL_INLINE vm vm_or(vm a, vm b) { return (vm)(a | b); }
 FL_INLINE uint32_t vm_bits(vm m) { return m; }
 FL_INLINE vf vf_select(vm m, vf yes, vf no) { return _mm512_mask_blend_ps(m, no, yes); }
+#define FL_COMPRESS 1 /* lanes of a mask to the front */
+FL_INLINE vf vf_compress(vm m, vf a) { return _mm512_maskz_compress_ps(m, a); }
+FL_INLINE vi vi_compress(vm m, vi a) { return _mm512_maskz_compress_epi32(m, a); }
+FL_INLINE size_t vm_count(vm m) { return (size_t)__builtin_popcount(m); }
 FL_INLINE vi vi_select(vm m, vi yes, vi no) { return _mm512_mask_blend_epi32(m, no, yes); }
 
 #ifdef FL_VNNI

@@ -129,7 +129,12 @@ static void once_choose(const work *w) {
     w->kernels->choose(&winner, w->logits, w->ids, 0, w->n, w->temperature, &noise);
     sink = (uint64_t)winner.id;
 }
-static void once_collect(const work *w) { sink = w->kernels->collect(w->logits, w->n, 0.9f, w->ids, w->out[0]); }
+static void once_weigh(const work *w) { /* the logits' bits serve as masses: any do */
+    sink = w->kernels->weigh(w->logits, (const uint32_t *)(const void *)w->logits, w->n, 0.9f).count;
+}
+static void once_collect(const work *w) {
+    sink = w->kernels->collect(w->logits, w->n, 0.9f, INFINITY, w->ids, w->out[0]);
+}
 static void once_mass(const work *w) { sink = w->kernels->mass(w->logits, w->n, 1, 1, NULL); }
 static void once_logarithm(const work *w) { w->out[0][0] = w->kernels->logarithm(w->logits[0] + 2); }
 static void once_token(const work *w) {
@@ -272,6 +277,9 @@ static void bench_choices(work w, float *logits, int32_t *ids, size_t n, uint64_
     bench_levels(w);
     snprintf(what, sizeof what, "collect, V %zu", n); /* one in twenty */
     w.once = once_collect;
+    bench_levels(w);
+    snprintf(what, sizeof what, "weigh, V %zu", n);
+    w.once = once_weigh;
     bench_levels(w);
     snprintf(what, sizeof what, "mass, V %zu", n);
     w.once = once_mass;

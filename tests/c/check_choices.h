@@ -6,6 +6,8 @@
 
 #include "operands.h"
 
+#include <float.h>
+
 /* Around every number of lanes, and a vocabulary. */
 static const size_t list_sizes[] = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200, 700, 10007};
 enum { LIST_SIZES = sizeof list_sizes / sizeof *list_sizes };
@@ -115,24 +117,29 @@ static void check_collect(size_t n, int kind, bool at_end, uint64_t *random) {
     static int32_t expected_ids[MOST_LOGITS];
     static float expected[MOST_LOGITS];
     const size_t room = tiny_up(n, FL_PANEL);
-    float *logits = place(logit_room, room, at_end), *kept = place(outs, n, at_end);
-    int32_t *ids = arena_place(id_room, 4 * n, at_end);
+    float *logits = place(logit_room, room, at_end);
     fill_logits(logits, n, room, kind, random);
-    const float floors[] = {-INFINITY, logits[below(random, n)], nextafterf(logits[0], INFINITY), 0, -0.0f, INFINITY};
-    for (size_t f = 0; f < sizeof floors / sizeof *floors; f++) {
+    const float limits[] = {-INFINITY, logits[below(random, n)], nextafterf(logits[0], INFINITY), 0, -0.0f, INFINITY};
+    for (size_t f = 0; f < 36; f++) {
+        const float floor = limits[f / 6], ceiling = limits[f % 6];
         size_t count = 0;
         for (size_t i = 0; i < n; i++)
-            if (logits[i] >= floors[f]) expected_ids[count] = (int32_t)i, expected[count++] = logits[i];
+            if (logits[i] >= floor && logits[i] < ceiling)
+                expected_ids[count] = (int32_t)i, expected[count++] = logits[i];
+        const size_t listed = count + FL_PANEL;
+        float *kept = place(outs, listed, at_end);
+        int32_t *ids = arena_place(id_room, 4 * listed, at_end);
         FOR_EACH_LEVEL(kernels) {
-            now("collect, %s, n %zu, kind %d, floor %g, guard %s", kernels->name, n, kind, (double)floors[f],
-                at_end ? "behind" : "before");
-            memset(ids, 0xFF, 4 * n);
-            memset(kept, 0xFF, 4 * n);
-            const size_t found = kernels->collect(logits, n, floors[f], ids, kept);
+            now("collect, %s, n %zu, kind %d, from %g, below %g, guard %s", kernels->name, n, kind, (double)floor,
+                (double)ceiling, at_end ? "behind" : "before");
+            memset(ids, 0xFF, 4 * listed);
+            memset(kept, 0xFF, 4 * listed);
+            const size_t found = kernels->collect(logits, n, floor, ceiling, ids, kept);
             check(found == count, "%zu tokens, expected %zu", found, count);
             check(memcmp(ids, expected_ids, 4 * count) == 0, "other tokens");
             check_equal(kept, expected, count, "logits");
-            check(arena_intact(outs, kept, 4 * n) && arena_intact(id_room, ids, 4 * n), "wrote beside the list");
+            check(arena_intact(outs, kept, 4 * listed) && arena_intact(id_room, ids, 4 * listed),
+                  "wrote beside the list");
         }
     }
 }
@@ -178,6 +185,35 @@ static void check_masses(uint64_t *random) {
         for (int kind = 0; kind < 6; kind++)
             for (int at_end = 0; at_end < 2; at_end++)
                 if (!skipped(random)) check_mass(list_sizes[i], kind, at_end, random);
+}
+
+static void check_weigh(size_t n, int kind, bool at_end, uint64_t *random) {
+    const size_t room = tiny_up(n, FL_PANEL);
+    float *logits = place(logit_room, room, at_end);
+    uint32_t *mass = arena_place(outs, 4 * room, at_end);
+    fill_logits(logits, n, room, kind, random);
+    for (size_t i = 0; i < room; i++) mass[i] = kind & 1 ? UINT32_MAX : (uint32_t)next_random(random);
+    const float floors[] = {-FLT_MAX, fmaxf(logits[below(random, n)], -FLT_MAX), nextafterf(logits[0], INFINITY), 0,
+                            -0.0f};
+    for (size_t f = 0; f < sizeof floors / sizeof *floors; f++) {
+        fl_weight expected = {0, 0};
+        for (size_t i = 0; i < n; i++)
+            if (logits[i] >= floors[f]) expected.mass += mass[i], expected.count++;
+        FOR_EACH_LEVEL(kernels) {
+            now("weigh, %s, n %zu, kind %d, floor %g", kernels->name, n, kind, (double)floors[f]);
+            const fl_weight found = kernels->weigh(logits, mass, n, floors[f]);
+            check(found.mass == expected.mass && found.count == expected.count, "%zu tokens, expected %zu", found.count,
+                  expected.count);
+            check(kernels->weigh(logits, NULL, n, floors[f]).mass == expected.count, "each 1");
+        }
+    }
+}
+
+static void check_weights(uint64_t *random) {
+    for (size_t i = 0; i < LIST_SIZES; i++)
+        for (int kind = 0; kind < 6; kind++)
+            for (int at_end = 0; at_end < 2; at_end++)
+                if (!skipped(random)) check_weigh(list_sizes[i], kind, at_end, random);
 }
 
 static void check_logarithms(uint32_t stride) {

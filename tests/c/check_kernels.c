@@ -33,6 +33,7 @@ static void check_all(uint64_t *random, uint32_t stride) {
     check_choices(random);
     check_collections(random);
     check_masses(random);
+    check_weights(random);
     check_models(random, quick);
 }
 

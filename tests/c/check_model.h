@@ -256,12 +256,17 @@ static fl_sampling random_sampling(uint32_t V, bool equal_logits, uint64_t *rand
 
 /* As large as internal.h says, and no larger. */
 static fl_scratch scratch_new(uint32_t V) {
-    const size_t padded = tiny_up(V, FL_PANEL);
-    return (fl_scratch){malloc(V * sizeof(fl_candidate)), malloc(4 * padded), malloc(4 * padded), malloc(4 * padded)};
+    const size_t padded = 4 * tiny_up(V, FL_PANEL), listed = 4 * tiny_up(V + FL_PANEL, FL_PANEL);
+    return (fl_scratch){.candidates = malloc(V * sizeof(fl_candidate)),
+                        .mass = malloc(padded),
+                        .kept_logits = malloc(listed),
+                        .kept_ids = malloc(listed),
+                        .kept_mass = malloc(listed)};
 }
 
 static void scratch_free(fl_scratch *s) {
     free(s->candidates);
+    free(s->mass);
     free(s->kept_logits);
     free(s->kept_ids);
     free(s->kept_mass);
