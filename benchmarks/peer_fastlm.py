@@ -9,11 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from harness import TEMPERATURE, TOP_P, Form, Job, make
+from harness import CHECKED, TEMPERATURE, TOP_P, Form, Job, make
 from workloads import PRECISIONS
 
 MODULES = ("gguf", "fastlm")  # gguf writes the file; it does not run it
-FORMS = tuple(Form("fastlm", precision, draws=True) for precision in PRECISIONS)
+KEEPS_NONE = "no rows kept"
+FORMS = (
+    *(Form("fastlm", precision, draws=True) for precision in PRECISIONS),
+    # Every token as one that was never seen before: its first layer's input product is computed.
+    *(Form("fastlm", precision, KEEPS_NONE, role="bare", streams=False) for precision in ("f32", "int8")),
+)
 
 
 def convert(job: Job) -> None:
@@ -30,7 +35,8 @@ class Runner:
     def __init__(self, job: Job) -> None:
         import fastlm
 
-        self._model = fastlm.load(_path(job), threads=job.threads)
+        rows = 0.0 if job.form.how == KEEPS_NONE else 16.0
+        self._model = fastlm.load(_path(job), threads=job.threads, row_cache_mb=rows)
         self._job, self._start = job, job.workload.start(job.batch)
 
     def greedy(self, count: int) -> list[list[int]]:
@@ -61,7 +67,12 @@ class Runner:
         weights = workload.weights | {"output.bias": workload.weights["output.bias"].copy()}
         weights["output.bias"][0] = -30  # token 0 ends a text: here it never comes
         make(path, lambda path: fastlm.export(weights, path, dtype=self._job.form.precision, tokenizer=tokenizer))
-        return fastlm.load(path, threads=self._job.threads)
+        model = fastlm.load(path, threads=self._job.threads)
+        checked = self.greedy(CHECKED)[0]
+        alike = checked.index(0) if 0 in checked else CHECKED
+        if model.generate(self._start, max_tokens=CHECKED, temperature=0.0).token_ids[:alike] != checked[:alike]:
+            raise RuntimeError("with a tokenizer it writes another text")
+        return model
 
     def write(self, count: int, seed: int) -> list[int]:
         drawn = self._model.generate(self._start, max_tokens=count, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)

@@ -24,7 +24,8 @@ from typing import Any
 
 from about import about
 from compare import Company, Figures, Settings, decode, installed_forms, make_probe
-from harness import OURS, Form, Job
+from harness import Form, Job
+from tables import readme_parts, report_text, update_readme
 from worker import Worker, convert
 from workloads import WORKLOADS, Workload
 
@@ -119,7 +120,7 @@ def _decoded(
 
 def latency_section(plan: Plan, wanted: Wanted) -> Points:
     """The time of every single token as Python sees it come, one thread."""
-    streaming = [form for form in plan.forms if form.peer == OURS or (form.streams and form.role == "contender")]
+    streaming = [form for form in plan.contenders if form.streams]
     for name in ("char", "ptb-medium"):
         if wanted(name):
             with Company(streaming, WORKLOADS[name], 1, plan.settings) as company:
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the short table between its markers")
     arguments = parser.parse_args()
 
+    if arguments.readme:
+        readme_parts(arguments.readme)  # a file without markers is refused now, not in an hour
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up
     arguments.out.mkdir(parents=True, exist_ok=True)
     store = Store(arguments.out / "report.json")
@@ -258,7 +261,6 @@ def main() -> None:
         sys.exit("nothing was measured yet")
 
     from plots import draw_all
-    from tables import report_text, update_readme
 
     plots = draw_all(store.report, arguments.out)
     (arguments.out / "report.md").write_text(report_text(store.report, plots))

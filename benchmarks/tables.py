@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,19 @@ def report_text(report: dict[str, Any], plots: dict[str, list[str]]) -> str:
 
 
 def update_readme(path: Path, report: dict[str, Any]) -> None:
-    """Put the short table between the markers; ValueError if the file has none."""
+    """Put the short table between the markers."""
+    before, after = readme_parts(path)
+    path.write_text(f"{before}\n{readme_table(report)}\n{after}")
+
+
+def readme_parts(path: Path) -> tuple[str, str]:
+    """What stands up to the first marker and from the second one on. Exits if the file has none."""
     begin, end = README_MARKERS
     before, found, rest = path.read_text().partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise ValueError(f"{path}: expected a line {begin} and, further down, a line {end}")
-    path.write_text(f"{before}{begin}\n{readme_table(report)}\n{end}{after}")
+        sys.exit(f"{path}: expected a line {begin} and, further down, a line {end}")
+    return before + begin, end + after
 
 
 def readme_table(report: dict[str, Any]) -> str:

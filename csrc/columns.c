@@ -68,7 +68,7 @@ static float bf16_value(const uint16_t *weights, size_t at) {
 
 /* The number that weight k of a row is a scale's multiple of. */
 static int int4_value(const fl_matrix *m, size_t panel, size_t lane, size_t k) {
-    const size_t pairs = (m->inputs + 63) / 64;
+    const size_t pairs = fl_parts(m->inputs, 64);
     const uint8_t byte = ((const uint8_t *)m->weights)[((panel * m->blocks + k / 8) * m->lanes + lane) * 4 + k % 4];
     const int factor = m->group[((panel * pairs + k / 64) * m->lanes + lane) * 2 + k / 32 % 2];
     return factor * ((k % 8 < 4 ? byte & 15 : byte >> 4) - 8);

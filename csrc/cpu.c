@@ -66,6 +66,18 @@ static bool has(const fl_kernels *level) {
 
 int fl_isa_supported(size_t index) { return index == 0 || has(levels[index]); }
 
+typedef struct level_names {
+    char text[64];
+} level_names;
+
+/* All levels of this build, or those that run here. */
+static level_names name_levels(bool here) {
+    level_names names = {""};
+    for (size_t i = 0; i < fl_isa_count(); i++)
+        if (!here || fl_isa_supported(i)) strcat(strcat(names.text, *names.text ? ", " : ""), levels[i]->name);
+    return names;
+}
+
 /* A level that is asked for by name is used or refused, never replaced: a test that forces one must not pass
  * on another. */
 fl_status fl_cpu_choose(const char *isa, const fl_kernels **kernels, fl_error *error) {
@@ -79,13 +91,13 @@ fl_status fl_cpu_choose(const char *isa, const fl_kernels **kernels, fl_error *e
     for (size_t i = 0; i < fl_isa_count(); i++) {
         if (strcmp(isa, levels[i]->name) != 0) continue;
         if (!fl_isa_supported(i))
-            return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%s: this processor does not have it", from, isa);
+            return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%s: this processor does not have it, it has %s", from, isa,
+                           name_levels(true).text);
         *kernels = levels[i];
         return FL_OK;
     }
-    char known[64] = "";
-    for (size_t i = 0; i < fl_isa_count(); i++) strcat(strcat(known, i ? ", " : ""), levels[i]->name);
-    return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%.32s: unknown; this build has %s", from, isa, known);
+    return fl_fail(error, FL_ERROR_ARGUMENT, "%s=%.32s: unknown; this build has %s", from, isa,
+                   name_levels(false).text);
 }
 
 fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error) {

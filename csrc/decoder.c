@@ -87,12 +87,13 @@ static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, f
     if (c->block) *room = made;
 }
 
-static void cut_scratch(cutter *c, size_t padded, fl_scratch *scratch) {
-    scratch->candidates = cut(c, padded * sizeof(fl_candidate));
-    scratch->mass = cut(c, padded * sizeof(uint32_t));
-    scratch->kept_logits = cut(c, (padded + FL_PANEL) * sizeof(float));
-    scratch->kept_ids = cut(c, (padded + FL_PANEL) * sizeof(int32_t));
-    scratch->kept_mass = cut(c, (padded + FL_PANEL) * sizeof(uint32_t));
+static void cut_scratch(cutter *c, size_t V, fl_scratch *scratch) {
+    const size_t listed = fl_round_up(V, FL_PANEL) + FL_PANEL;
+    scratch->candidates = cut(c, V * sizeof(fl_candidate));
+    scratch->mass = cut(c, fl_round_up(V, FL_PANEL) * sizeof(uint32_t));
+    scratch->kept_logits = cut(c, listed * sizeof(float));
+    scratch->kept_ids = cut(c, listed * sizeof(int32_t));
+    scratch->kept_mass = cut(c, listed * sizeof(uint32_t));
 }
 
 static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
@@ -117,7 +118,8 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
         decoder->logits[i] = cut(c, padded * sizeof(float));
     }
     fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
-    for (uint32_t i = 0; i < model->threads; i++) cut_scratch(c, padded, scratch ? &scratch[i] : &(fl_scratch){0});
+    for (uint32_t i = 0; i < model->threads; i++)
+        cut_scratch(c, model->vocab_size, scratch ? &scratch[i] : &(fl_scratch){0});
     decoder->scratch = scratch;
     decoder->bytes = c->at;
 }

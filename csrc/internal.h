@@ -45,7 +45,9 @@ enum {
 #define FL_HIDDEN_UNITS 127.0f
 #define FL_HIDDEN_STEP (1.0f / 127.0f)
 
-static inline size_t fl_round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+/* How many parts of a size hold n things, and how many things they have room for. */
+static inline size_t fl_parts(size_t n, size_t size) { return (n + size - 1) / size; }
+static inline size_t fl_round_up(size_t n, size_t multiple) { return fl_parts(n, multiple) * multiple; }
 
 /* ---- errors: error.c ----------------------------------------------------------------------------- */
 
@@ -221,7 +223,7 @@ typedef struct fl_weight {
 typedef struct fl_scratch {
     fl_candidate *candidates; /* [V] */
     uint32_t *mass;           /* [V rounded up to FL_PANEL], of every token */
-    float *kept_logits;       /* [V + FL_PANEL rounded up to FL_PANEL], and so the next two */
+    float *kept_logits;       /* [V rounded up to FL_PANEL + FL_PANEL], and so the next two */
     int32_t *kept_ids;
     uint32_t *kept_mass;
 } fl_scratch;

@@ -236,7 +236,7 @@ FL_INLINE void add_scaled(const vi *whole, const fl_matrix *matrix, size_t panel
 
 FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                         float *const *rows, const int panels, const int columns) {
-    const size_t blocks = (matrix->inputs + 3) / 4, stride = matrix->blocks * 4 * FL_PANEL;
+    const size_t blocks = fl_parts(matrix->inputs, 4), stride = matrix->blocks * 4 * FL_PANEL;
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride, *x = in->bytes;
     const int32_t *sums = matrix->sums + panel * FL_PANEL;
     vi dot[FL_SUMS];
@@ -267,7 +267,7 @@ FL_INLINE void add_int8(const fl_matrix *matrix, size_t panel, const block *in, 
 static FL_NOINLINE void add_int8_near(const fl_matrix *matrix, size_t panel, size_t panels, const block *in,
                                       const float *start, float *out) {
     enum { ALONG = VECTORS > 2 ? 2 : 4 };
-    const size_t blocks = (matrix->inputs + 3) / 4, stride = matrix->blocks * 4 * FL_PANEL;
+    const size_t blocks = fl_parts(matrix->inputs, 4), stride = matrix->blocks * 4 * FL_PANEL;
     vi whole[FL_PANELS * VECTORS];
     for (size_t p = 0; p < panels; p++) {
         const int8_t *weights = (const int8_t *)matrix->weights + (panel + p) * stride, *x = in->bytes;
@@ -317,8 +317,8 @@ FL_INLINE void int4_group(vi *group, const int8_t *weights, size_t stride, const
 /* Two groups at a time: their sums fit 16 bits each, and one instruction multiplies both by their factors. */
 FL_INLINE void add_int4(const fl_matrix *matrix, size_t panel, const block *in, const float *const *from,
                         float *const *rows, const int panels, const int columns) {
-    const size_t blocks = (matrix->inputs + 7) / 8, stride = matrix->blocks * 4 * FL_PANEL;
-    const size_t pairs = (blocks + 7) / 8;
+    const size_t blocks = fl_parts(matrix->inputs, 8), stride = matrix->blocks * 4 * FL_PANEL;
+    const size_t pairs = fl_parts(blocks, 8);
     const int8_t *weights = (const int8_t *)matrix->weights + panel * stride;
     const int8_t *factors = matrix->group + panel * pairs * 2 * FL_PANEL;
     vi total[FL_SUMS];
@@ -449,7 +449,7 @@ static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_
 
 static void sum_rows(const fl_matrix *matrix, int32_t *sums) {
     static const int8_t ones[4] = {1, 1, 1, 1};
-    const size_t blocks = (matrix->inputs + 3) / 4;
+    const size_t blocks = fl_parts(matrix->inputs, 4);
     for (size_t panel = 0; panel < matrix->panels; panel++) {
         const int8_t *weights = (const int8_t *)matrix->weights + panel * matrix->blocks * 4 * FL_PANEL;
         vi dot[VECTORS];

@@ -75,8 +75,6 @@ static fl_status check_layer(const layer_table *table, uint64_t layer, fl_error 
 /* Bounds that keep whole sums within 32 bits: 127 * 127 * K, and 128 * 32 * 8 * 127 for 32 of int4's K. */
 enum { MOST_INT8_INPUTS = 1 << 17, MOST_INT4_INPUTS = 1 << 14 };
 
-static uint64_t parts(uint64_t n, uint64_t size) { return (n + size - 1) / size; }
-
 /* What tells the dtype of matrix "name". */
 static fl_status find_dtype(const fl_file *file, const char *name, size_t size, fl_dtype *dtype, fl_error *error) {
     const fl_tensor *weight = fl_file_tensor(file, name, size, "weight");
@@ -124,12 +122,13 @@ static fl_status read_matrix(const fl_file *file, const char *name, size_t size,
                        "tensor '%s.weight': expected at most %llu inputs of whole numbers, found %llu",
                        fl_show(name, size).text, (unsigned long long)most, (unsigned long long)K);
     const bool rows = lanes == 1;
-    const uint64_t items = dtype == FL_BF16 ? 2 : 4, each = parts(K, inputs_of_block[dtype]);
+    const uint64_t items = dtype == FL_BF16 ? 2 : 4, each = fl_parts(inputs, inputs_of_block[dtype]);
     const uint64_t blocks = rows ? each : each + spare_blocks(file, name, size, dtype, each);
     const uint64_t f32[4] = {rows ? K : L, rows ? P : blocks, rows ? 1 : P, 1};
     const uint64_t packed[4] = {rows ? items * each : items, rows ? P : L, rows ? 1 : blocks, rows ? 1 : P};
     const uint64_t scale[4] = {rows ? P : L, rows ? 1 : P, 1, 1};
-    const uint64_t group[4] = {rows ? 2 * parts(K, 64) : 2, rows ? P : L, rows ? 1 : parts(K, 64), rows ? 1 : P};
+    const uint64_t pairs = fl_parts(inputs, 64);
+    const uint64_t group[4] = {rows ? 2 * pairs : 2, rows ? P : L, rows ? 1 : pairs, rows ? 1 : P};
     const void *factors = NULL;
     *matrix = (fl_matrix){.dtype = dtype, .panels = panels, .inputs = inputs, .lanes = lanes, .blocks = (size_t)blocks};
     if (dtype == FL_F32) return fl_file_data(file, name, size, "weight", FL_GGML_F32, f32, &matrix->weights, error);
@@ -190,7 +189,7 @@ static fl_status read_part(const fl_file *file, const layer_table *table, uint64
 static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64_t layer, fl_lstm *lstm,
                            fl_error *error) {
     lstm->units = fl_field_u32(table->units, layer);
-    lstm->groups = fl_round_up(lstm->units, FL_PANEL) / FL_PANEL;
+    lstm->groups = fl_parts(lstm->units, FL_PANEL);
     const size_t panels = lstm->groups * FL_GATES, inputs = fl_field_u32(table->units, layer - 1);
     fl_status status = read_part(file, table, layer, ".x", panels, inputs, &lstm->x, error);
     if (!status) status = read_part(file, table, layer, ".h", panels, lstm->units, &lstm->h, error);
@@ -200,7 +199,7 @@ static fl_status read_lstm(const fl_file *file, const layer_table *table, uint64
 
 static fl_status read_output(fl_model *model, const layer_table *table, fl_error *error) {
     const uint64_t layer = table->count - 1;
-    const size_t panels = fl_round_up(model->vocab_size, FL_PANEL) / FL_PANEL;
+    const size_t panels = fl_parts(model->vocab_size, FL_PANEL);
     size_t size;
     const char *name = fl_field_string(table->tensor, layer, &size);
     const size_t inputs = fl_field_u32(table->units, layer - 1);
@@ -313,10 +312,8 @@ static void free_store(fl_row_store *store) {
 
 /* ---- size ---------------------------------------------------------------------------------------------- */
 
-static size_t matrix_bytes(const fl_matrix *m) {
-    static const uint8_t halves[] = {[FL_F32] = 8, [FL_BF16] = 4, [FL_INT8] = 2, [FL_INT4] = 1};
-    return m->panels * m->lanes * m->inputs * halves[m->dtype] / 2;
-}
+/* A block has 4 bytes for each row of a panel, whatever the type. */
+static size_t matrix_bytes(const fl_matrix *m) { return m->panels * m->lanes * m->blocks * 4; }
 
 /* Of the weights that are read for every token. */
 static size_t streamed_bytes(const fl_model *model) {

@@ -13,6 +13,8 @@ typedef struct draw {
     const fl_model *model;
     const fl_scratch *scratch;
     const float *logits; /* [V rounded up to FL_BLOCK] */
+    float largest;       /* of them */
+    float temperature;
 } draw;
 
 /* ---- candidates -------------------------------------------------------------------------------------- */
@@ -90,7 +92,7 @@ enum { MOST_LOOKS = 12, FEW = 32, FEW_OF = 64 };
 
 /* Lists of the whole vocabulary the shortest run that weighs `target`. Where it ends is narrowed down by weighing what
  * is above a logit, many tokens at a time, until few are left that may be in or out. */
-static size_t list_run(const draw *d, float largest, float unit, const uint32_t *mass, uint64_t target) {
+static size_t list_run(const draw *d, const uint32_t *mass, uint64_t target) {
     const fl_kernels *kernels = d->model->kernels;
     const fl_scratch *s = d->scratch;
     const size_t V = d->model->vocab_size;
@@ -99,8 +101,8 @@ static size_t list_run(const draw *d, float largest, float unit, const uint32_t 
     fl_weight in = {0, 0};
     size_t doubtful = V;
     for (int look = 0; look < MOST_LOOKS && doubtful > FEW + V / FEW_OF; look++) {
-        const float middle = (shallow + deep) / 2, logit = largest - middle * unit;
-        if (logit == -INFINITY) break; /* a temperature beyond measure */
+        const float middle = (shallow + deep) / 2, logit = d->largest - middle * d->temperature;
+        if (logit <= floor || logit >= ceiling) break; /* a temperature beyond measure: nothing is between */
         const fl_weight above = kernels->weigh(d->logits, mass, V, logit);
         if (above.mass < target) {
             doubtful -= above.count - in.count;
@@ -124,15 +126,16 @@ static uint64_t share(double p, uint64_t total) {
 }
 
 /* n tokens are listed already, or none (n = 0) and the whole vocabulary counts. */
-static size_t keep_top_p(const draw *d, size_t n, float largest, float scale, float unit, double p) {
+static size_t keep_top_p(const draw *d, size_t n, double p) {
     const fl_kernels *kernels = d->model->kernels;
     const fl_scratch *s = d->scratch;
+    const float exact = 1.0f / d->temperature, scale = exact < 0x1p60f ? exact : 0x1p60f; /* no 0 * infinity */
     if (!n) {
-        const uint64_t total = kernels->mass(d->logits, d->model->vocab_size, largest, scale, s->mass);
-        return list_run(d, largest, unit, s->mass, share(p, total));
+        const uint64_t total = kernels->mass(d->logits, d->model->vocab_size, d->largest, scale, s->mass);
+        return list_run(d, s->mass, share(p, total));
     }
     pad(d, n);
-    const uint64_t total = kernels->mass(s->kept_logits, n, largest, scale, s->kept_mass);
+    const uint64_t total = kernels->mass(s->kept_logits, n, d->largest, scale, s->kept_mass);
     return keep_run(d, 0, n, s->kept_mass, share(p, total));
 }
 
@@ -143,9 +146,11 @@ static fl_noise noise_of(const fl_sampling *sampling, uint64_t position, uint32_
                       {(uint32_t)position, sampling->index, purpose | (uint32_t)(position >> 32) << 8}};
 }
 
+static bool has_top_k(const fl_model *model, const fl_sampling *s) { return s->top_k && s->top_k < model->vocab_size; }
+static bool has_top_p(const fl_sampling *s) { return s->top_p > 0.0 && s->top_p < 1.0; }
+
 static bool is_filtered(const fl_model *model, const fl_sampling *s) {
-    if (s->temperature == 0) return false;
-    return (s->top_k && s->top_k < model->vocab_size) || (s->top_p > 0.0 && s->top_p < 1.0);
+    return s->temperature != 0 && (has_top_k(model, s) || has_top_p(s));
 }
 
 fl_contest fl_contest_of(const fl_model *model, const fl_sampling *sampling, uint64_t position) {
@@ -162,16 +167,14 @@ fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *c
 int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const float *logits, const fl_sampling *sampling,
                   uint64_t position, fl_winner first) {
     if (!is_filtered(model, sampling)) return first.id;
-    const draw d = {model, scratch, logits};
-    const float T = sampling->temperature;
+    const draw d = {model, scratch, logits, first.key, sampling->temperature};
     const fl_noise noise = noise_of(sampling, position, FL_PURPOSE_TOKEN);
-    const float scale = 1.0f / T < 0x1p60f ? 1.0f / T : 0x1p60f; /* a tiny T must not make 0 * infinity */
     size_t n = 0;
-    if (sampling->top_k && sampling->top_k < model->vocab_size) n = list_run(&d, first.key, T, NULL, sampling->top_k);
-    if (sampling->top_p > 0.0 && sampling->top_p < 1.0) n = keep_top_p(&d, n, first.key, scale, T, sampling->top_p);
+    if (has_top_k(model, sampling)) n = list_run(&d, NULL, sampling->top_k);
+    if (has_top_p(sampling)) n = keep_top_p(&d, n, sampling->top_p);
     pad(&d, n);
     fl_winner winner = FL_NO_WINNER;
-    model->kernels->choose(&winner, scratch->kept_logits, scratch->kept_ids, 0, n, T, &noise);
+    model->kernels->choose(&winner, scratch->kept_logits, scratch->kept_ids, 0, n, d.temperature, &noise);
     return winner.id;
 }
 

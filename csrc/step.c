@@ -25,7 +25,7 @@ typedef struct phase {
 /* The caller, part 0, has the larger half: it begins first. A part with nothing to do is [0, 0), so that nobody takes its
  * border for his own. */
 void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begin, size_t *end) {
-    const size_t units = (n + unit - 1) / unit;
+    const size_t units = fl_parts(n, unit);
     *begin = (units * part + parts - 1) / parts * unit;
     *end = (units * (part + 1) + parts - 1) / parts * unit;
     if (*end > n) *end = n;

@@ -26,7 +26,7 @@
 
 enum {
     SPIN_NS = 200 * 1000,        /* before parking: longer than a caller takes between two calls for a token */
-    YIELD_NS = 1000 * 1000,      /* of waiting for a part, after which the machine must be busy */
+    LATE_NS = 500 * 1000,        /* of waiting for a part: more than a slower core is behind, so it was interrupted */
     WINDOW_NS = 5 * 1000 * 1000, /* over which waiting is judged */
     STACK = 1 << 19,
 };
@@ -46,6 +46,7 @@ struct fl_worker {
 static struct {
     fl_worker workers[FL_MOST_THREADS - 1];
     _Atomic(uint32_t) count; /* that run */
+    _Atomic(uint32_t) teams; /* calls under way that want workers */
     uint32_t wanted;         /* by all decoders together */
     pthread_mutex_t mutex;   /* of growing */
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -110,6 +111,7 @@ static bool start(fl_worker *w) {
 /* A child has none of its parent's threads; whatever they were doing is forgotten. */
 static void forget(void) {
     atomic_store(&pool.count, 0);
+    atomic_store(&pool.teams, 0);
     pthread_mutex_init(&pool.mutex, NULL);
 }
 
@@ -163,12 +165,24 @@ static bool machine_is_busy(fl_team *team, int64_t now) {
     return false;
 }
 
+/* Calls that run at the same time share the cores, or the first would have all workers and the others none. */
+static uint32_t fair_size(const fl_team *team) {
+    const uint32_t teams = atomic_load_explicit(&pool.teams, memory_order_relaxed);
+    return teams > 1 ? (team->cores + teams - 1) / teams : team->cores;
+}
+
+static void give_back(fl_team *team, uint32_t size) {
+    while (team->size > size) atomic_store(&team->workers[--team->size - 1]->borrowed, false);
+}
+
 void fl_team_begin(fl_team *team, uint32_t threads) {
     team->size = 1;
-    if (threads < 2) return;
-    const uint32_t cores = fl_os_cores(), limit = cores < threads ? cores : threads;
+    team->cores = threads < 2 ? 0 : fl_os_cores();
+    if (!team->cores) return;
+    atomic_fetch_add(&pool.teams, 1);
+    const uint32_t fair = fair_size(team), limit = fair < threads ? fair : threads;
     if (limit < 2 || machine_is_busy(team, nanoseconds())) return;
-    if (!atomic_load(&pool.count)) grow(); /* in a child */
+    if (atomic_load(&pool.count) + 1 < limit) grow(); /* in a child, or where fewer cores were allowed before */
     const uint32_t count = atomic_load(&pool.count);
     for (uint32_t i = 0; i < count && team->size < limit; i++) {
         bool free = false;
@@ -178,12 +192,13 @@ void fl_team_begin(fl_team *team, uint32_t threads) {
 }
 
 void fl_team_end(fl_team *team) {
-    while (team->size > 1) atomic_store(&team->workers[--team->size - 1]->borrowed, false);
+    give_back(team, 1);
+    if (team->cores) atomic_fetch_sub(&pool.teams, 1);
 }
 
 void fl_team_pause(fl_team *team) {
-    if (team->size < 2 || !team->waited || !machine_is_busy(team, nanoseconds())) return;
-    fl_team_end(team);
+    if (team->size < 2) return;
+    give_back(team, team->waited && machine_is_busy(team, nanoseconds()) ? 1 : fair_size(team));
 }
 
 static void give(fl_worker *w, fl_work *work, void *context, uint32_t part, uint32_t parts) {
@@ -195,7 +210,7 @@ static void give(fl_worker *w, fl_work *work, void *context, uint32_t part, uint
     pthread_mutex_unlock(&w->mutex);
 }
 
-/* Returns how long it took, if that was long enough to look at the clock. */
+/* Returns how long it took if that was long. */
 static int64_t wait_for(const fl_worker *w) {
     const uint32_t number = atomic_load_explicit(&w->go, memory_order_relaxed);
     int64_t begin = 0, now = 0;
@@ -204,9 +219,9 @@ static int64_t wait_for(const fl_worker *w) {
         if (spins % 256) continue;
         now = nanoseconds();
         if (!begin) begin = now;
-        if (now - begin > YIELD_NS) sched_yield();
+        if (now - begin > LATE_NS) sched_yield();
     }
-    return now - begin;
+    return now - begin > LATE_NS ? now - begin : 0;
 }
 
 void fl_team_run(fl_team *team, fl_work *work, void *context) {

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -167,8 +169,7 @@ def unpack_rows(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def spread(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Panels [n, blocks, 16, ...] with a few blocks of zeros behind each that would else be nearly whole pages long."""
     blocks = panels.shape[1]
-    from_whole_pages = min(blocks % PAGE_BLOCKS, -blocks % PAGE_BLOCKS)
-    spare = SPARE_BLOCKS if blocks > PAGE_BLOCKS and from_whole_pages < SPARE_BLOCKS else 0
+    spare = SPARE_BLOCKS if blocks > PAGE_BLOCKS and (blocks + 1) % PAGE_BLOCKS <= SPARE_BLOCKS else 0
     return np.pad(panels, [(0, spare if axis == 1 else 0) for axis in range(panels.ndim)])
 
 
@@ -326,9 +327,11 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
     if os.path.exists(path) and not os.path.isfile(path):
         kind = IsADirectoryError if os.path.isdir(path) else OSError
         raise kind(errno.EISDIR if kind is IsADirectoryError else errno.EINVAL, "expected the name of a file", path)
-    temporary = f"{path}.{os.getpid()}.part"
+    temporary = f"{path}.{secrets.token_hex(4)}.part"
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if os.path.exists(path):
+            shutil.copymode(path, temporary)
     except OSError as e:
         raise OSError(e.errno, e.strerror, path) from None
     try:
@@ -357,11 +360,13 @@ def _read_tensors(path: str, engine: _engine.Model) -> dict[str, npt.NDArray[Any
     }
 
 
-def _read_matrix(tensors: Mapping[str, npt.NDArray[Any]], name: str, inputs: int) -> RoundedRows:
+def _read_matrix(
+    tensors: Mapping[str, npt.NDArray[Any]], name: str, inputs: int, in_panels: bool = True
+) -> RoundedRows:
     weight, scale, group = (tensors.get(f"{name}.{part}") for part in ("weight", "scale", "group"))
-    assert weight is not None
+    assert weight is not None  # the engine has checked the file
     dtype = {"float32": "f32", "uint16": "bf16", "int8": "int8" if group is None else "int4"}[weight.dtype.name]
-    if name == "token_embd":
+    if not in_panels:
         return RoundedRows(dtype, weight, scale, group)
     return RoundedRows(
         dtype,
@@ -389,21 +394,22 @@ def unpack_rounded(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, Rou
     facts, tensors = engine.info(), _read_tensors(path, engine)
     units, vocab_size, tied = facts["units"], facts["vocab_size"], facts["tied"]
     inputs = [facts["embedding_size"], *units]
-    of_matrix = {} if tied else {"token_embd": inputs[0]}
-    for n, h in enumerate(units):
-        of_matrix |= {f"blk.{n}.x": inputs[n], f"blk.{n}.h": h}
-    of_matrix["output"] = units[-1]
-    rounded = {name: _read_matrix(tensors, name, k) for name, k in of_matrix.items()}
+    first, *cells, last = engine.value(engine.keys()["lstm.layer.tensor"])  # how the names of a layer's tensors begin
+    rounded = {} if tied else {"token_embd": _read_matrix(tensors, first, inputs[0], in_panels=False)}
+    for n, (cell, h) in enumerate(zip(cells, units, strict=True)):
+        rounded[f"blk.{n}.x"] = _read_matrix(tensors, f"{cell}.x", inputs[n])
+        rounded[f"blk.{n}.h"] = _read_matrix(tensors, f"{cell}.h", h)
+    rounded["output"] = _read_matrix(tensors, last, units[-1])
     layers = tuple(
         LSTMWeights(
             kernel_of(rounded[f"blk.{n}.x"].to_float(inputs[n]), h),
             kernel_of(rounded[f"blk.{n}.h"].to_float(h), h),
-            kernel_of(tensors[f"blk.{n}.bias"].reshape(-1, 1), h)[0],
+            kernel_of(tensors[f"{cells[n]}.bias"].reshape(-1, 1), h)[0],
         )
         for n, h in enumerate(units)
     )
     rows = np.ascontiguousarray(rounded["output"].to_float(units[-1])[:vocab_size])
-    bias = tensors["output.bias"].reshape(-1)[:vocab_size]
+    bias = tensors[f"{last}.bias"].reshape(-1)[:vocab_size]
     if tied:
         return Weights(rows, layers, None, bias), rounded
     embedding = rounded["token_embd"].to_float(inputs[0])

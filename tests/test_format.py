@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,7 +30,10 @@ def test_packed_rows_unpack(rows, blocks, run):
     assert panels.sum() == array.sum()  # the padding is zero
 
 
-@pytest.mark.parametrize(("dtype", "inputs", "blocks"), [("f32", 125, 129), ("bf16", 256, 132), ("int8", 510, 132)])
+SPREAD = [("f32", 127, 131), ("f32", 126, 126), ("bf16", 262, 135), ("int8", 510, 132)]
+
+
+@pytest.mark.parametrize(("dtype", "inputs", "blocks"), SPREAD)
 def test_panels_of_whole_pages_are_spread(tmp_path, dtype, inputs, blocks):
     weights = random_weights(vocab=20, embedding=inputs, units=[8], seed=1)
     path = tmp_path / "m.gguf"
@@ -40,6 +44,14 @@ def test_panels_of_whole_pages_are_spread(tmp_path, dtype, inputs, blocks):
     again = tmp_path / "again.gguf"
     fastlm.export(format.unpack(path).to_dict(), again, dtype=dtype)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_names_of_tensors_are_those_of_the_layer_table(tmp_path, byte_model):
+    data = Path(byte_model).read_bytes()
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data.replace(b"blk.0", b"abc.0").replace(b"output", b"OUTPUT"))
+    found, expected = format.unpack(path).to_dict(), format.unpack(byte_model).to_dict()
+    assert all((found[name] == expected[name]).all() for name in expected)
 
 
 @given(st.integers(1, 40), st.integers(1, 9))

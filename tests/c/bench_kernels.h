@@ -183,8 +183,7 @@ static double bench_reading(work w) {
 
 /* All weights zero: how fast they are does not depend on them. The room must hold them in any dtype. */
 static fl_matrix bench_matrix(fl_dtype dtype, size_t panels, size_t K, const uint8_t *room) {
-    const size_t blocks = blocks_needed(dtype, K), in_page = blocks % 64;
-    const bool spread = dtype != FL_INT4 && blocks > 64 && (in_page < 4 || in_page > 60); /* docs/format.md */
+    const size_t spare = dtype != FL_INT4 && K % 256 == 0 ? FL_SPARE_BLOCKS : 0; /* docs/format.md says when */
     return (fl_matrix){.dtype = dtype,
                        .weights = room,
                        .scale = (const float *)(const void *)room,
@@ -193,7 +192,7 @@ static fl_matrix bench_matrix(fl_dtype dtype, size_t panels, size_t K, const uin
                        .panels = panels,
                        .inputs = K,
                        .lanes = 16,
-                       .blocks = blocks + (spread ? FL_SPARE_BLOCKS : 0)};
+                       .blocks = blocks_needed(dtype, K) + spare};
 }
 
 /* Columns of zeros. */

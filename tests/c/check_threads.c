@@ -115,6 +115,63 @@ static void check_callers(const tiny_model *file, const texts *expected) {
     fl_model_close(models[1]);
 }
 
+/* ---- teams --------------------------------------------------------------------------------------------- */
+
+/* Calls at the same time share the cores, those under way from their next token on. */
+static void check_shares(void) {
+    const uint32_t cores = fl_os_cores() < 4 ? fl_os_cores() : 4, half = (cores + 1) / 2;
+    static fl_team first, second;
+    now("shares of two callers on %u cores", cores);
+    fl_threads_reserve(cores);
+    fl_threads_reserve(cores);
+    fl_team_begin(&first, cores);
+    check(first.size == cores, "alone: %u threads", first.size);
+    first.cores = cores; /* as if there were no more */
+    fl_team_begin(&second, cores);
+    check(cores > 3 || second.size == 1, "before the first has shared: %u threads", second.size);
+    fl_team_pause(&first);
+    check(first.size == half, "first, after a token: %u threads", first.size);
+    fl_team_end(&second);
+    fl_team_pause(&first);
+    fl_team_end(&first);
+    fl_team_begin(&first, cores);
+    check(first.size == cores, "alone again: %u threads", first.size);
+    fl_team_end(&first);
+    fl_threads_release(cores);
+    fl_threads_release(cores);
+}
+
+static void sleep_at_second(void *context, uint32_t part, uint32_t parts) {
+    (void)parts;
+    if (part == 1) nanosleep(context, NULL);
+}
+
+/* A part that is late again and again, as on a machine that does other things: the caller goes on alone, and tries
+ * again later. */
+static void check_busy(void) {
+    static fl_team team;
+    struct timespec late = {0, 2000000};
+    if (fl_os_cores() < 2) return;
+    now("a busy machine");
+    fl_threads_reserve(2);
+    fl_team_begin(&team, 2);
+    check(team.size == 2, "%u threads", team.size);
+    for (int i = 0; i < 10 && team.size == 2; i++) {
+        fl_team_run(&team, sleep_at_second, &late);
+        fl_team_pause(&team);
+    }
+    check(team.size == 1, "still waits");
+    fl_team_end(&team);
+    fl_team_begin(&team, 2);
+    check(team.size == 1, "has forgotten at once");
+    fl_team_end(&team);
+    nanosleep(&(struct timespec){0, 50000000}, NULL);
+    fl_team_begin(&team, 2);
+    check(team.size == 2, "never tries again");
+    fl_team_end(&team);
+    fl_threads_release(2);
+}
+
 /* ---- processes ----------------------------------------------------------------------------------------- */
 
 /* Runs in a child; returns whether it ended well. */
@@ -248,5 +305,7 @@ int main(int count, char **arguments) {
         check_system_calls(file);
         tiny_free(file);
     }
+    check_shares();
+    check_busy();
     return report(seed);
 }
