@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -222,8 +223,16 @@ def main() -> None:
     if unknown := set(arguments.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up
+    most = len(os.sched_getaffinity(0))
+    if not all(1 <= threads <= most for threads in arguments.threads) or min(arguments.batch) < 1:
+        parser.error(f"expected --threads from 1 to {most}, the cores of this process, and --batch from 1")
     forms = [form for form in installed_forms() if any(text in str(form) for text in arguments.form)]
+    if not forms:
+        parser.error(
+            f"no form's name holds {' or '.join(arguments.form)}; there are {', '.join(map(str, all_forms()))}"
+        )
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up
     found = []
     with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "log", "w") as log:
         folder = Path(directory)

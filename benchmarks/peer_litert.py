@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from harness import Form, Job, Stepper, make
 
+PASSED = "state as tensors"  # set by index before each step, fetched after it: slower, and how most people drive it
 MODULES = ("ai_edge_litert.interpreter",)  # tensorflow converts the model; it does not run it
 FORMS = tuple(
     form
@@ -22,15 +23,48 @@ FORMS = tuple(
     for form in (
         Form("LiteRT", precision, draws=True),
         Form("LiteRT", precision, "invoke alone", role="bare", streams=False),
+        Form("LiteRT", precision, PASSED, role="bare", streams=False),
     )
 )
 
 
 def _path(job: Job) -> Path:
-    return job.path(".tflite", job.form.precision, job.batch, job.output)
+    passed = "passed" if job.form.how == PASSED else "kept"
+    return job.path(".tflite", job.form.precision, job.batch, job.output, passed)
 
 
-class Runner(Stepper):
+def Runner(job: Job) -> Any:
+    return PassedRunner(job) if job.form.how == PASSED else KeptRunner(job)
+
+
+class PassedRunner(Stepper):
+    def __init__(self, job: Job) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(str(_path(job)), num_threads=job.threads)
+        self._interpreter.allocate_tensors()
+        signature = self._interpreter._get_full_signature_list()["decode"]
+        names = ["token", *(f"state_{i}" for i in range(2 * job.workload.L))]
+        self._inputs = [signature["inputs"][name] for name in names]
+        self._outputs = [signature["outputs"][f"new_{name}"] for name in names]
+        zeros = [np.zeros((job.batch, job.workload.H), np.float32)] * (2 * job.workload.L)
+        self._start = [np.array(job.workload.start(job.batch), np.int32), *zeros]
+        self.rewind()
+
+    def step(self) -> None:
+        for place, value in zip(self._inputs, self._values, strict=True):
+            self._interpreter.set_tensor(place, value)
+        self._interpreter.invoke()
+        self._values = [self._interpreter.get_tensor(place) for place in self._outputs]
+
+    def rewind(self) -> None:
+        self._values = self._start
+
+    def tokens(self) -> NDArray[np.int32]:
+        return np.asarray(self._values[0])
+
+
+class KeptRunner(Stepper):
     def __init__(self, job: Job) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
@@ -74,11 +108,10 @@ def convert(job: Job) -> None:
 
 
 def _flatbuffer(job: Job) -> bytes:
-    """A model with two signatures; `decode` is first in the alphabet, so it is what `invoke` runs."""
+    """`decode` is first in the alphabet of signatures, so it is what `invoke` runs."""
     import tensorflow as tf
 
-    decoder = _decoder(job)
-    signatures = {name: getattr(decoder, name).get_concrete_function() for name in ("decode", "rewind")}
+    decoder, signatures = _passing(job) if job.form.how == PASSED else _keeping(job)
     with tempfile.TemporaryDirectory(dir=job.folder) as saved:
         tf.saved_model.save(decoder, saved, signatures=signatures)
         converter = tf.lite.TFLiteConverter.from_saved_model(saved, signature_keys=list(signatures))
@@ -88,7 +121,26 @@ def _flatbuffer(job: Job) -> bytes:
         return bytes(converter.convert())
 
 
-def _decoder(job: Job) -> Any:
+def _passing(job: Job) -> tuple[Any, dict[str, Any]]:
+    """`decode` takes the past and returns the new one."""
+    import tensorflow as tf
+
+    from peer_tensorflow import network
+
+    module = tf.Module()
+    module.network = network(job)
+    names = [f"state_{i}" for i in range(2 * job.workload.L)]
+
+    def decode(token: Any, **past: Any) -> dict[str, Any]:
+        new, state = module.network.step(token, [past[name] for name in names])
+        return {"new_token": new, **{f"new_{name}": value for name, value in zip(names, state, strict=True)}}
+
+    past = {name: tf.TensorSpec([job.batch, job.workload.H], name=name) for name in names}
+    token = tf.TensorSpec([job.batch], tf.int32, "token")
+    return module, {"decode": tf.function(decode).get_concrete_function(token, **past)}
+
+
+def _keeping(job: Job) -> tuple[Any, dict[str, Any]]:
     """`decode` makes a step from the variables and keeps what it finds in them; with logits as its output it takes the
     token as an argument instead. `rewind` sets the variables to the start."""
     import tensorflow as tf
@@ -126,4 +178,5 @@ def _decoder(job: Job) -> Any:
             self._set([token, *state])
             return {"logits": logits}
 
-    return Logits() if job.output == "logits" else Greedy()
+    decoder = Logits() if job.output == "logits" else Greedy()
+    return decoder, {name: getattr(decoder, name).get_concrete_function() for name in ("decode", "rewind")}

@@ -52,8 +52,9 @@ fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error);
 typedef struct fl_load_options {
     const char *isa;        /* as for fl_isa_choose */
     size_t row_cache_bytes; /* address space set aside for first-layer gate rows; 0: none are kept */
-    uint32_t threads; /* that share the work of a step, the caller among them; 0: the environment's FASTLM_THREADS,
-                               else as many as the model's size and the machine make useful */
+    uint32_t threads; /* that share the work of a step, the caller among them, at most 64 and at most as many as the
+                               process may run on; 0: the environment's FASTLM_THREADS, else as many as the model's size
+                               and the machine make useful (a container's quota counts) */
 } fl_load_options;
 
 typedef struct fl_model_info {
@@ -64,7 +65,7 @@ typedef struct fl_model_info {
     int tied;                /* 1: the output matrix is the embedding */
     size_t file_bytes;
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
-    uint32_t threads;       /* at most, and never more than the processors that the process may use */
+    uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
 } fl_model_info;
 

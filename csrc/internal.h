@@ -81,6 +81,8 @@ void fl_os_free(void *memory, size_t size);
 uint32_t fl_os_cores(void);
 /* Those of them that share no core, and no more than the control groups grant. */
 uint32_t fl_os_own_cores(void);
+/* Linux: cores that a control group ("/a/b", below the mounted root) and all above it grant; UINT32_MAX: no limit. */
+uint32_t fl_os_quota(const char *root, const char *group);
 
 /* ---- file: format.c ------------------------------------------------------------------------------ */
 

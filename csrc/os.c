@@ -97,8 +97,7 @@ static uint32_t group_limit(const char *folder) {
     return read_line(path, line, sizeof line) ? quota_cores(quota, strtod(line, NULL)) : UINT32_MAX;
 }
 
-/* Limits of a group and all above it. */
-static uint32_t groups_limit(const char *root, const char *group) {
+uint32_t fl_os_quota(const char *root, const char *group) {
     char folder[4096];
     uint32_t least = UINT32_MAX;
     if (snprintf(folder, sizeof folder, "%s%s", root, group) >= (int)sizeof folder) return least;
@@ -121,7 +120,7 @@ static uint32_t granted_cores(void) {
         if (!group) continue;
         *controllers++ = 0, *group++ = 0;
         if (*controllers && !strstr(controllers, "cpu")) continue;
-        const uint32_t limit = groups_limit(*controllers ? "/sys/fs/cgroup/cpu" : "/sys/fs/cgroup", group);
+        const uint32_t limit = fl_os_quota(*controllers ? "/sys/fs/cgroup/cpu" : "/sys/fs/cgroup", group);
         least = limit < least ? limit : least;
     }
     if (file) fclose(file);

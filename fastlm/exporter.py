@@ -111,6 +111,8 @@ def export(
         The file cannot be written; nothing is left behind.
     """
     check_arguments(dtype, text, max_loss)
+    if isinstance(text, str) and tokenizer is None:
+        raise ValueError("a text needs the tokenizer that the model was trained with: give it too, or token ids")
     format.gguf_package()
     weights, logprobs = _read(model)
     vocab_size = len(weights.embedding)
@@ -128,7 +130,8 @@ def export(
             raise ValueError(
                 f"the engine's log-probabilities differ from the model's by {error:.3g} (up to {TOLERANCE:g} is "
                 "rounding): the model does more than its Embedding, LSTM and Dense layers in turn, for instance masks "
-                "tokens, adds layers up, or starts from a state of its own"
+                "tokens, adds layers up, or starts from a state of its own; or its weights are so large that float32 "
+                "cannot tell its log-probabilities any better"
             )
         report = ExportReport(os.fspath(path), os.path.getsize(temporary), weights.parameters, "f32", error)
         if dtype != "f32" or text is not None:

@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
+from numbers import Integral, Real
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -126,9 +127,7 @@ class Model:
 
     def _need_tokenizer(self) -> tokenizer.Tokenizer:
         if self.tokenizer is None:
-            raise ValueError(
-                "this model has no tokenizer: it takes token ids, and gives them in generate(...).token_ids"
-            )
+            raise ValueError("this model has no tokenizer: it takes token ids and gives token ids, no text")
         return self.tokenizer
 
     def _check_tokens(self, tokens: Iterable[int], what: str = "token") -> None:
@@ -143,6 +142,17 @@ class Model:
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
         return ids
+
+    def _ids_of_each(self, prompts: Sequence[Prompt]) -> list[array[int]]:
+        found = []
+        for place, prompt in enumerate(prompts):
+            try:
+                found.append(ids := self._ids(prompt))
+                if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
+                    self._check_tokens(ids)  # to say which
+            except (TypeError, ValueError) as e:
+                raise type(e)(f"prompt {place} of the list: {e}") from None
+        return found
 
     # ---- decoders ------------------------------------------------------------------------------------
 
@@ -190,7 +200,7 @@ class Model:
         ----------
         prompt : str, sequence of int, or list of such
             A text, which follows the model's start of text; or token ids, which are used as they are. May be
-            empty if the model has a start of text.
+            empty if the model has a start of text; an empty sequence is one empty prompt, not a list of none.
         **options
             See `GenerationOptions`: n, max_tokens, temperature, top_k, top_p, stop_token_ids, logprobs,
             echo, seed.
@@ -213,7 +223,8 @@ class Model:
         chosen, settled = self._settle(options)
         batch = _is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
-        found = self._write(prompts, [self._ids(one) for one in prompts], chosen, settled)
+        ids = self._ids_of_each(prompts) if batch else [self._ids(prompt)]
+        found = self._write(prompts, ids, chosen, settled)
         if chosen.n == 1:
             return found if batch else found[0]
         grouped = [found[at : at + chosen.n] for at in range(0, len(found), chosen.n)]
@@ -340,7 +351,7 @@ class Model:
         Returns
         -------
         Score
-            A list of them for a list of texts.
+            A list of them for a list of texts (an empty one is a text without tokens).
         """
         if not _is_batch(text):
             return self._score(text, documents)
@@ -440,9 +451,9 @@ def load(
         A path is mapped, so it costs no copy and other processes share its memory; the file must not be
         truncated while it is used, since the system kills whoever reads a page that is gone. Bytes are copied.
     threads : int, optional
-        Threads that share the work of a token, the calling one among them; never more than the processors that the
-        process may use. Default: ``FASTLM_THREADS``, else as many as the model's size and the machine's cores make
-        useful (one for a small model). The results do not depend on it.
+        Threads that share the work of a token, the calling one among them, 1 to 64; never more than the processors
+        that the process may run on. Default: ``FASTLM_THREADS``, else as many as the model's size and the machine's
+        cores make useful (one for a small model; a container's quota counts). The results do not depend on it.
     isa : str, optional
         Instruction set by name (`cpu_info` lists them). Default: ``FASTLM_ISA``, else the best there is. The
         results do not depend on it.
@@ -456,21 +467,21 @@ def load(
     OSError
         The file cannot be read.
     ValueError
-        ``isa`` is unknown or this processor lacks it, ``threads`` is below 1, or ``row_cache_mb`` is negative.
+        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1 to 64, or ``row_cache_mb`` is negative.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or not 0 < threads < 65):
-        raise ValueError(f"threads={threads!r}: expected a whole number from 1 to 64, or None")
-    if isinstance(row_cache_mb, bool) or not isinstance(row_cache_mb, (int, float)) or not 0 <= row_cache_mb <= 2**20:
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, Integral) or not 0 < threads < 65):
+        raise ValueError(f"threads={threads!r}: expected a whole number from 1 to 64")
+    if isinstance(row_cache_mb, bool) or not isinstance(row_cache_mb, Real) or not 0 <= row_cache_mb <= 2**20:
         raise ValueError(f"row_cache_mb={row_cache_mb!r}: expected 0 to {2**20} megabytes")
-    cache = int(row_cache_mb * 2**20)
+    cache, threads = int(row_cache_mb * 2**20), int(threads or 0)
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads or 0))
+        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads))
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = model_path(model)
     if not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
-    engine = _engine.Model(path, None, isa, cache, threads or 0)
+    engine = _engine.Model(path, None, isa, cache, threads)
     try:
         return Model(engine)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling

@@ -69,7 +69,7 @@ class GenerationOptions:
     Attributes
     ----------
     n : int
-        Completions for each prompt, at least 1. They differ by their index, not by the seed.
+        Completions for each prompt, 1 to 65536. They differ by their index, not by the seed.
     max_tokens : int
         Most tokens to draw, at least 0.
     temperature : float
@@ -100,7 +100,7 @@ class GenerationOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _whole("n", self.n, 1, 2**32 - 1)
+        _whole("n", self.n, 1, 2**16)
         _whole("max_tokens", self.max_tokens, 0, 2**62)
         _real("temperature", self.temperature, 0.0, 1000.0)
         _whole("top_k", self.top_k, 0, 2**31 - 1)

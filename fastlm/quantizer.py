@@ -9,9 +9,11 @@ import os
 import shutil
 import statistics
 import tempfile
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -167,6 +169,8 @@ def quantize(
     ------
     ValueError
         For an argument that cannot be used, or weights that would have to get more bits than they have.
+    TypeError
+        For an argument of the wrong type.
     FormatError, OSError
         As `fastlm.load`; or the file cannot be written.
 
@@ -201,12 +205,25 @@ def check_arguments(dtype: Any, text: Any, max_loss: Any) -> None:
         if max_loss is not None:
             raise ValueError(f"max_loss={max_loss!r} is for dtype='auto', which chooses by it")
     elif text is None:
-        raise ValueError("dtype='auto' weighs speed against loss, so it needs a text: text=...")
+        raise ValueError("dtype='auto' weighs speed against loss, so it needs a text")
+    if text is not None and not isinstance(text, str):
+        _check_ids(text)
     if max_loss is not None:
-        if isinstance(max_loss, bool) or not isinstance(max_loss, (int, float)):
+        if isinstance(max_loss, bool) or not isinstance(max_loss, Real):
             raise TypeError(f"max_loss={max_loss!r}: expected a number of percent, found {type(max_loss).__name__}")
-        if not max_loss >= 0:
+        if not float(max_loss) >= 0:
             raise ValueError(f"max_loss={max_loss!r}: expected percent, at least 0")
+
+
+def _check_ids(text: Any) -> None:
+    kind = type(text).__name__
+    wrong = TypeError(f"text: expected one str, the text itself, or a sequence of token ids, found {kind}")
+    if isinstance(text, (bytes, bytearray)):
+        raise wrong
+    try:
+        array("i", list(text))
+    except (TypeError, OverflowError):
+        raise wrong from None
 
 
 def _wanted(dtype: str | Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
@@ -229,9 +246,14 @@ def _wanted(dtype: str | Mapping[str, str], before: Mapping[str, str]) -> dict[s
 
 def _parts(dtype: str | Mapping[str, str]) -> dict[str, str]:
     if isinstance(dtype, str) and "=" in dtype:
-        dtype = {part: kind for part, _, kind in (item.strip().partition("=") for item in dtype.split(","))}
+        items = [item.strip().partition("=") for item in dtype.split(",")]
+        given, dtype = dtype, {part: kind for part, _, kind in items}
+        if len(dtype) < len(items) or not all(part and kind for part, _, kind in items):
+            raise ValueError(f"dtype={given!r}: expected each part once, as in cells=int4,output=int8")
     if not isinstance(dtype, Mapping):
         return dict.fromkeys(_PARTS, _known_type("dtype", dtype))
+    if not dtype:
+        raise ValueError(f"dtype={dtype!r}: expected a type for at least one of {', '.join(_PARTS)}")
     for part, kind in dtype.items():
         if part not in _PARTS:
             raise ValueError(f"dtype: {part!r} is none of {', '.join(_PARTS)}{_hint(str(part), _PARTS)}")
@@ -243,7 +265,7 @@ def _known_type(name: str, dtype: Any) -> str:
     if not isinstance(dtype, str) or dtype not in BITS:
         guess = _ELSEWHERE.get(str(dtype).lower())
         known = [*BITS, "auto"] if name == "dtype" else BITS
-        hint = f"; did you mean {guess}?" if guess else _hint(str(dtype), known)
+        hint = f"; did you mean {guess}?" if guess else _hint(str(dtype).lower(), known)
         raise ValueError(f"{name}={dtype!r}: expected {', '.join(known)}{hint}")
     return dtype
 
@@ -264,8 +286,12 @@ class _Source:
     """A model file that is to be rounded, in one way or several: what they share is read and computed once."""
 
     def __init__(self, source: str | os.PathLike[str], text: str | Sequence[int] | None) -> None:
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            raise TypeError("expected the path of a model or the name of a bundled one, found a file's bytes")
         self.path = model_path(source)
         self.model = load(self.path)
+        if isinstance(text, str) and self.model.tokenizer is None:
+            raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one, or give token ids")
         self.weights, self.before = format.unpack_rounded(self.path)
         self.types_before = {matrix.dtype for matrix in self.before.values()}
         self.matrices = format.matrices(self.weights)

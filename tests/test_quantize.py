@@ -384,13 +384,19 @@ BAD = [
     ({"dtype": "cells=auto"}, ValueError, "cells='auto': expected f32, bf16, int8, int4"),
     ({"dtype": {"output": "i4"}}, ValueError, "output='i4': expected f32, bf16, int8, int4; did you mean int4?"),
     ({"dtype": ""}, ValueError, "dtype='': expected"),
-    ({"dtype": "auto"}, ValueError, "needs a text: text=..."),
+    ({"dtype": "auto"}, ValueError, "needs a text"),
     ({"dtype": "int8", "max_loss": 1}, ValueError, "max_loss=1 is for dtype='auto'"),
     ({"dtype": "auto", "text": "x", "max_loss": -1}, ValueError, "max_loss=-1: expected percent, at least 0"),
     ({"dtype": "auto", "text": "x", "max_loss": float("nan")}, ValueError, "max_loss=nan"),
     ({"dtype": "auto", "text": "x", "max_loss": "1"}, TypeError, "max_loss='1': expected a number"),
     ({"text": "held_out.txt"}, ValueError, "(it starts with 'held_out.txt'): expected at least 1000"),
-    ({"text": 5}, TypeError, "a prompt is a str or a sequence of token ids"),
+    ({"text": 5}, TypeError, "text: expected one str, the text itself, or a sequence of token ids, found int"),
+    ({"text": b"abc"}, TypeError, "found bytes"),
+    ({"text": ["a"] * 2000}, TypeError, "found list"),
+    ({"text": [[1]] * 2000}, TypeError, "found list"),
+    ({"dtype": {}}, ValueError, "dtype={}: expected a type for at least one of cells, output, embedding"),
+    ({"dtype": "cells=int4,"}, ValueError, "expected each part once, as in cells=int4,output=int8"),
+    ({"dtype": "cells=int4,cells=int8"}, ValueError, "expected each part once"),
 ]
 
 
@@ -411,6 +417,13 @@ def test_bad_files_are_named(tmp_path, text):
         fastlm.quantize(tmp_path / "no.gguf", tmp_path / "m.gguf")
     with pytest.raises(FileNotFoundError, match="missing"):
         fastlm.quantize(STORIES, tmp_path / "missing" / "m.gguf")
+    with pytest.raises(TypeError, match="expected the path of a model or the name of a bundled one, found a file's by"):
+        fastlm.quantize(b"GGUF", tmp_path / "m.gguf")
+    fastlm.export(random_weights(), tmp_path / "ids.gguf")
+    with pytest.raises(ValueError, match=r"ids\.gguf has no tokenizer, which a text needs"):
+        fastlm.quantize(tmp_path / "ids.gguf", tmp_path / "m.gguf", text=text)
+    with pytest.raises(ValueError, match="a text needs the tokenizer that the model was trained with"):
+        fastlm.export(random_weights(), tmp_path / "m.gguf", dtype="int8", text=text)
     fastlm.quantize(STORIES, tmp_path / "m.gguf", dtype="bf16")
     with pytest.raises(ValueError, match=r"m\.gguf: some weights are rounded already; dtype='auto' starts from f"):
         fastlm.quantize(tmp_path / "m.gguf", tmp_path / "m.gguf", dtype="auto", text=text)

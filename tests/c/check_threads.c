@@ -172,6 +172,39 @@ static void check_busy(void) {
     fl_threads_release(2);
 }
 
+/* ---- control groups ------------------------------------------------------------------------------------ */
+
+static void put_file(const char *root, const char *name, const char *text) {
+    char path[200];
+    snprintf(path, sizeof path, "%s%s", root, name);
+    FILE *file = fopen(path, "w");
+    if (!file || fputs(text, file) < 0 || fclose(file)) exit(2);
+}
+
+/* What the groups of containers look like, in both versions of the interface. */
+static void check_quota(void) {
+    char root[] = "/tmp/groups-XXXXXX", command[100];
+    if (!mkdtemp(root)) exit(2);
+    snprintf(command, sizeof command, "mkdir -p %s/new/inner %s/old/inner", root, root);
+    if (system(command)) exit(2);
+    now("quota of a control group");
+    check(fl_os_quota(root, "/new/inner") == UINT32_MAX, "no file");
+    put_file(root, "/new/inner/cpu.max", "max 100000\n");
+    check(fl_os_quota(root, "/new/inner") == UINT32_MAX, "max");
+    put_file(root, "/new/cpu.max", "250000 100000\n");
+    check(fl_os_quota(root, "/new/inner") == 3, "two and a half cores, of the group above");
+    put_file(root, "/new/inner/cpu.max", "50000 100000\n");
+    check(fl_os_quota(root, "/new/inner") == 1, "half a core");
+    check(fl_os_quota(root, "/new") == 3, "the group above itself");
+    put_file(root, "/old/cpu.cfs_quota_us", "-1\n");
+    put_file(root, "/old/inner/cpu.cfs_quota_us", "200000\n");
+    put_file(root, "/old/inner/cpu.cfs_period_us", "100000\n");
+    check(fl_os_quota(root, "/old/inner") == 2, "two cores, first version");
+    check(fl_os_quota(root, "/old") == UINT32_MAX, "no limit, first version");
+    snprintf(command, sizeof command, "rm -r %s", root);
+    check(system(command) == 0, "cannot remove %s", root);
+}
+
 /* ---- processes ----------------------------------------------------------------------------------------- */
 
 /* Runs in a child; returns whether it ended well. */
@@ -307,5 +340,6 @@ int main(int count, char **arguments) {
     }
     check_shares();
     check_busy();
+    check_quota();
     return report(seed);
 }
