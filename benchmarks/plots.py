@@ -113,7 +113,7 @@ def roofline(points: dict[str, Figures]) -> Figure | None:
     panels = [figures for figures in _one_thread(points) if figures["limits"]]
     if not panels:
         return None
-    rows = [(figures, precision) for figures in panels for precision in ("f32", "int8")]
+    rows, most = [(figures, precision) for figures in panels for precision in ("f32", "int8")], 1.0
     figure, axes = plt.subplots(figsize=(10, 0.55 * len(rows) + 1.6))
     for place, (figures, precision) in enumerate(rows):
         limit = limit_us(figures, precision)
@@ -122,13 +122,14 @@ def roofline(points: dict[str, Figures]) -> Figure | None:
             for (peer, kind), form in best_forms(figures).items()
             if kind == precision and limit
         }
+        most = max(most, *shares.values())
         axes.plot([0, max(shares.values(), default=0)], [place, place], color="#dddddd", zorder=1)
         for peer, share in shares.items():
             axes.scatter(share, place, s=150 if peer == OURS else 80, color=COLOURS[peer], edgecolor="white", zorder=3)
     axes.axvline(1, color="#444444", linewidth=1)
     axes.text(0.99, len(rows) - 0.6, "the hardware's limit", ha="right", va="center", color="#444444", size=10)
     labels = [f"{figures['workload']} {precision}" for figures, precision in rows]
-    axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, 1.08), ylim=(len(rows) - 0.3, -0.7))
+    axes.set(yticks=range(len(rows)), yticklabels=labels, xlim=(0, most + 0.05), ylim=(len(rows) - 0.3, -0.7))
     axes.set_title("Fraction of what the hardware allows, one sequence, one thread", pad=30)
     axes.xaxis.set_major_formatter(mpl.ticker.PercentFormatter(1))
     axes.grid(axis="y", visible=False)

@@ -137,6 +137,9 @@ typedef struct fl_matrix {
     size_t blocks; /* of a panel, each 1, 2, 4 or 8 inputs; there may be FL_SPARE_BLOCKS more than those of K */
 } fl_matrix;
 
+/* Of its weights: a block has 4 for each row of a panel, whatever the type. */
+static inline size_t fl_matrix_bytes(const fl_matrix *m) { return m->panels * m->lanes * m->blocks * 4; }
+
 /* Whether its products read whole numbers. */
 static inline bool fl_reads_bytes(const fl_matrix *matrix) {
     return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4;

@@ -312,14 +312,11 @@ static void free_store(fl_row_store *store) {
 
 /* ---- size ---------------------------------------------------------------------------------------------- */
 
-/* A block has 4 bytes for each row of a panel, whatever the type. */
-static size_t matrix_bytes(const fl_matrix *m) { return m->panels * m->lanes * m->blocks * 4; }
-
 /* Of the weights that are read for every token. */
 static size_t streamed_bytes(const fl_model *model) {
-    size_t bytes = matrix_bytes(&model->output);
+    size_t bytes = fl_matrix_bytes(&model->output);
     for (uint32_t i = 0; i < model->n_layers; i++)
-        bytes += matrix_bytes(&model->layers[i].h) + (i ? matrix_bytes(&model->layers[i].x) : 0);
+        bytes += fl_matrix_bytes(&model->layers[i].h) + (i ? fl_matrix_bytes(&model->layers[i].x) : 0);
     return bytes;
 }
 

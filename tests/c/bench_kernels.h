@@ -221,7 +221,7 @@ static void bench_product(work w, size_t rows, size_t K, const uint8_t *weights)
     for (int dtype = FL_F32; dtype <= FL_INT4; dtype++) {
         const size_t panels = tiny_parts(rows, 16);
         w.matrix = bench_matrix((fl_dtype)dtype, panels, K, weights);
-        w.bytes = weight_bytes(&w.matrix);
+        w.bytes = fl_matrix_bytes(&w.matrix);
         for (size_t i = 0; i < 3; i++) {
             snprintf(what, sizeof what, "product %s %zu x %zu, %zu", dtype_names[dtype], rows, K, ns[i]);
             if (i == 0) w.reading = bench_reading(w);
@@ -286,10 +286,10 @@ static void bench_choices(work w, float *logits, int32_t *ids, size_t n, uint64_
 }
 
 static size_t all_weights(const fl_model *model) {
-    size_t bytes = weight_bytes(&model->output);
+    size_t bytes = fl_matrix_bytes(&model->output);
     for (uint32_t i = 0; i < model->n_layers; i++) {
-        bytes += weight_bytes(&model->layers[i].h);
-        if (i) bytes += weight_bytes(&model->layers[i].x); /* the first layer's rows are kept */
+        bytes += fl_matrix_bytes(&model->layers[i].h);
+        if (i) bytes += fl_matrix_bytes(&model->layers[i].x); /* the first layer's rows are kept */
     }
     return bytes;
 }

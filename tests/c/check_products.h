@@ -214,7 +214,7 @@ static void check_largest_sum(fl_dtype dtype, size_t width, int signs, uint64_t 
     static float expected[32], start[32], out[FL_WIDTH][32];
     const size_t K = dtype == FL_INT8 ? MOST_INPUTS : 1 << 14;
     fl_matrix m = random_matrix(&weight_room, dtype, 2, K, ORDINARY, true, random);
-    memset((void *)(uintptr_t)m.weights, dtype == FL_INT4 ? 0x00 : signs & 1 ? 0x81 : 0x7F, weight_bytes(&m));
+    memset((void *)(uintptr_t)m.weights, dtype == FL_INT4 ? 0x00 : signs & 1 ? 0x81 : 0x7F, fl_matrix_bytes(&m));
     set_sums(&m, &weight_room.sums, true);
     if (dtype == FL_INT4) memset((void *)(uintptr_t)m.group, signs & 1 ? 0x7F : 0x80, 64 * tiny_parts(K, 64));
     const fl_columns in = used_columns(&in_room, K, width, width, true, random);

@@ -35,8 +35,6 @@ static size_t blocks_needed(fl_dtype dtype, size_t K) {
     return (K + per[dtype] - 1) / per[dtype];
 }
 
-static size_t weight_bytes(const fl_matrix *m) { return m->panels * m->blocks * 64; }
-
 /* A panel is `blocks` blocks of `items` things for each of its rows: where those of a row begin. */
 static size_t block_of(const fl_matrix *m, size_t row, size_t block, size_t blocks, size_t items) {
     return ((row / m->lanes * blocks + block) * m->lanes + row % m->lanes) * items;
