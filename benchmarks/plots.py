@@ -122,8 +122,9 @@ def roofline(points: dict[str, Figures]) -> Figure | None:
             for (peer, kind), form in best_forms(figures).items()
             if kind == precision and limit
         }
-        most = max(most, *shares.values())
-        axes.plot([0, max(shares.values(), default=0)], [place, place], color="#dddddd", zorder=1)
+        largest = max(shares.values(), default=0)
+        most = max(most, largest)
+        axes.plot([0, largest], [place, place], color="#dddddd", zorder=1)
         for peer, share in shares.items():
             axes.scatter(share, place, s=150 if peer == OURS else 80, color=COLOURS[peer], edgecolor="white", zorder=3)
     axes.axvline(1, color="#444444", linewidth=1)

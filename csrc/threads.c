@@ -168,7 +168,7 @@ static bool machine_is_busy(fl_team *team, int64_t now) {
 /* Calls that run at the same time share the cores, or the first would have all workers and the others none. */
 static uint32_t fair_size(const fl_team *team) {
     const uint32_t teams = atomic_load_explicit(&pool.teams, memory_order_relaxed);
-    return teams > 1 ? (team->cores + teams - 1) / teams : team->cores;
+    return teams > 1 ? (uint32_t)fl_parts(team->cores, teams) : team->cores;
 }
 
 static void give_back(fl_team *team, uint32_t size) {

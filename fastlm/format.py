@@ -169,8 +169,15 @@ def unpack_rows(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def spread(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Panels [n, blocks, 16, ...] with a few blocks of zeros behind each that would else be nearly whole pages long."""
     blocks = panels.shape[1]
-    spare = SPARE_BLOCKS if blocks > PAGE_BLOCKS and (blocks + 1) % PAGE_BLOCKS <= SPARE_BLOCKS else 0
-    return np.pad(panels, [(0, spare if axis == 1 else 0) for axis in range(panels.ndim)])
+    if blocks <= PAGE_BLOCKS or (blocks + 1) % PAGE_BLOCKS > SPARE_BLOCKS:
+        return panels
+    return np.pad(panels, [(0, SPARE_BLOCKS if axis == 1 else 0) for axis in range(panels.ndim)])
+
+
+def weight_panels(matrix: RoundedRows) -> npt.NDArray[Any]:
+    """Weights as a file holds them; int4 gains nothing by being spread (docs/format.md)."""
+    panels = pack(matrix.weight, RUN[matrix.dtype])
+    return panels if matrix.dtype == "int4" else spread(panels)
 
 
 # ---- file --------------------------------------------------------------------------------------------
@@ -218,8 +225,7 @@ def _tensors(weights: Weights, rounded: Mapping[str, RoundedRows]) -> Iterator[t
             yield f"{name}.scale", matrix.scale.reshape(-1, PANEL) if in_panels else matrix.scale
         if matrix.group is not None:
             yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
-        weight = pack(matrix.weight, RUN[matrix.dtype]) if in_panels else matrix.weight
-        yield f"{name}.weight", spread(weight) if in_panels and matrix.dtype != "int4" else weight
+        yield f"{name}.weight", weight_panels(matrix) if in_panels else matrix.weight
 
 
 WRITTEN = (
