@@ -58,16 +58,19 @@ class Runner:
 
     @cached_property
     def _text_model(self) -> Any:
-        """The same model with a tokenizer, because `stream` hands over text, one character a token."""
+        """The same model with a tokenizer, because `stream` hands over text, one character a token.
+
+        It is made of the rounded weights of the other file: rounding anew could round to others."""
         import fastlm
+        from fastlm import format
         from fastlm.tokenizer import CharTokenizer
 
-        workload = self._job.workload
-        path, tokenizer = self._job.path(".text.gguf", self._job.form.precision), CharTokenizer(_characters(workload.V))
-        weights = workload.weights | {"output.bias": workload.weights["output.bias"].copy()}
-        weights["output.bias"][0] = -30  # token 0 ends a text: here it never comes
-        make(path, lambda path: fastlm.export(weights, path, dtype=self._job.form.precision, tokenizer=tokenizer))
-        model = fastlm.load(path, threads=self._job.threads)
+        job = self._job
+        path, tokenizer = job.path(".text.gguf", job.form.precision), CharTokenizer(_characters(job.workload.V))
+        weights, rounded = format.unpack_rounded(_path(job))
+        weights.output_bias[0] = -30  # token 0 ends a text: here it never comes
+        make(path, lambda path: format.write(path, weights, tokenizer.fields(), rounded))
+        model = fastlm.load(path, threads=job.threads)
         checked = self.greedy(CHECKED)[0]
         alike = checked.index(0) if 0 in checked else CHECKED
         if model.generate(self._start, max_tokens=CHECKED, temperature=0.0).token_ids[:alike] != checked[:alike]:

@@ -190,9 +190,9 @@ def latency(points: dict[str, Figures]) -> Figure:
     style = {"color": "#444444", "linestyle": "", "markeredgewidth": 2}
     shown = zip("o|x", ("p50", "p99", "p99.9"), strict=True)
     keys = [mpl.lines.Line2D([], [], marker=marker, label=label, **style) for marker, label in shown]
-    figure.legend(handles=keys, loc="upper right", ncols=3, frameon=False)
     _headline(figure, "Time from one token to the next, one thread (µs)")
     figure.tight_layout()
+    figure.legend(handles=keys, frameon=False, ncols=3, loc="upper left", bbox_to_anchor=(0, 0.0))
     return figure
 
 
