@@ -15,6 +15,9 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
+
 from capi cimport *
 
 
@@ -26,18 +29,47 @@ class FormatError(ValueError):
 
 cdef extern from *:
     """
-    /* Tokens between two looks at pending signals (Ctrl-C): a tenth of a second for a large model; a prompt is read
-     * faster than a text is written. */
+    /* Tokens at most between two looks at pending signals (Ctrl-C) and cancellations; a prompt is read faster than a text
+     * is written. SOON_NS: how long that shall take, so that fewer are asked for of a large model. */
     enum { CHUNK = 32, READ = 128 };
+    #define SOON_NS 20000000
+    #define AT_ONCE_NS 2000000 /* the same for prompts, if there is a deadline */
     /* A Python string takes several times what it takes in the file: no more of them than any vocabulary has. */
     enum { MOST_STRINGS = 1 << 20 };
     """
     const int CHUNK
     const int READ
+    const int SOON_NS
+    const int AT_ONCE_NS
     const int MOST_STRINGS
 
 
 cdef const int32_t[::1] NOTHING = array("i", [])
+
+CONTROLS = {
+    "logit_bias": FL_LOGIT_BIAS,
+    "penalties": FL_PENALTIES,
+    "dry": FL_DRY,
+    "temperature": FL_TEMPERATURE,
+    "top_n_sigma": FL_TOP_N_SIGMA,
+    "top_k": FL_TOP_K,
+    "top_p": FL_TOP_P,
+    "min_p": FL_MIN_P,
+    "typical_p": FL_TYPICAL_P,
+    "epsilon_cutoff": FL_EPSILON_CUTOFF,
+    "eta_cutoff": FL_ETA_CUTOFF,
+    "xtc": FL_XTC,
+    "mirostat": FL_MIROSTAT,
+}
+"""Steps from logits to the next token, in their usual order, with the engine's numbers."""
+
+_FINISH = {
+    FL_FINISH_LENGTH: "length",
+    FL_FINISH_STOP: "stop",
+    FL_FINISH_REPETITION: "repetition",
+    FL_FINISH_UNSATISFIABLE: "unsatisfiable",
+    FL_FINISH_DEADLINE: "deadline",
+}
 
 
 cdef object _error(fl_error *error, object path):
@@ -221,6 +253,24 @@ cdef class State:
         fl_state_copy(state._state, self._state)
         return state
 
+    def values(self):
+        """All of it but the position, as bytes of float32 (docs/format.md)."""
+        cdef size_t n
+        cdef const float *values = fl_state_values(self._state, &n)
+        return (<const char *>values)[:n * sizeof(float)]
+
+    def set(self, uint64_t position, const uint8_t[::1] values not None):
+        """Becomes a state of the same model. Raises ValueError for another size, or numbers that no state has."""
+        cdef fl_error error
+        cdef size_t n
+        fl_state_values(self._state, &n)
+        if <size_t>values.shape[0] != n * sizeof(float):
+            raise ValueError(f"expected {n * sizeof(float)} bytes of values, found {values.shape[0]}")
+        copied = array("f", bytes(values))  # aligned
+        cdef float[::1] numbers = copied
+        if fl_state_set(self._state, self.model._model, position, &numbers[0], &error) != FL_OK:
+            raise _error(&error, None)
+
 
 @cython.final
 cdef class Decoder:
@@ -285,111 +335,417 @@ cdef class Decoder:
             at += n
         return found
 
-    def generate(self, list states not None, list prompts not None, list indices not None, Py_ssize_t max_tokens,
-                 float temperature, uint32_t top_k, double top_p, uint64_t seed, const int32_t[::1] stop not None,
-                 bint logprobs):
-        """Writes on from the states, side by side, after reading a prompt each: a list of (tokens, log-probabilities
-        or None, stopped). The last token written has not been read."""
-        cdef Py_ssize_t i, n = len(states)
-        cdef Writer writer = Writer(n, logprobs)
-        cdef fl_sampling sampling
-        cdef const int32_t[::1] prompt
-        sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed = temperature, top_k, top_p, seed
-        for i in range(n):
-            prompt = prompts[i]
-            self._check(states[i], prompt)
-            sampling.index = indices[i]
-            writer.requests[i].state = (<State>states[i])._state
-            writer.requests[i].sampling = sampling
-            writer.requests[i].stop, writer.requests[i].n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]
-            writer.requests[i].prompt = &prompt[0] if prompt.shape[0] else NULL
-            writer.unread[i] = prompt.shape[0]
-        while writer.begin_round(max_tokens):
-            with nogil:
-                fl_generate(self._decoder, writer.requests, writer.active)
-            writer.end_round(max_tokens)
+    def candidates(self, State state not None, Job job not None):
+        """What a job would draw its next token from, after what it has read: (ids, logits after all
+        changes), in no order."""
+        cdef size_t n, V = self.model.vocab_size
+        cdef fl_request request
+        self._check(state, NOTHING)
+        ids, logits = array("i", bytes(4 * V)), array("f", bytes(4 * V))
+        cdef int32_t[::1] found = ids
+        cdef float[::1] kept = logits
+        job._fill(&request, 1, 0)
+        with nogil:
+            fl_logits(self._decoder, state._state)
+            n = fl_candidates(self._decoder, &request, &found[0], &kept[0])
+        return ids[:n], logits[:n]
+
+    def write(self, list jobs not None, Py_ssize_t limit=0, uint64_t deadline=0, cancelled=None):
+        """Goes on with jobs side by side until each is done, or has `limit` tokens more. deadline: nanoseconds on
+        `clock`. cancelled: called now and then; if true, jobs that are not done are done."""
+        cdef Job job
+        cdef Round round
+        cdef Py_ssize_t left = limit if limit else PY_SSIZE_T_MAX, chunk = CHUNK, read = 1 if deadline else READ
+        active = [job for job in jobs if job.finish is None]
+        for job in active:
+            if job._state.model is not self.model:
+                raise ValueError("the state belongs to another model")
+        while active and left > 0:
+            ended = "deadline" if deadline and fl_clock() >= deadline else None
+            if cancelled is not None and cancelled():
+                ended = "cancelled"
+            if ended:
+                for job in active:
+                    job.finish = ended
+                break
+            alone = [job for job in active if job._processor is not None]
+            if alone:
+                chunk = 1
+                for job in alone:
+                    self._process(job)
+            together = [job for job in active if job._processor is None]
+            if together:
+                round = Round(together, chunk if chunk < left else left, read)
+                round.run(self._decoder, deadline)
+                if not round.reading:
+                    chunk = _next(round.chunk, round.ns, SOON_NS, CHUNK)
+                elif deadline:
+                    read = _next(read, round.ns, AT_ONCE_NS, READ)
+            if alone or not round.reading:
+                left -= 1 if alone else round.chunk
             PyErr_CheckSignals()
-        return writer.results
+            active = [job for job in active if job.finish is None]
+
+    cdef int _process(self, Job job) except -1:
+        """One token of a job whose logits pass through Python."""
+        cdef fl_request request
+        cdef const float *said
+        cdef const float[::1] logits
+        self._feed(job._state, job._unread(), job._unread().shape[0])
+        job._read_all()
+        if job._max == 0:
+            job.finish = "length"
+            return 0
+        with nogil:
+            said = fl_logits(self._decoder, job._state._state)
+        logits = job._processor(array("f", (<const char *>said)[:4 * self.model.vocab_size]))
+        cdef int32_t token
+        cdef float logprob
+        job._fill(&request, 1, 0)
+        request.n_prompt = 0
+        request.tokens, request.logprobs = &token, &logprob if job.logprobs is not None else NULL
+        alternatives = bytearray(8 * job._alternatives)
+        cdef uint8_t[::1] room = alternatives
+        if job._alternatives:
+            request.alternative_ids = <int32_t *>&room[0]
+            request.alternative_logprobs = <float *>&room[4 * job._alternatives]
+        with nogil:
+            fl_draw(self._decoder, &logits[0], &request)
+        job._take(&request, False)
+        return 0
+
+
+cdef Py_ssize_t _next(Py_ssize_t n, uint64_t ns, uint64_t wanted, Py_ssize_t most) noexcept:
+    """How many tokens to do next, if n took so long: at most twice as many."""
+    cdef double right = <double>n * <double>wanted / <double>(ns if ns else 1)
+    return max(1, min(min(2 * n, most), <Py_ssize_t>right if right < <double>most else most))
+
+
+def clock():
+    """Nanoseconds, for deadlines."""
+    return fl_clock()
 
 
 @cython.final
-cdef class Writer:
-    """Requests in rounds, between which signals are seen: of READ tokens of the prompts, then of CHUNK tokens written.
-    Those that are not done stand in front."""
+cdef class Memory:
+    """What controls remember of a text: its tokens and mirostat's aim. One thread at a time."""
 
-    cdef fl_request *requests
-    cdef size_t active
-    cdef Py_ssize_t *unread   # tokens of each prompt
-    cdef Py_ssize_t *place    # among the results
-    cdef int32_t *tokens      # [n][CHUNK]: written in this round
-    cdef int32_t *last        # written in the round before
-    cdef float *logprobs      # [n][CHUNK]
-    cdef bint reading
-    cdef list results
+    cdef fl_memory *_memory
+    cdef readonly Model model  # kept alive
+    cdef readonly uint32_t window
 
-    def __cinit__(self, Py_ssize_t n, bint logprobs):
+    def __cinit__(self, Model model not None, uint32_t window=0):
+        cdef fl_error error
+        self.model, self.window = model, window
+        if fl_memory_new(model._model, window, &self._memory, &error) != FL_OK:
+            raise _error(&error, None)
+
+    def __dealloc__(self):
+        fl_memory_free(self._memory)
+
+    def __len__(self):
+        return fl_memory_size(self._memory)
+
+    cdef int _reserve(self, size_t more) except -1:
+        cdef fl_error error
+        if fl_memory_reserve(self._memory, more, &error) != FL_OK:
+            raise _error(&error, None)
+        return 0
+
+    def add(self, const int32_t[::1] tokens not None, bint written=False):
+        """Adds tokens that were read, or that the model wrote."""
         cdef Py_ssize_t i
-        self.requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request))
-        self.unread = <Py_ssize_t *>PyMem_Calloc(n, sizeof(Py_ssize_t))
-        self.place = <Py_ssize_t *>PyMem_Calloc(n, sizeof(Py_ssize_t))
-        self.tokens = <int32_t *>PyMem_Calloc(n, CHUNK * sizeof(int32_t))
-        self.last = <int32_t *>PyMem_Calloc(n, sizeof(int32_t))
-        self.logprobs = <float *>PyMem_Calloc(n, CHUNK * sizeof(float))
-        if not (self.requests and self.unread and self.place and self.tokens and self.last and self.logprobs):
+        for i in range(tokens.shape[0]):
+            if tokens[i] < 0 or tokens[i] >= <int32_t>self.model.vocab_size:
+                raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {self.model.vocab_size - 1}")
+        self._reserve(tokens.shape[0])
+        if tokens.shape[0]:
+            fl_memory_add(self._memory, &tokens[0], tokens.shape[0], written)
+
+    def copy(self):
+        """The same memory, of its own."""
+        cdef fl_error error
+        cdef Memory memory = Memory(self.model, self.window)
+        if fl_memory_copy(memory._memory, self._memory, &error) != FL_OK:
+            raise _error(&error, None)
+        return memory
+
+    def rewind(self, size_t n):
+        """Forgets all but the first n tokens."""
+        fl_memory_rewind(self._memory, n)
+
+    @property
+    def tokens(self):
+        """All of them: array of int."""
+        cdef size_t n = fl_memory_size(self._memory)
+        return array("i", (<const char *>fl_memory_tokens(self._memory))[:4 * n] if n else b"")
+
+    @property
+    def written(self):
+        """For each whether the model wrote it: bytes of 0 and 1."""
+        cdef size_t n = fl_memory_size(self._memory)
+        return (<const char *>fl_memory_written(self._memory))[:n] if n else b""
+
+    @property
+    def surprise(self):
+        """What mirostat allows, in bits; NaN before its first token."""
+        return fl_memory_surprise(self._memory)
+
+    @surprise.setter
+    def surprise(self, float bits):
+        fl_memory_set_surprise(self._memory, bits)
+
+
+@cython.final
+cdef class Sampling:
+    """How a text is drawn: fields of fl_sampling by name, checked and without neutral steps (fastlm.controls)."""
+
+    cdef fl_sampling _sampling
+    cdef size_t *_bad_ends
+    cdef readonly Model model
+    cdef Decoder amateur  # for contrastive decoding; kept alive, as are the arrays
+    cdef list _kept
+
+    def __cinit__(self, Model model not None, *, steps=(), float temperature=0,
+                  const int32_t[::1] bias_ids=None, const float[::1] biases=None,
+                  float repetition_penalty=1, float frequency_penalty=0, float presence_penalty=0,
+                  float dry_multiplier=0, float dry_base=1, uint32_t dry_allowed_length=1, uint32_t dry_window=0,
+                  const uint8_t[::1] dry_breakers=None, float top_n_sigma=0, uint32_t top_k=0, double top_p=1,
+                  float min_p=0, double typical_p=1, float epsilon_cutoff=0, float eta_cutoff=0,
+                  float xtc_probability=0, float xtc_threshold=0, float mirostat_tau=0, float mirostat_eta=0,
+                  uint32_t no_repeat_ngram_size=0, bad_words=(), Decoder amateur=None, float contrast_alpha=0,
+                  float contrast_beta=0, const int32_t[::1] stop not None=NOTHING, const uint8_t[::1] pauses=None,
+                  uint32_t stop_repeats=0):
+        cdef Py_ssize_t i
+        cdef size_t end = 0
+        cdef fl_sampling *s = &self._sampling
+        cdef const int32_t[::1] words
+        self.model, self.amateur, self._kept = model, amateur, [bias_ids, biases, dry_breakers, stop, pauses]
+        for i, step in enumerate(steps):
+            s.steps[i] = CONTROLS[step]
+        s.temperature = temperature
+        if bias_ids is not None and bias_ids.shape[0]:
+            s.bias_ids, s.biases, s.n_biases = &bias_ids[0], &biases[0], bias_ids.shape[0]
+        s.repetition_penalty, s.frequency_penalty = repetition_penalty, frequency_penalty
+        s.presence_penalty = presence_penalty
+        s.dry_multiplier, s.dry_base, s.dry_allowed_length = dry_multiplier, dry_base, dry_allowed_length
+        s.dry_window, s.dry_breakers = dry_window, _flags(dry_breakers, model)
+        s.top_n_sigma, s.top_k, s.top_p, s.min_p, s.typical_p = top_n_sigma, top_k, top_p, min_p, typical_p
+        s.epsilon_cutoff, s.eta_cutoff = epsilon_cutoff, eta_cutoff
+        s.xtc_probability, s.xtc_threshold = xtc_probability, xtc_threshold
+        s.mirostat_tau, s.mirostat_eta = mirostat_tau, mirostat_eta
+        s.no_repeat_ngram_size, s.stop_repeats = no_repeat_ngram_size, stop_repeats
+        s.contrast_alpha, s.contrast_beta = contrast_alpha, contrast_beta
+        s.amateur = NULL if amateur is None else amateur._decoder
+        s.stop, s.n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]
+        s.pauses = _flags(pauses, model)
+        if bad_words:
+            words = array("i", [token for word in bad_words for token in word])
+            self._kept.append(words)
+            self._bad_ends = <size_t *>PyMem_Calloc(len(bad_words), sizeof(size_t))
+            if self._bad_ends == NULL:
+                raise MemoryError
+            for i, word in enumerate(bad_words):
+                end += len(word)
+                self._bad_ends[i] = end
+            s.bad_words, s.bad_ends, s.n_bad_words = &words[0], self._bad_ends, len(bad_words)
+
+    def __dealloc__(self):
+        PyMem_Free(self._bad_ends)
+
+    @property
+    def needs_memory(self):
+        """Whether it looks back at the text."""
+        cdef fl_sampling *s = &self._sampling
+        steps = bytes(s.steps[:FL_CONTROLS])
+        back = any(step in steps for step in (FL_PENALTIES, FL_DRY, FL_MIROSTAT))
+        longer = s.n_bad_words and s.bad_ends[s.n_bad_words - 1] > s.n_bad_words
+        return bool(back or longer or s.no_repeat_ngram_size or s.stop_repeats)
+
+
+cdef const uint8_t *_flags(const uint8_t[::1] flags, Model model) except? NULL:
+    if flags is None:
+        return NULL
+    if flags.shape[0] != <Py_ssize_t>model.vocab_size:
+        raise ValueError(f"flags of {flags.shape[0]} tokens: expected {model.vocab_size}")
+    return &flags[0]
+
+
+@cython.final
+cdef class Job:
+    """A text being written: what it goes on from, how, and what has come of it. `Decoder.write` goes on with it.
+
+    guide: what says, token by token, which may come: `allowed()` gives the words of a bit mask or None, `accept(token)`
+    the reason why the text is done or None. check: called with the job where the text may be done, and with `often` after
+    every round, says the same.
+    processor: from an array of logits to another.
+    """
+
+    cdef State _state, _amateur
+    cdef Memory _memory
+    cdef Sampling _sampling
+    cdef const int32_t[::1] _prompt
+    cdef Py_ssize_t _at        # tokens of the prompt that were read
+    cdef uint64_t _seed
+    cdef uint32_t _index, _alternatives
+    cdef Py_ssize_t _min, _max
+    cdef const uint32_t[::1] _allowed
+    cdef object _guide, _check, _processor
+    cdef bint _often
+    cdef readonly list tokens
+    cdef readonly list logprobs      # None if not asked for
+    cdef readonly list alternatives  # of each place: (ids, logprobs); None if not asked for
+    cdef public str finish           # None: not done
+    cdef readonly object ended_by    # the stop token
+
+    def __cinit__(self, State state not None, const int32_t[::1] prompt not None, Sampling sampling not None,
+                  Py_ssize_t max_tokens, *, uint64_t seed=0, uint32_t index=0, Memory memory=None, State amateur=None,
+                  Py_ssize_t min_tokens=0, bint logprobs=False, uint32_t alternatives=0,
+                  const uint32_t[::1] allowed=None, guide=None, check=None, bint often=False, processor=None):
+        state_model, vocab_size = state.model, <int32_t>state.model.vocab_size
+        cdef Py_ssize_t i
+        for i in range(prompt.shape[0]):
+            if prompt[i] < 0 or prompt[i] >= <int32_t>vocab_size:
+                raise ValueError(f"token {prompt[i]} at place {i}: expected 0 to {vocab_size - 1}")
+        if sampling.model is not state_model or (memory is not None and memory.model is not state_model):
+            raise ValueError("parts of different models")
+        if memory is None and sampling.needs_memory:
+            raise ValueError("these controls look back at the text: they need a memory")
+        if (amateur is None) != (sampling.amateur is None):
+            raise ValueError("contrastive decoding needs a second state, and nothing else does")
+        if amateur is not None and amateur.model is not sampling.amateur.model:
+            raise ValueError("the second state belongs to another model")
+        if allowed is not None and allowed.shape[0] < (vocab_size + 31) // 32:
+            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(vocab_size + 31) // 32}")
+        if alternatives > <uint32_t>vocab_size:
+            raise ValueError(f"alternatives={alternatives}: expected at most {vocab_size}")
+        self._state, self._prompt, self._sampling, self._max = state, prompt, sampling, max_tokens
+        self._memory, self._amateur, self._min = memory, amateur, min_tokens
+        self._seed, self._index = seed, index
+        self._allowed, self._guide, self._check, self._processor = allowed, guide, check, processor
+        self._alternatives, self._often = alternatives, often
+        self.tokens, self.logprobs = [], [] if logprobs else None
+        self.alternatives = [] if alternatives else None
+
+    cdef const int32_t[::1] _unread(self):
+        return self._prompt[self._at:]
+
+    cdef void _read_all(self):
+        self._at = self._prompt.shape[0]
+
+    @property
+    def unread(self):
+        """Tokens that its state has not read yet: array of int."""
+        return array("i", self._prompt[self._at:])
+
+    cdef int _fill(self, fl_request *request, Py_ssize_t most, Py_ssize_t read) except -1:
+        """All but where results go. read: if not 0, no tokens are written, and at most so many of the prompt are read."""
+        cdef Py_ssize_t unread = self._prompt.shape[0] - self._at, written = len(self.tokens)
+        request.state, request.amateur = self._state._state, NULL
+        if self._amateur is not None:
+            request.amateur = self._amateur._state
+        request.memory = NULL
+        if self._memory is not None:
+            self._memory._reserve(most)
+            request.memory = self._memory._memory
+        request.prompt = &self._prompt[self._at] if unread else NULL
+        request.n_prompt, request.max_tokens = unread, min(most, self._max - written)
+        if read:
+            request.n_prompt, request.max_tokens = min(read, max(unread - 1, 0)), 0
+        request.sampling, request.seed, request.index = &self._sampling._sampling, self._seed, self._index
+        if self._guide is not None and request.max_tokens:
+            self._allowed = self._guide.allowed()
+        request.allowed = &self._allowed[0] if self._allowed is not None else NULL
+        request.min_tokens = max(self._min - written, 0)
+        request.alternatives = self._alternatives
+        request.logprobs, request.alternative_ids, request.alternative_logprobs = NULL, NULL, NULL
+        request.written, request.finish, request.ended_by = 0, FL_FINISH_LENGTH, -1
+        return 0
+
+    cdef int _take(self, fl_request *request, bint reading) except -1:
+        """What came of a round."""
+        cdef size_t i, j, k = self._alternatives
+        cdef const int32_t[::1] last
+        self._at += request.n_prompt
+        self.tokens.extend([request.tokens[i] for i in range(request.written)])
+        if self.logprobs is not None:
+            self.logprobs.extend([request.logprobs[i] for i in range(request.written)])
+        for i in range(request.written if k else 0):
+            self.alternatives.append(([request.alternative_ids[i * k + j] for j in range(k)],
+                                      [request.alternative_logprobs[i * k + j] for j in range(k)]))
+        if request.written:
+            last = array("i", [request.tokens[request.written - 1]])
+            self._prompt, self._at = last, 0
+        if reading:
+            return 0
+        if request.finish == FL_FINISH_STOP:
+            self.ended_by = request.ended_by
+        if request.finish not in (FL_FINISH_LENGTH, FL_FINISH_PAUSE):
+            self.finish = _FINISH[request.finish]
+        elif self._guide is not None and request.written:
+            self.finish = self._guide.accept(self.tokens[-1])
+        if self.finish is None and (self._often or request.finish == FL_FINISH_PAUSE):
+            self.finish = self._check(self)
+        if self.finish is None and len(self.tokens) >= self._max:
+            self.finish = "length"
+        return 0
+
+
+@cython.final
+cdef class Round:
+    """Jobs as requests: for `read` tokens of the prompts if some have more, else for up to `chunk` tokens written."""
+
+    cdef list jobs
+    cdef fl_request *requests
+    cdef size_t n
+    cdef int32_t *tokens      # [n][chunk]
+    cdef float *logprobs      # [n][chunk]
+    cdef void *alternatives   # ids [n][chunk][most], then their log-probabilities
+    cdef readonly Py_ssize_t chunk
+    cdef readonly bint reading
+    cdef readonly uint64_t ns # that it took
+
+    def __cinit__(self, list jobs not None, Py_ssize_t chunk, Py_ssize_t read):
+        cdef Job job
+        cdef size_t i, most = 0
+        self.jobs, self.n = jobs, len(jobs)
+        for job in jobs:
+            self.reading |= job._prompt.shape[0] - job._at > read
+            most = max(most, job._alternatives)
+            if job._guide is not None:
+                chunk = 1
+        self.chunk = chunk
+        cdef size_t places = self.n * <size_t>chunk
+        self.requests = <fl_request *>PyMem_Calloc(self.n, sizeof(fl_request))
+        self.tokens = <int32_t *>PyMem_Calloc(2 * places, 4)
+        if most:
+            self.alternatives = PyMem_Calloc(2 * places * most, 4)
+        if self.requests == NULL or self.tokens == NULL or (most and self.alternatives == NULL):
             raise MemoryError
-        self.results = [([], [] if logprobs else None, False) for i in range(n)]
-        self.active = n
-        for i in range(n):
-            self.place[i] = i
+        self.logprobs = <float *>(self.tokens + places)
+        for i in range(self.n):
+            job = jobs[i]
+            job._fill(&self.requests[i], chunk, read if self.reading else 0)
+            self.requests[i].tokens = self.tokens + i * chunk
+            if job.logprobs is not None:
+                self.requests[i].logprobs = self.logprobs + i * chunk
+            if job._alternatives:
+                self.requests[i].alternative_ids = <int32_t *>self.alternatives + i * chunk * most
+                self.requests[i].alternative_logprobs = <float *>self.alternatives + (places + i * chunk) * most
 
     def __dealloc__(self):
         PyMem_Free(self.requests)
-        PyMem_Free(self.unread)
-        PyMem_Free(self.place)
         PyMem_Free(self.tokens)
-        PyMem_Free(self.last)
-        PyMem_Free(self.logprobs)
+        PyMem_Free(self.alternatives)
 
-    cdef bint begin_round(self, Py_ssize_t max_tokens):
+    cdef int run(self, fl_decoder *decoder, uint64_t deadline) except -1:
         cdef size_t i
-        cdef fl_request *request
-        self.reading = False
-        for i in range(self.active):
-            self.reading |= self.unread[i] > READ
-        for i in range(self.active):
-            request = &self.requests[i]
-            tokens, logprobs, _ = self.results[self.place[i]]
-            request.tokens = &self.tokens[i * CHUNK]
-            request.logprobs = NULL if logprobs is None else &self.logprobs[i * CHUNK]
-            request.n_prompt, request.max_tokens = self.unread[i], min(<Py_ssize_t>CHUNK, max_tokens - len(tokens))
-            if self.reading:
-                request.n_prompt, request.max_tokens = min(<Py_ssize_t>READ, max(self.unread[i] - 1, 0)), 0
-        return self.active > 0
-
-    cdef int end_round(self, Py_ssize_t max_tokens) except -1:
-        cdef size_t i, j, kept = 0
-        cdef fl_request *request
-        for i in range(self.active):
-            request = &self.requests[i]
-            tokens, logprobs, _ = self.results[self.place[i]]
-            tokens.extend([request.tokens[j] for j in range(request.written)])
-            if logprobs is not None:
-                logprobs.extend([request.logprobs[j] for j in range(request.written)])
-            if request.finish == FL_FINISH_STOP:
-                self.results[self.place[i]] = (tokens, logprobs, True)
-            elif self.reading or len(tokens) < max_tokens:
-                self._keep(i, kept)
-                kept += 1
-        self.active = kept
+        cdef Job job
+        with nogil:
+            self.ns = fl_clock()
+            fl_generate(decoder, self.requests, self.n, deadline)
+            self.ns = fl_clock() - self.ns
+        for i in range(self.n):
+            job = self.jobs[i]
+            job._take(&self.requests[i], self.reading)
         return 0
-
-    cdef void _keep(self, size_t i, size_t kept) noexcept:
-        cdef fl_request request = self.requests[i]
-        self.unread[kept] = self.unread[i] - request.n_prompt
-        self.place[kept] = self.place[i]
-        if request.written:
-            self.last[kept] = request.tokens[request.written - 1]
-            request.prompt, self.unread[kept] = &self.last[kept], 1
-        elif request.prompt != NULL:
-            request.prompt += request.n_prompt
-        self.requests[kept] = request

@@ -82,6 +82,9 @@ cdef extern from "fastlm.h" nogil:
     void fl_state_reset(fl_state *state) noexcept
     void fl_state_copy(fl_state *state, const fl_state *origin) noexcept
     uint64_t fl_state_position(const fl_state *state) noexcept
+    const float *fl_state_values(const fl_state *state, size_t *n) noexcept
+    fl_status fl_state_set(fl_state *state, const fl_model *model, uint64_t position, const float *values,
+                           fl_error *error) noexcept
 
     fl_status fl_decoder_new(const fl_model *model, fl_decoder **decoder, fl_error *error) noexcept
     void fl_decoder_free(fl_decoder *decoder) noexcept
@@ -89,28 +92,105 @@ cdef extern from "fastlm.h" nogil:
     const float *fl_logits(fl_decoder *decoder, const fl_state *state) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
+    ctypedef struct fl_memory:
+        pass
+
+    fl_status fl_memory_new(const fl_model *model, uint32_t window, fl_memory **memory, fl_error *error) noexcept
+    void fl_memory_free(fl_memory *memory) noexcept
+    fl_status fl_memory_reserve(fl_memory *memory, size_t more, fl_error *error) noexcept
+    fl_status fl_memory_copy(fl_memory *memory, const fl_memory *origin, fl_error *error) noexcept
+    void fl_memory_add(fl_memory *memory, const int32_t *tokens, size_t n, int written) noexcept
+    void fl_memory_rewind(fl_memory *memory, size_t n) noexcept
+    size_t fl_memory_size(const fl_memory *memory) noexcept
+    const int32_t *fl_memory_tokens(const fl_memory *memory) noexcept
+    const uint8_t *fl_memory_written(const fl_memory *memory) noexcept
+    float fl_memory_surprise(const fl_memory *memory) noexcept
+    void fl_memory_set_surprise(fl_memory *memory, float surprise) noexcept
+
+    ctypedef enum fl_control:
+        FL_NO_CONTROL
+        FL_LOGIT_BIAS
+        FL_PENALTIES
+        FL_DRY
+        FL_TEMPERATURE
+        FL_TOP_N_SIGMA
+        FL_TOP_K
+        FL_TOP_P
+        FL_MIN_P
+        FL_TYPICAL_P
+        FL_EPSILON_CUTOFF
+        FL_ETA_CUTOFF
+        FL_XTC
+        FL_MIROSTAT
+        FL_CONTROLS
+
     ctypedef struct fl_sampling:
         float temperature
+        uint8_t steps[14]  # FL_CONTROLS; C knows the true size
+        const int32_t *bias_ids
+        const float *biases
+        size_t n_biases
+        float repetition_penalty
+        float frequency_penalty
+        float presence_penalty
+        float dry_multiplier
+        float dry_base
+        uint32_t dry_allowed_length
+        uint32_t dry_window
+        const uint8_t *dry_breakers
+        float top_n_sigma
         uint32_t top_k
         double top_p
-        uint64_t seed
-        uint32_t index
+        float min_p
+        double typical_p
+        float epsilon_cutoff
+        float eta_cutoff
+        float xtc_probability
+        float xtc_threshold
+        float mirostat_tau
+        float mirostat_eta
+        uint32_t no_repeat_ngram_size
+        const int32_t *bad_words
+        const size_t *bad_ends
+        size_t n_bad_words
+        fl_decoder *amateur
+        float contrast_alpha
+        float contrast_beta
+        const int32_t *stop
+        size_t n_stop
+        const uint8_t *pauses
+        uint32_t stop_repeats
 
     ctypedef enum fl_finish:
         FL_FINISH_LENGTH
         FL_FINISH_STOP
+        FL_FINISH_PAUSE
+        FL_FINISH_REPETITION
+        FL_FINISH_UNSATISFIABLE
+        FL_FINISH_DEADLINE
 
     ctypedef struct fl_request:
         fl_state *state
+        fl_state *amateur
+        fl_memory *memory
         const int32_t *prompt
         size_t n_prompt
-        fl_sampling sampling
-        const int32_t *stop
-        size_t n_stop
+        const fl_sampling *sampling
+        uint64_t seed
+        uint32_t index
+        const uint32_t *allowed
+        size_t min_tokens
         size_t max_tokens
+        uint32_t alternatives
         int32_t *tokens
         float *logprobs
+        int32_t *alternative_ids
+        float *alternative_logprobs
         size_t written
         fl_finish finish
+        int32_t ended_by
 
-    void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n) noexcept
+    void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline) noexcept
+    uint64_t fl_clock() noexcept
+    void fl_draw(fl_decoder *decoder, const float *logits, fl_request *request) noexcept
+    size_t fl_candidates(fl_decoder *decoder, const fl_request *request, int32_t *ids, float *logits) noexcept

@@ -32,6 +32,30 @@ void fl_state_copy(fl_state *state, const fl_state *from) {
 
 uint64_t fl_state_position(const fl_state *state) { return state->position; }
 
+const float *fl_state_values(const fl_state *state, size_t *n) {
+    *n = state->floats;
+    return state->memory;
+}
+
+#define MOST_CELL 0x1p40f /* a cell grows by less than 1 a token */
+
+fl_status fl_state_set(fl_state *state, const fl_model *model, uint64_t position, const float *values,
+                       fl_error *error) {
+    const float *at = values;
+    for (uint32_t i = 0; i < model->n_layers; i++) {
+        const size_t width = width_of(&model->layers[i]);
+        for (size_t k = 0; k < 2 * width; k++, at++) {
+            const float most = k < width ? 1 : MOST_CELL;
+            if (!(fabsf(*at) <= most)) /* also NaN */
+                return fl_fail(error, FL_ERROR_ARGUMENT, "%g where a layer's %s are", (double)*at,
+                               k < width ? "hidden values, at most 1," : "cells");
+        }
+    }
+    state->position = position;
+    memcpy(state->memory, values, state->floats * sizeof(float));
+    return FL_OK;
+}
+
 /* ---- decoder ----------------------------------------------------------------------------------------- */
 
 /* Cuts one block of memory into pieces; with block NULL only adds up their size. */
@@ -94,6 +118,8 @@ static void cut_scratch(cutter *c, size_t V, fl_scratch *scratch) {
     scratch->kept_logits = cut(c, listed * sizeof(float));
     scratch->kept_ids = cut(c, listed * sizeof(int32_t));
     scratch->kept_mass = cut(c, listed * sizeof(uint32_t));
+    scratch->changed = cut(c, fl_round_up(V, FL_BLOCK) * sizeof(float));
+    scratch->values = cut(c, fl_round_up(V, FL_BLOCK) * sizeof(float));
 }
 
 static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {

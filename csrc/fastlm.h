@@ -123,6 +123,10 @@ void fl_state_reset(fl_state *state);
 void fl_state_copy(fl_state *state, const fl_state *from);
 /* Tokens read since the last reset. */
 uint64_t fl_state_position(const fl_state *state);
+/* All of a state but its position, as numbers; and back. FL_ERROR_ARGUMENT, and nothing is changed, if these are not numbers
+ * that a state can have. */
+const float *fl_state_values(const fl_state *state, size_t *n);
+fl_status fl_state_set(fl_state *state, const fl_model *model, uint64_t position, const float *values, fl_error *error);
 
 /* ---- decoder: the room to compute in --------------------------------------------------------------- */
 
@@ -136,35 +140,141 @@ const float *fl_logits(fl_decoder *decoder, const fl_state *state);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
 
+/* ---- memory: what a decoder remembers of a text -------------------------------------------------------- */
+
+/* Penalties, bans of repetitions and mirostat look back at a text. Its memory belongs to one thread at a time. */
+typedef struct fl_memory fl_memory;
+
+/* window: the last so many tokens count for the penalties; 0: all. The memory is empty, and mirostat not begun. */
+fl_status fl_memory_new(const fl_model *model, uint32_t window, fl_memory **memory, fl_error *error);
+void fl_memory_free(fl_memory *memory); /* NULL is allowed */
+/* Makes room for so many more tokens; the calls below and fl_generate need it, and do not look. */
+fl_status fl_memory_reserve(fl_memory *memory, size_t more, fl_error *error);
+/* Makes a memory that of another of the same model and window. */
+fl_status fl_memory_copy(fl_memory *memory, const fl_memory *from, fl_error *error);
+/* Adds tokens that were read (written 0) or that the model wrote (1), each in 0 … V-1. */
+void fl_memory_add(fl_memory *memory, const int32_t *tokens, size_t n, int written);
+/* Forgets all but the first n tokens, n at most as many as there are. */
+void fl_memory_rewind(fl_memory *memory, size_t n);
+size_t fl_memory_size(const fl_memory *memory);
+/* All tokens, and for each whether it was written; valid until the next change. */
+const int32_t *fl_memory_tokens(const fl_memory *memory);
+const uint8_t *fl_memory_written(const fl_memory *memory);
+/* The surprise that mirostat allows (its mu, in bits); NaN before its first token. */
+float fl_memory_surprise(const fl_memory *memory);
+void fl_memory_set_surprise(fl_memory *memory, float surprise);
+
+/* ---- the next token ---------------------------------------------------------------------------------- */
+
+/* Steps from logits to the set of tokens of which one is drawn. Each sees what those before it have left; none but the
+ * first three changes a logit, and they come before all others. docs/options.md defines them. */
+typedef enum fl_control {
+    FL_NO_CONTROL = 0, /* ends a list of steps */
+    FL_LOGIT_BIAS,
+    FL_PENALTIES,   /* repetition, frequency, presence; needs a memory */
+    FL_DRY,         /* needs a memory */
+    FL_TEMPERATURE, /* what follows sees logits / temperature; the draw always does */
+    FL_TOP_N_SIGMA,
+    FL_TOP_K,
+    FL_TOP_P,
+    FL_MIN_P,
+    FL_TYPICAL_P,
+    FL_EPSILON_CUTOFF,
+    FL_ETA_CUTOFF,
+    FL_XTC,
+    FL_MIROSTAT, /* needs a memory */
+    FL_CONTROLS,
+} fl_control;
+
+/* How a text is drawn. All zero: greedy. A field counts only if its step is among the steps; arrays belong to the caller. */
 typedef struct fl_sampling {
-    float temperature; /* ≥ 0 and finite; 0: the likeliest token, lowest id among equals */
-    uint32_t top_k;    /* keep the k likeliest; 0: all */
-    double top_p;      /* then keep the fewest whose share of what is left reaches p ≤ 1; 0: all */
-    uint64_t seed;
-    uint32_t index; /* which of the n samples of one prompt: each has its own noise */
+    float
+        temperature; /* ≥ 0 and finite; 0: the likeliest token, lowest id among equals, and no step from top_n_sigma on */
+    uint8_t steps[FL_CONTROLS]; /* those that act, in order */
+
+    const int32_t *bias_ids; /* each once */
+    const float *biases;     /* finite, or minus infinity */
+    size_t n_biases;
+    float repetition_penalty, frequency_penalty, presence_penalty; /* neutral: 1, 0, 0 */
+    float dry_multiplier, dry_base;
+    uint32_t dry_allowed_length, dry_window; /* in tokens; window 0: all */
+    const uint8_t *dry_breakers;             /* [V]: 1 for tokens across which nothing is repeated; NULL: none */
+
+    float top_n_sigma;
+    uint32_t top_k; /* ≥ 1 */
+    double top_p;   /* above 0, at most 1 */
+    float min_p;    /* above 0, at most 1, and so the next three */
+    double typical_p;
+    float epsilon_cutoff, eta_cutoff;
+    float xtc_probability, xtc_threshold;
+    float mirostat_tau, mirostat_eta; /* in bits */
+
+    /* Tokens that may not come. */
+    uint32_t no_repeat_ngram_size; /* 0: any may; needs a memory */
+    const int32_t *bad_words;      /* one after the other, */
+    const size_t *bad_ends;        /* [n_bad_words]: where each ends; longer ones than 1 need a memory */
+    size_t n_bad_words;
+
+    /* Contrastive decoding: (1 + beta) * logit - beta * the logit of a second model with the same vocabulary, for tokens
+     * that the first gives at least alpha times the probability of its likeliest. */
+    fl_decoder *amateur; /* NULL: none */
+    float contrast_alpha, contrast_beta;
+
+    /* When a text ends. */
+    const int32_t *stop; /* a token found here ends the text and is not written */
+    size_t n_stop;
+    const uint8_t *pauses; /* [V]: 1 for a token after which the call shall return; NULL: none */
+    uint32_t
+        stop_repeats; /* the text ends when a pattern of 1 … 64 tokens was written so often; 0: never; needs a memory */
 } fl_sampling;
 
-typedef enum fl_finish { FL_FINISH_LENGTH = 0, FL_FINISH_STOP } fl_finish;
+typedef enum fl_finish {
+    FL_FINISH_LENGTH = 0,
+    FL_FINISH_STOP,
+    FL_FINISH_PAUSE,
+    FL_FINISH_REPETITION,
+    FL_FINISH_UNSATISFIABLE, /* no token was left */
+    FL_FINISH_DEADLINE,
+} fl_finish;
 
 /* One text to write on. */
 typedef struct fl_request {
     fl_state *state;
+    fl_state *amateur; /* of sampling->amateur's model; NULL if there is none */
+    fl_memory *memory; /* NULL if nothing needs it; tokens that are written are added, what is read the caller adds */
     const int32_t *prompt; /* tokens in 0 … V-1 that are read first */
-    size_t n_prompt;
-    fl_sampling sampling;
-    const int32_t *stop; /* a token found here ends the text and is not written */
-    size_t n_stop;
+    size_t n_prompt;       /* becomes 0 if time was up before it was read */
+    const fl_sampling *sampling;
+    uint64_t seed;
+    uint32_t index;          /* which of the n samples of one prompt: each has its own noise */
+    const uint32_t *allowed; /* bit t % 32 of word t / 32: token t may come; NULL: all may */
+    size_t min_tokens;       /* before so many are written in this call, no token of `stop` comes */
     size_t max_tokens;
-    int32_t *tokens;  /* receives up to max_tokens */
-    float *logprobs;  /* NULL, or receives each one's natural log-probability under the full softmax, temperature 1 */
+    uint32_t alternatives; /* also report the so many likeliest tokens at each place, at most V */
+    int32_t *tokens;       /* receives up to max_tokens */
+    float *logprobs; /* NULL, or receives each one's natural log-probability under the full softmax, temperature 1,
+                              of what the model said before any control */
+    int32_t *alternative_ids; /* [max_tokens][alternatives], the likeliest first, and their log-probabilities */
+    float *alternative_logprobs;
     size_t written;   /* result: number of tokens */
     fl_finish finish; /* result */
+    int32_t ended_by; /* result: the token of `stop` that ended the text; -1: none did */
 } fl_request;
 
 /* Reads the prompts, then draws tokens for all requests side by side, each with a state of its own. A result does
  * not depend on the other requests. The last token written has not been read: to go on, pass it as the next call's
- * prompt. */
-void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n);
+ * prompt. All requests have an amateur of one decoder, or none has one. deadline: on fl_clock, after which no further token
+ * is begun (finish FL_FINISH_DEADLINE); 0: none. */
+void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline);
+/* Nanoseconds of a clock that only goes forward. */
+uint64_t fl_clock(void);
+
+/* Writes one token of a request, as fl_generate would, from logits of the caller's (V floats, not NaN, below infinity),
+ * after fl_logits of its state, which log-probabilities are of. Reads nothing. */
+void fl_draw(fl_decoder *decoder, const float *logits, fl_request *request);
+/* After fl_logits: the tokens that fl_generate would draw from, in no order, with their logits, which
+ * controls may have changed. ids and logits have room for V. Returns how many. */
+size_t fl_candidates(fl_decoder *decoder, const fl_request *request, int32_t *ids, float *logits);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What a caller asks for: feed, score, generate. */
+#include "memory.h"
 #include "step.h"
 
 /* Tokens of a text that are read at once. Enough that a loaded weight is used as often as arithmetic allows; scoring
@@ -82,15 +83,36 @@ void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, f
 
 /* Requests that are written on side by side, and the token that each has not read yet. */
 typedef struct batch {
+    fl_decoder *decoder;
+    fl_decoder *amateur; /* reads what the decoder reads, for contrastive decoding; NULL: none */
     fl_request *request[FL_MOST_COLUMNS];
     int32_t token[FL_MOST_COLUMNS];
     size_t n;
     size_t unread; /* the first so many have a token to read */
 } batch;
 
+/* The amateur's work is shared among the workers that the decoder has borrowed. */
+static fl_decoder *amateur_of(const batch *b) {
+    if (b->amateur) b->amateur->team = b->decoder->team;
+    return b->amateur;
+}
+
+static void load(const batch *b, size_t column, bool many) {
+    fl_load(b->decoder, column, many, b->request[column]->state);
+    if (b->amateur) fl_load(b->amateur, column, many, b->request[column]->amateur);
+}
+
+static void store(const batch *b, size_t column) {
+    fl_store(b->decoder, column, b->request[column]->state);
+    if (b->amateur) fl_store(b->amateur, column, b->request[column]->amateur);
+}
+
+/* ---- prompts ----------------------------------------------------------------------------------------- */
+
 /* Prompts, or what is left of them, that are read. */
 typedef struct reading {
-    fl_request *request;
+    fl_state *state;
+    const int32_t *prompt;
     size_t n;
 } reading;
 
@@ -115,29 +137,30 @@ static void read_prompts(fl_decoder *d, reading *list, size_t n) {
     sort_readings(list, n);
     while (active && !list[active - 1].n) active--;
     if (active < TOGETHER) n = 0;
-    for (size_t j = 0; j < n && j < active; j++) fl_load(d, j, true, list[j].request->state);
+    for (size_t j = 0; j < n && j < active; j++) fl_load(d, j, true, list[j].state);
     while (n && active >= TOGETHER) {
-        for (size_t j = 0; j < active; j++) tokens[j] = list[j].request->prompt[t];
+        for (size_t j = 0; j < active; j++) tokens[j] = list[j].prompt[t];
         fl_step(d, tokens, active, true);
-        for (size_t j = 0; j < active; j++) list[j].request->state->position++;
-        for (t++; active && (list[active - 1].n == t); active--)
-            fl_store(d, active - 1, list[active - 1].request->state);
+        for (size_t j = 0; j < active; j++) list[j].state->position++;
+        for (t++; active && (list[active - 1].n == t); active--) fl_store(d, active - 1, list[active - 1].state);
     }
-    for (size_t j = 0; n && j < active; j++) fl_store(d, j, list[j].request->state);
-    for (size_t j = 0; j < active; j++) feed(d, list[j].request->state, list[j].request->prompt + t, list[j].n - t);
+    for (size_t j = 0; n && j < active; j++) fl_store(d, j, list[j].state);
+    for (size_t j = 0; j < active; j++) feed(d, list[j].state, list[j].prompt + t, list[j].n - t);
 }
 
-/* Takes in requests as long as there is room for `room` of them. All of a prompt but its last token is read at once; the last one with
- * those of the others. */
-static size_t admit(fl_decoder *d, batch *b, fl_request *requests, size_t n, size_t room) {
-    reading list[FL_MOST_COLUMNS];
+static void clear(fl_request *r) { r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1; }
+
+/* Takes in requests as long as there is room for `room` of them. All of a prompt but its last token is read at once; the
+ * last one with those of the others. */
+static size_t admit(batch *b, fl_request *requests, size_t n, size_t room) {
+    reading list[FL_MOST_COLUMNS], second[FL_MOST_COLUMNS];
     size_t taken = 0, count = 0;
     for (; taken < n && b->n < room && count < room; taken++) {
         fl_request *r = &requests[taken];
         const bool writes = r->max_tokens > 0, last = writes && r->n_prompt > 0;
-        r->written = 0;
-        r->finish = FL_FINISH_LENGTH;
-        list[count++] = (reading){r, r->n_prompt - last};
+        clear(r);
+        second[count] = (reading){r->amateur, r->prompt, r->n_prompt - last};
+        list[count++] = (reading){r->state, r->prompt, r->n_prompt - last};
         if (!writes) continue;
         b->request[b->n] = r;
         if (last) { /* those with nothing to read stand behind */
@@ -147,15 +170,20 @@ static size_t admit(fl_decoder *d, batch *b, fl_request *requests, size_t n, siz
         }
         b->n++;
     }
-    read_prompts(d, list, count);
+    read_prompts(b->decoder, list, count);
+    if (b->amateur) read_prompts(amateur_of(b), second, count);
     return taken;
 }
 
+/* ---- tokens ------------------------------------------------------------------------------------------ */
+
 /* Everyone reads a token. The first time some may have none, and join only now. */
-static void advance(fl_decoder *d, batch *b, bool many) {
-    if (b->unread) fl_step(d, b->token, b->unread, many);
+static void advance(batch *b, bool many) {
+    if (b->unread) fl_step(b->decoder, b->token, b->unread, many);
+    if (b->unread && b->amateur) fl_step(amateur_of(b), b->token, b->unread, many);
     for (size_t j = 0; j < b->unread; j++) b->request[j]->state->position++;
-    for (size_t j = b->unread; j < b->n; j++) fl_load(d, j, many, b->request[j]->state);
+    for (size_t j = 0; j < b->unread && b->amateur; j++) b->request[j]->amateur->position++;
+    for (size_t j = b->unread; j < b->n; j++) load(b, j, many);
     b->unread = b->n;
 }
 
@@ -165,68 +193,82 @@ static bool contains(const int32_t *tokens, size_t n, int32_t token) {
     return false;
 }
 
-typedef struct drawing {
-    fl_decoder *decoder;
-    batch *batch;
-} drawing;
+/* What is reported of a place: of what the model said before any control. */
+static void report(fl_request *r, const fl_model *model, const fl_scratch *scratch, const float *logits,
+                   int32_t token) {
+    const size_t place = r->written, k = r->alternatives;
+    if (r->logprobs) r->logprobs[place] = fl_logprob(model, logits, token);
+    if (k)
+        fl_likeliest(model, scratch, logits, r->alternatives, r->alternative_ids + place * k,
+                     r->alternative_logprobs + place * k);
+}
 
-static void draw_token(fl_decoder *d, batch *b, size_t column, const fl_scratch *scratch, fl_winner first) {
+static int32_t draw_token(batch *b, size_t column, const fl_scratch *scratch, const fl_winner *first) {
+    const fl_decoder *d = b->decoder;
     fl_request *r = b->request[column];
-    const float *logits = d->logits[column];
-    const int32_t token = fl_sample(d->model, scratch, logits, &r->sampling, r->state->position, first);
-    b->token[column] = token;
-    if (r->logprobs) r->logprobs[r->written] = fl_logprob(d->model, logits, token);
+    const float *logits = d->logits[column], *amateur = b->amateur ? b->amateur->logits[column] : NULL;
+    const int32_t token = fl_sample(d->model, scratch, r, logits, amateur, first);
+    if (token >= 0) report(r, d->model, scratch, logits, token);
+    return token;
 }
 
 static void draw_part(void *context, uint32_t part, uint32_t parts) {
-    const drawing *w = context;
-    fl_decoder *d = w->decoder;
+    batch *b = context;
     size_t begin, end;
-    fl_slice(w->batch->n, 1, part, parts, &begin, &end);
-    for (size_t j = begin; j < end; j++) {
-        const fl_request *r = w->batch->request[j];
-        const fl_contest contest = fl_contest_of(d->model, &r->sampling, r->state->position);
-        draw_token(d, w->batch, j, &d->scratch[part], fl_win(d->model, d->logits[j], &contest));
-    }
+    fl_slice(b->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) b->token[j] = draw_token(b, j, &b->decoder->scratch[part], NULL);
 }
 
 /* token[j] of everyone: rows of the vocabulary are shared out for one sequence, sequences for many. */
-static void draw_tokens(fl_decoder *d, batch *b) {
-    if (b->n == 1) {
-        const fl_request *r = b->request[0];
-        const fl_contest contest = fl_contest_of(d->model, &r->sampling, r->state->position);
-        draw_token(d, b, 0, &d->scratch[0], fl_step_winner(d, &contest));
+static void draw_tokens(batch *b) {
+    fl_decoder *d = b->decoder;
+    const bool alone = b->n == 1;
+    if (b->amateur) fl_step_logits(amateur_of(b), b->n, !alone);
+    if (alone && !fl_changes(b->request[0])) {
+        const fl_contest contest = fl_contest_of(b->request[0]);
+        const fl_winner first = fl_step_winner(d, &contest);
+        b->token[0] = draw_token(b, 0, &d->scratch[0], &first);
         return;
     }
-    drawing w = {d, b};
-    fl_step_logits(d, b->n, true);
-    fl_team_run(&d->team, draw_part, &w);
+    fl_step_logits(d, b->n, !alone);
+    if (alone)
+        b->token[0] = draw_token(b, 0, &d->scratch[0], NULL);
+    else
+        fl_team_run(&d->team, draw_part, b);
 }
 
 /* Returns whether the request goes on. */
 static bool write_token(fl_request *r, int32_t token) {
-    if (contains(r->stop, r->n_stop, token)) {
-        r->finish = FL_FINISH_STOP;
+    const fl_sampling *s = r->sampling;
+    if (token < 0 || contains(s->stop, s->n_stop, token)) {
+        r->finish = token < 0 ? FL_FINISH_UNSATISFIABLE : FL_FINISH_STOP;
+        r->ended_by = token;
         return false;
     }
     r->tokens[r->written++] = token;
-    return r->written < r->max_tokens;
+    if (r->memory) fl_memory_add(r->memory, &token, 1, 1);
+    if (s->stop_repeats && fl_memory_repeats(r->memory, s->stop_repeats))
+        r->finish = FL_FINISH_REPETITION;
+    else if (s->pauses && s->pauses[token])
+        r->finish = FL_FINISH_PAUSE;
+    return r->written < r->max_tokens && r->finish == FL_FINISH_LENGTH;
 }
 
-/* Writes until someone is done: who goes on is kept, with states stored. */
-static void write_on(fl_decoder *d, batch *b) {
-    bool goes_on[FL_MOST_COLUMNS];
+/* Writes until someone is done, or time is up: who goes on is kept, with states stored. */
+static void write_on(batch *b, uint64_t deadline) {
+    bool goes_on[FL_MOST_COLUMNS], late = false;
     const bool many = b->n > 1;
     size_t kept;
-    for (size_t j = 0; j < b->unread; j++) fl_load(d, j, many, b->request[j]->state);
+    for (size_t j = 0; j < b->unread; j++) load(b, j, many);
     do {
-        advance(d, b, many);
-        draw_tokens(d, b);
+        advance(b, many);
+        draw_tokens(b);
         kept = 0;
         for (size_t j = 0; j < b->n; j++) kept += goes_on[j] = write_token(b->request[j], b->token[j]);
-        fl_team_pause(&d->team);
-    } while (kept == b->n);
-    for (size_t j = 0; j < b->n; j++) fl_store(d, j, b->request[j]->state);
+        fl_team_pause(&b->decoder->team);
+        late = deadline && fl_clock() >= deadline;
+    } while (kept == b->n && !late);
+    for (size_t j = 0; j < b->n; j++) store(b, j);
     kept = 0;
     for (size_t j = 0; j < b->n; j++) {
         if (!goes_on[j]) continue;
@@ -240,14 +282,56 @@ static void write_on(fl_decoder *d, batch *b) {
  * the other. */
 enum { FEW_INT4 = 2 };
 
-void fl_generate(fl_decoder *d, fl_request *requests, size_t n) {
+/* The time is up for requests that are being written, or were not begun. */
+static void give_up(batch *b, fl_request *requests, size_t n) {
+    for (size_t j = 0; j < b->n; j++) b->request[j]->finish = FL_FINISH_DEADLINE;
+    for (size_t i = 0; i < n; i++) {
+        clear(&requests[i]);
+        requests[i].finish = FL_FINISH_DEADLINE;
+        requests[i].n_prompt = 0;
+    }
+    b->n = 0;
+}
+
+void fl_generate(fl_decoder *d, fl_request *requests, size_t n, uint64_t deadline) {
     const size_t room = d->model->output.dtype == FL_INT4 && n <= FEW_INT4 ? 1 : FL_MOST_COLUMNS;
     fenv_t caller;
-    batch b = {.n = 0};
+    batch b = {.decoder = d, .amateur = n ? requests->sampling->amateur : NULL};
     enter(d, &caller);
     for (size_t next = 0; next < n || b.n;) {
-        next += admit(d, &b, requests + next, n - next, room);
-        if (b.n) write_on(d, &b);
+        next += admit(&b, requests + next, n - next, room);
+        if (b.n) write_on(&b, deadline);
+        if (deadline && fl_clock() >= deadline) {
+            give_up(&b, requests + next, n - next);
+            break;
+        }
     }
     leave(d, &caller);
+}
+
+/* ---- one token at a time ------------------------------------------------------------------------------- */
+
+/* Where fl_logits has left what the model says, and where logits of the caller's go. */
+enum { SAID, GIVEN };
+
+void fl_draw(fl_decoder *d, const float *logits, fl_request *r) {
+    const size_t V = d->model->vocab_size;
+    float *given = d->logits[GIVEN];
+    fenv_t caller;
+    fl_fp_enter(&caller);
+    memcpy(given, logits, V * sizeof *given);
+    for (size_t i = V; i % FL_BLOCK; i++) given[i] = -INFINITY;
+    clear(r);
+    const int32_t token = fl_sample(d->model, d->scratch, r, given, NULL, NULL);
+    if (token >= 0) report(r, d->model, d->scratch, d->logits[SAID], token);
+    write_token(r, token);
+    fl_fp_leave(&caller);
+}
+
+size_t fl_candidates(fl_decoder *d, const fl_request *r, int32_t *ids, float *logits) {
+    fenv_t caller;
+    fl_fp_enter(&caller);
+    const size_t n = fl_restrict(d->model, d->scratch, r, d->logits[SAID], NULL, ids, logits);
+    fl_fp_leave(&caller);
+    return n;
 }

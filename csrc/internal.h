@@ -231,6 +231,8 @@ typedef struct fl_scratch {
     float *kept_logits;       /* [V rounded up to FL_PANEL + FL_PANEL], and so the next two */
     int32_t *kept_ids;
     uint32_t *kept_mass;
+    float *changed; /* [V rounded up to FL_BLOCK]: logits that controls have changed */
+    float *values;  /* [V rounded up to FL_BLOCK]: what tokens are ordered by, if not by their logits */
 } fl_scratch;
 
 /* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */
@@ -278,21 +280,38 @@ static inline fl_winner fl_better(fl_winner a, fl_winner b) {
     return b.key > a.key || (b.key == a.key && b.id < a.id) ? b : a;
 }
 
-/* What is looked for among all tokens, while the logits appear: the token itself if no filter restricts the set, else
- * the largest logit. */
+/* What is looked for among all tokens, while the logits appear: the token itself if no step restricts the set, else the
+ * largest logit. */
 typedef struct fl_contest {
     float temperature;
     fl_noise noise;
 } fl_contest;
 
-fl_contest fl_contest_of(const fl_model *model, const fl_sampling *sampling, uint64_t position);
-/* The next token, given the contest's winner. */
-int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const float *logits, const fl_sampling *sampling,
-                  uint64_t position, fl_winner first);
+fl_contest fl_contest_of(const fl_request *request);
+/* Whether controls change logits, so that a contest cannot be held while they appear. */
+bool fl_changes(const fl_request *request);
+/* The next token of a request, given its logits and the contest's winner, which counts only if nothing changes logits.
+ * amateur: logits of the second model, or NULL. A negative number if no token may come. */
+int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const float *logits,
+                  const float *amateur, const fl_winner *first);
+/* Of the same tokens, which would be drawn from: fl_candidates. */
+size_t fl_restrict(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const float *logits,
+                   const float *amateur, int32_t *ids, float *kept);
 /* The winner among all tokens. */
 fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest);
 /* Natural log-probability of one token under the full softmax. */
 float fl_logprob(const fl_model *model, const float *logits, int32_t token);
+/* The n likeliest tokens, and their natural log-probabilities. */
+void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float *logits, uint32_t n, int32_t *ids,
+                  float *logprobs);
+
+/* ---- logits that are changed: controls.c ------------------------------------------------------------- */
+
+/* Bans: tokens that may not come become minus infinity. */
+bool fl_bans(const fl_request *request);
+void fl_ban(const fl_request *request, size_t V, float *logits);
+/* One of the steps that change logits. */
+void fl_change(fl_control step, const fl_request *request, float *logits);
 
 /* The caller's floating-point mode (rounding, flush-to-zero, traps) is set aside while we compute. */
 static inline void fl_fp_enter(fenv_t *caller) {

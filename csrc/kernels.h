@@ -6,7 +6,7 @@
 
 #include "internal.h"
 
-enum { FL_PURPOSE_TOKEN = 0 };
+enum { FL_PURPOSE_TOKEN, FL_PURPOSE_XTC }; /* what a random number is for */
 
 /* exp() of the likeliest token in the whole numbers that the sums over the vocabulary are made of. */
 #define FL_MASS_ONE 1073741824.0f /* 2^30 */
@@ -50,6 +50,9 @@ struct fl_kernels {
 
     /* Natural logarithm of a positive normal number, for the normaliser. */
     float (*logarithm)(float x);
+
+    /* 32 random bits that belong to no token. */
+    uint32_t (*word)(const fl_noise *noise);
 };
 
 /* Levels, slowest first; cpu.c chooses. */

@@ -673,9 +673,17 @@ static float logarithm(float x) {
     return out[0];
 }
 
+static uint32_t random_word(const fl_noise *noise) {
+    uint32_t out[FL_LANES];
+    vi word[4];
+    philox(vi_set(0), noise, word);
+    vi_store(out, word[0]);
+    return out[0];
+}
+
 #define FL_TABLE2(level) fl_kernels_##level
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update,   choose,
-                                       collect,           weigh,    mass,    logarithm};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update,    choose,
+                                       collect,           weigh,    mass,    logarithm, random_word};

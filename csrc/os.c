@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static fl_status os_error(fl_error *error, int code, const char *path) {
@@ -158,4 +159,10 @@ uint32_t fl_os_own_cores(void) {
     if (granted < cores) cores = granted;
 #endif
     return cores;
+}
+
+uint64_t fl_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }

@@ -5,7 +5,7 @@
  * always cut in the same way, so that a worker finds its rows of a matrix in its own cache. Workers spin between the
  * parts of a token and park when nothing comes. */
 #if !defined(_DEFAULT_SOURCE)
-#define _DEFAULT_SOURCE /* clocks, signal masks under -std=c11 */
+#define _DEFAULT_SOURCE /* signal masks under -std=c11 */
 #endif
 #include "threads.h"
 #include "internal.h"
@@ -14,7 +14,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <time.h>
 
 #if defined(__x86_64__) || defined(__i386__)
 #define PAUSE() __builtin_ia32_pause()
@@ -51,11 +50,7 @@ static struct {
     pthread_mutex_t mutex;   /* of growing */
 } pool = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
-static int64_t nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
+static int64_t nanoseconds(void) { return (int64_t)fl_clock(); }
 
 /* ---- workers ----------------------------------------------------------------------------------------- */
 

@@ -1,5 +1,6 @@
 from array import array
-from typing import Any, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, final, type_check_only
 
 from typing_extensions import Buffer, Self
 
@@ -30,6 +31,8 @@ class State:
     def position(self) -> int: ...
     def reset(self) -> None: ...
     def copy(self) -> State: ...
+    def values(self) -> bytes: ...
+    def set(self, position: int, values: Buffer) -> None: ...
 
 @final
 class Decoder:
@@ -39,20 +42,123 @@ class Decoder:
     def feed(self, state: State, tokens: Buffer) -> None: ...
     def logits(self, state: State) -> array[float]: ...
     def score(self, state: State, tokens: Buffer) -> array[float]: ...
-    def generate(
-        self,
-        states: list[State],
-        prompts: list[array[int]],
-        indices: list[int],
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        seed: int,
-        stop: Buffer,
-        logprobs: bool,
-    ) -> list[tuple[list[int], list[float] | None, bool]]: ...
+    def candidates(self, state: State, job: Job) -> tuple[array[int], array[float]]: ...
+    def write(
+        self, jobs: list[Job], limit: int = 0, deadline: int = 0, cancelled: Callable[[], bool] | None = None
+    ) -> None: ...
+
+def clock() -> int: ...
+
+CONTROLS: dict[str, int]
 
 @final
-class Writer:
-    def __new__(cls, n: int, logprobs: bool) -> Self: ...
+class Memory:
+    def __new__(cls, model: Model, window: int = 0) -> Self: ...
+    def __len__(self) -> int: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def window(self) -> int: ...
+    def add(self, tokens: Buffer, written: bool = False) -> None: ...
+    def copy(self) -> Memory: ...
+    def rewind(self, n: int) -> None: ...
+    @property
+    def tokens(self) -> array[int]: ...
+    @property
+    def written(self) -> bytes: ...
+    @property
+    def surprise(self) -> float: ...
+    @surprise.setter
+    def surprise(self, bits: float) -> None: ...
+
+@final
+class Sampling:
+    def __new__(
+        cls,
+        model: Model,
+        *,
+        steps: Iterable[str] = (),
+        temperature: float = 0,
+        bias_ids: Buffer | None = None,
+        biases: Buffer | None = None,
+        repetition_penalty: float = 1,
+        frequency_penalty: float = 0,
+        presence_penalty: float = 0,
+        dry_multiplier: float = 0,
+        dry_base: float = 1,
+        dry_allowed_length: int = 1,
+        dry_window: int = 0,
+        dry_breakers: Buffer | None = None,
+        top_n_sigma: float = 0,
+        top_k: int = 0,
+        top_p: float = 1,
+        min_p: float = 0,
+        typical_p: float = 1,
+        epsilon_cutoff: float = 0,
+        eta_cutoff: float = 0,
+        xtc_probability: float = 0,
+        xtc_threshold: float = 0,
+        mirostat_tau: float = 0,
+        mirostat_eta: float = 0,
+        no_repeat_ngram_size: int = 0,
+        bad_words: Sequence[Sequence[int]] = (),
+        amateur: Decoder | None = None,
+        contrast_alpha: float = 0,
+        contrast_beta: float = 0,
+        stop: Buffer = ...,
+        pauses: Buffer | None = None,
+        stop_repeats: int = 0,
+    ) -> Self: ...
+    @property
+    def model(self) -> Model: ...
+    @property
+    def needs_memory(self) -> bool: ...
+
+@type_check_only
+class Guide(Protocol):
+    def allowed(self) -> Buffer | None: ...
+    def accept(self, token: int) -> str | None: ...
+
+@final
+class Job:
+    def __new__(
+        cls,
+        state: State,
+        prompt: Buffer,
+        sampling: Sampling,
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        index: int = 0,
+        memory: Memory | None = None,
+        amateur: State | None = None,
+        min_tokens: int = 0,
+        logprobs: bool = False,
+        alternatives: int = 0,
+        allowed: Any = None,
+        guide: Guide | None = None,
+        check: Callable[[Job], str | None] | None = None,
+        often: bool = False,
+        processor: Callable[[array[float]], Buffer] | None = None,
+    ) -> Self: ...
+    @property
+    def tokens(self) -> list[int]: ...
+    @property
+    def logprobs(self) -> list[float] | None: ...
+    @property
+    def alternatives(self) -> list[tuple[list[int], list[float]]] | None: ...
+    @property
+    def ended_by(self) -> int | None: ...
+    @property
+    def unread(self) -> array[int]: ...
+    finish: str | None
+
+@final
+class Round:
+    def __new__(cls, jobs: list[Job], chunk: int, read: int) -> Self: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def reading(self) -> bool: ...
+    @property
+    def ns(self) -> int: ...

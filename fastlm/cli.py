@@ -44,7 +44,9 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     if prompt == "-":
         prompt = sys.stdin.read()
     options = {name: value for name, value in options.items() if value is not None}
-    if options.get("n", 1) == 1 and not stats:
+    if "logit_bias" in options:
+        options["logit_bias"] = dict(options["logit_bias"])
+    if options.get("n", 1) == 1 and "best_of" not in options and not stats:
         for piece in lm.stream(prompt, **options):
             print(piece, end="", flush=True)
         print()
@@ -207,8 +209,63 @@ def _add_generate(commands: Any) -> None:
     command.add_argument(
         "--echo", action=argparse.BooleanOptionalAction, default=True, help="print the prompt in front of the text"
     )
+    more = command.add_argument_group("more control (docs/options.md defines all of them)")
+    for name, kind, about in _CONTROLS:
+        more.add_argument(f"--{name}", type=kind, help=about)
+    for name, kind, metavar, about in _REPEATED:
+        more.add_argument(f"--{name}", type=kind, metavar=metavar, action="append", help=f"{about}; may be repeated")
     _add_threads_argument(command)
     command.add_argument("--stats", action="store_true", help="print tokens, speed and seed to standard error")
+
+
+_CONTROLS: tuple[tuple[str, Any, str], ...] = (
+    ("best-of", int, "draw so many texts and print the likeliest n"),
+    ("min-tokens", int, "no end of text before so many tokens"),
+    ("min-p", float, "keep tokens with at least this share of the likeliest one's probability"),
+    ("typical-p", float, "keep the tokens nearest to the expected surprise that together reach p"),
+    ("epsilon-cutoff", float, "keep tokens of at least this probability"),
+    ("eta-cutoff", float, "the same, less where anything may come"),
+    ("top-n-sigma", float, "keep tokens within n standard deviations of the largest logit"),
+    ("xtc-probability", float, "how often the top choices are taken out"),
+    ("xtc-threshold", float, "which are top choices (default: 0.1)"),
+    ("mirostat-tau", float, "surprise to aim at, in bits"),
+    ("mirostat-eta", float, "how fast it is approached (default: 0.1)"),
+    ("repetition-penalty", float, "divides the logits of what was said; 1 is neutral"),
+    ("presence-penalty", float, "taken from the logits of what was written"),
+    ("frequency-penalty", float, "the same, for each time"),
+    ("penalty-window", int, "the last so many tokens count (default: all)"),
+    ("no-repeat-ngram-size", int, "no so many tokens in a row twice"),
+    ("dry-multiplier", float, "penalty for prolonging a repetition"),
+    ("dry-base", float, "how it grows with the repetition's length (default: 1.75)"),
+    ("dry-allowed-length", int, "from what length on (default: 2)"),
+    ("dry-window", int, "tokens looked back at (default: all)"),
+    ("contrastive-model", fastlm.load, "a weaker model file, whose preferences are avoided"),
+    ("contrastive-alpha", float, "the stronger model's say (default: 0.1)"),
+    ("contrastive-beta", float, "how much they are avoided (default: 0.5)"),
+    ("samplers", lambda names: names.split(","), "the order of the steps, as in top_k,temperature,min_p"),
+    ("stop-repeats", int, "end the text when a pattern came so often in a row"),
+    ("deadline-ms", float, "end the text after so many milliseconds"),
+)
+"""Options of `generate` that take one value, with what reads it."""
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    return int(token), float(bias)
+
+
+_bias.__name__ = "ID=BIAS"  # as argparse calls it in a message
+
+
+_REPEATED: tuple[tuple[str, Any, str, str], ...] = (
+    ("stop", str, "TEXT", "end the text before this"),
+    ("stop-token-ids", int, "ID", "end the text before this token"),
+    ("bad-words", str, "TEXT", "never write this"),
+    ("allowed-token-ids", int, "ID", "write these tokens only"),
+    ("logit-bias", _bias, "ID=BIAS", "added to a token's logit"),
+    ("dry-sequence-breakers", str, "TEXT", "tokens with this end a repetition"),
+)
+"""Those that take several."""
 
 
 def _add_score(commands: Any) -> None:

@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 
-from fastlm import _engine, tokenizer
-from fastlm.options import Completion, GenerationOptions, Options, Score, Timings
+from fastlm import _engine, controls, tokenizer
+from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option
+from fastlm.writing import Text
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -27,6 +29,8 @@ Prompt: TypeAlias = "str | Sequence[int]"
 
 BUNDLED = ("stories",)
 """Names of the models that come with the package."""
+
+_KEPT_PLANS = 256
 
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
@@ -42,6 +46,7 @@ class Model:
     def __init__(self, engine: _engine.Model) -> None:
         self._engine = engine
         self._idle: list[_engine.Decoder] = []
+        self._plans: dict[Any, controls.Plan] = {}
         self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
         self.vocab_size: int = facts["vocab_size"]
@@ -67,8 +72,7 @@ class Model:
         return found
 
     def _read_recommended(self) -> Mapping[str, Any]:
-        keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p"}
-        found = {name: self.metadata.get(f"general.sampling.{key}") for name, key in keys.items()}
+        found = {name: self.metadata.get(f"general.sampling.{key}") for name, key in RECOMMENDABLE.items()}
         # The file has them in float32: 0.95 shall be the 0.95 that was meant, not 0.949999988.
         found = {name: float(str(np.float32(v))) if isinstance(v, float) else v for name, v in found.items()}
         try:
@@ -130,7 +134,9 @@ class Model:
             raise ValueError("this model has no tokenizer: it takes token ids and gives token ids, no text")
         return self.tokenizer
 
-    def _check_tokens(self, tokens: Iterable[int], what: str = "token") -> None:
+    def _check_tokens(self, tokens: Sequence[int], what: str = "token") -> None:
+        if not tokens or 0 <= min(tokens) <= max(tokens) < self.vocab_size:
+            return
         for place, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{what} {token} at place {place}: expected 0 to {self.vocab_size - 1}")
@@ -148,8 +154,7 @@ class Model:
         for place, prompt in enumerate(prompts):
             try:
                 found.append(ids := self._ids(prompt))
-                if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-                    self._check_tokens(ids)  # to say which
+                self._check_tokens(ids)
             except (TypeError, ValueError) as e:
                 raise type(e)(f"prompt {place} of the list: {e}") from None
         return found
@@ -170,30 +175,33 @@ class Model:
 
     # ---- generate ------------------------------------------------------------------------------------
 
-    def _settle(self, given: Options) -> tuple[GenerationOptions, dict[str, Any]]:
-        """Options, and the engine's arguments after the file's recommendation and the neutral values."""
-        options = GenerationOptions.of(dict(given))
-        neutral = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        settled: dict[str, Any] = {}
-        for name, value in neutral.items():
-            asked = getattr(options, name)
-            settled[name] = asked if asked is not None else self.recommended.get(name, value)
-        settled["seed"] = options.seed if options.seed is not None else secrets.randbits(63)
-        settled["stop"] = array("i", [] if self.eos is None else [self.eos])
-        if options.stop_token_ids is not None:
-            settled["stop"] += (stop := _token_array(list(options.stop_token_ids), "stop_token_ids"))
-            self._check_tokens(stop, "stop_token_ids:")
-        if options.echo and self.tokenizer is None:
-            raise ValueError("echo=True: this model has no tokenizer, so there is no text to put a prompt before")
-        return options, settled
+    def _plan(self, given: Mapping[str, Any]) -> controls.Plan:
+        """What options mean for this model. Kept, as most programs call with the same options again and again."""
+        try:
+            key = tuple((name, type(value), value) for name, value in given.items() if name != "seed")
+            found = self._plans.get(key)
+        except TypeError:  # lists and mappings
+            key, found = None, None
+        if found is not None:
+            return found
+        found = controls.plan(self, GenerationOptions.of(dict(given)))
+        if key is not None and found.amateur is None and len(self._plans) < _KEPT_PLANS:
+            self._plans[key] = found  # an amateur's decoder serves one call at a time
+        return found
 
     @overload
-    def generate(self, prompt: str, **options: Unpack[Options]) -> Completion: ...
+    def generate(self, prompt: str, *, each: None = None, **options: Unpack[Options]) -> Completion: ...
     @overload
-    def generate(self, prompt: Sequence[str] | Sequence[Sequence[int]], **options: Unpack[Options]) -> Any: ...
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        each: Sequence[Options] | None = None,
+        **options: Unpack[Options],
+    ) -> Any: ...
     @overload
-    def generate(self, prompt: Sequence[int], **options: Unpack[Options]) -> Completion: ...
-    def generate(self, prompt: Any, **options: Unpack[Options]) -> Any:
+    def generate(self, prompt: Sequence[int], *, each: None = None, **options: Unpack[Options]) -> Completion: ...
+    def generate(self, prompt: Any, *, each: Sequence[Options] | None = None, **options: Unpack[Options]) -> Any:
         """Writes on from a prompt.
 
         Parameters
@@ -201,9 +209,10 @@ class Model:
         prompt : str, sequence of int, or list of such
             A text, which follows the model's start of text; or token ids, which are used as they are. May be
             empty if the model has a start of text; an empty sequence is one empty prompt, not a list of none.
+        each : sequence of mappings, optional
+            Of a list of prompts: for each one options of its own, on top of the others.
         **options
-            See `GenerationOptions`: n, max_tokens, temperature, top_k, top_p, stop_token_ids, logprobs,
-            echo, seed.
+            See `GenerationOptions`.
 
         Returns
         -------
@@ -220,63 +229,88 @@ class Model:
         >>> import fastlm
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
-        chosen, settled = self._settle(options)
+        plan = self._plan(options)
         batch = _is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
+        plans, seeds = self._plans_of_each(each, options, plan, prompts if batch else None)
         ids = self._ids_of_each(prompts) if batch else [self._ids(prompt)]
-        found = self._write(prompts, ids, chosen, settled)
-        if chosen.n == 1:
+        found = self._write(prompts, ids, plans, seeds)
+        n = plan.options.n
+        if n == 1:
             return found if batch else found[0]
-        grouped = [found[at : at + chosen.n] for at in range(0, len(found), chosen.n)]
+        grouped = [found[at : at + n] for at in range(0, len(found), n)]
         return grouped if batch else grouped[0]
 
+    def _plans_of_each(
+        self, each: Sequence[Options] | None, options: Options, plan: controls.Plan, prompts: list[Prompt] | None
+    ) -> tuple[list[controls.Plan], list[int]]:
+        """A plan and a seed for every prompt."""
+        seed = _seed(options)
+        if each is None:
+            count = 1 if prompts is None else len(prompts)
+            return [plan] * count, [seed] * count
+        if prompts is None or len(each) != len(prompts):
+            wanted = "a list of prompts" if prompts is None else f"one for each of {len(prompts)} prompts"
+            raise ValueError(f"each: {len(each)} mappings of options, expected {wanted}")
+        plans, seeds = [], []
+        for place, own in enumerate(each):
+            try:
+                for name in ("n", "best_of", "deadline_ms", "cancelled", "contrastive_model"):
+                    if name in own:
+                        raise ValueError(f"{name} belongs to the whole call")
+                together: Options = {**options, **own}
+                plans.append(self._plan(together))
+                seeds.append(_seed(own) if own.get("seed") is not None else seed)
+            except (TypeError, ValueError) as e:
+                raise type(e)(f"each[{place}]: {e}") from None
+        return plans, seeds
+
     def _write(
-        self, prompts: list[Prompt], ids: list[array[int]], options: GenerationOptions, settled: dict[str, Any]
+        self, prompts: list[Prompt], ids: list[array[int]], plans: list[controls.Plan], seeds: list[int]
     ) -> list[Completion]:
         """All completions of all prompts, side by side; the n of one prompt follow one another."""
         begin = time.perf_counter()
-        n = options.n
+        options = plans[0].options if plans else GenerationOptions()
+        limits: dict[str, Any] = {"deadline": _deadline(options), "cancelled": options.cancelled}
         with self._decoder() as decoder:
-            states, unread = [_engine.State(self._engine) for _ in ids], ids
-            if n > 1:  # a prompt is read once for all that begin with it
-                for state, one in zip(states, ids, strict=True):
-                    decoder.feed(state, one)
-                states = [state.copy() for state in states for _ in range(n)]
-                unread = [array("i")] * len(states)
-            indices = list(range(n)) * len(ids)
-            drawn = decoder.generate(
-                states, unread, indices, options.max_tokens, logprobs=bool(options.logprobs), **settled
-            )
+            starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
+            if options.best_of or options.n > 1:  # a prompt is read once for all that begin with it
+                decoder.write([start.reader() for start in starts], **limits)
+            texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
+            decoder.write([text.job for group in texts for text in group], **limits)
         seconds = time.perf_counter() - begin
-        total = sum(map(len, ids)) + sum(len(tokens) for tokens, _, _ in drawn)
+        total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
         timings: Timings = {"seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
         return [
-            self._completion(prompts[i // n], ids[i // n], *one, options, settled["seed"], timings)
-            for i, one in enumerate(drawn)
+            self._completion(prompt, text, start.logprobs, seed, timings)
+            for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
+            for text in _best(group, options)
         ]
 
     def _completion(
-        self,
-        prompt: Prompt,
-        ids: array[int],
-        tokens: list[int],
-        logprobs: list[float] | None,
-        stopped: bool,
-        options: GenerationOptions,
-        seed: int,
-        timings: Timings,
+        self, prompt: Prompt, text: Text, said: list[float | None] | None, seed: int, timings: Timings
     ) -> Completion:
-        text = ""
-        if self.tokenizer is not None:
-            text = self._echo(prompt, ids, options) + self.tokenizer.decode(tokens, context=ids)
+        job, ids, options = text.job, text.ids, text.plan.options
+        written = text.written.finish(job.tokens)
+        stopped_by = text.written.stopped_by
+        ids_and_logprobs = job.alternatives
         return Completion(
-            text=text,
-            token_ids=tokens,
-            finish_reason="stop" if stopped else "length",
-            logprobs=logprobs,
+            text=self._echo(prompt, ids, options) + written if options.echo else written,
+            token_ids=job.tokens,
+            finish_reason="stop" if stopped_by is not None else job.finish or "",
+            logprobs=None if options.logprobs is None or options.logprobs is False else job.logprobs,
             seed=seed,
-            usage={"prompt_tokens": len(ids), "completion_tokens": len(tokens), "total_tokens": len(ids) + len(tokens)},
+            usage={
+                "prompt_tokens": len(ids),
+                "completion_tokens": len(job.tokens),
+                "total_tokens": len(ids) + len(job.tokens),
+            },
             timings=timings,
+            stop_reason=job.ended_by if stopped_by is None else stopped_by,
+            top_logprobs=None
+            if ids_and_logprobs is None
+            else [dict(zip(*one, strict=True)) for one in ids_and_logprobs],
+            prompt_logprobs=said,
         )
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
@@ -291,43 +325,72 @@ class Model:
         Raises
         ------
         TypeError, ValueError
-            As `generate`, at once; also for a list of prompts, ``n`` above 1 and ``logprobs``.
+            As `generate`, at once; also for a list of prompts, ``n`` above 1, ``best_of`` and log-probabilities.
         """
-        chosen, settled = self._settle(options)
+        plan = self._plan(options)
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
-        for name, usable in (("n", chosen.n == 1), ("logprobs", not chosen.logprobs)):
-            if not usable:
+        for name, neutral in (("n", (1,)), ("best_of", (None,)), ("logprobs", (None,)), ("prompt_logprobs", ())):
+            value = getattr(plan.options, name)
+            if value is not False and value not in neutral:
                 raise ValueError(f"stream yields one text and no {name}; use generate")
-        ids = self._ids(prompt)
-        return self._pieces(ids, self._need_tokenizer().stream(ids), self._echo(prompt, ids, chosen), chosen, settled)
+        self._need_tokenizer()
+        ids, seed, deadline = self._ids(prompt), _seed(options), _deadline(plan.options)
+        return self._pieces(prompt, ids, plan, seed, deadline)
 
-    def _pieces(
-        self,
-        ids: array[int],
-        text: tokenizer.TextStream,
-        echo: str,
-        options: GenerationOptions,
-        settled: dict[str, Any],
-    ) -> Iterator[str]:
-        if echo:
+    def _pieces(self, prompt: Prompt, ids: array[int], plan: controls.Plan, seed: int, deadline: int) -> Iterator[str]:
+        if plan.options.echo and (echo := self._echo(prompt, ids, plan.options)):
             yield echo
-        unread, state = ids, _engine.State(self._engine)
-        for _ in range(options.max_tokens):
+        with self._decoder() as decoder:
+            [text] = _Start(self, decoder, ids, plan).texts(seed)
+
+        def write(job: _engine.Job) -> None:
             with self._decoder() as decoder:  # not kept while the caller has the piece
-                [(tokens, _, stopped)] = decoder.generate([state], [unread], [0], 1, logprobs=False, **settled)
-            if stopped:
-                break
-            unread = array("i", tokens)
-            if piece := text.push(tokens[0]):
-                yield piece
-        if piece := text.finish():
-            yield piece
+                decoder.write([job], 1, deadline, plan.options.cancelled)
+
+        yield from text.pieces(write)
 
     def _echo(self, prompt: Prompt, ids: array[int], options: GenerationOptions) -> str:
-        if not options.echo:
-            return ""
         return prompt if isinstance(prompt, str) else self._need_tokenizer().decode(ids)
+
+    def next_tokens(
+        self, prompt: Prompt, k: int | None = 5, *, as_ids: bool = False, **options: Unpack[Options]
+    ) -> list[tuple[Any, float]]:
+        """What may come next, after the given controls.
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+        k : int or None
+            So many likeliest tokens; None: all that the controls leave.
+        as_ids : bool
+            Tokens as ids instead of what they add to the text.
+        **options
+            Controls, as in `generate`; without any the model's recommended ones act, as there.
+
+        Returns
+        -------
+        list of (str or int, float)
+            Tokens with the natural logarithm of the probability with which `generate` draws them, the likeliest first.
+        """
+        if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
+            raise ValueError(f"k={k!r}: expected a whole number from 1 on, or None for all tokens")
+        plan = self._plan(options)
+        if plan.amateur is not None or plan.options.logits_processor is not None:
+            raise ValueError("next_tokens has no contrastive_model and no logits_processor")
+        ids = self._ids(prompt)
+        with self._decoder() as decoder:
+            start = _Start(self, decoder, ids, plan)
+            decoder.write([start.reader()])
+            found, logits = decoder.candidates(start.state, start.texts(_seed(options))[0].job)
+        tokens = np.frombuffer(found, np.int32)
+        scaled = np.frombuffer(logits, np.float32) / np.float64(np.float32(plan.temperature) or 1)
+        order = np.lexsort((tokens, -scaled))[:k]
+        total = np.logaddexp.reduce(scaled) if len(scaled) else 0.0
+        names = tokens[order].tolist()
+        if not as_ids:
+            names = [self._need_tokenizer().decode([token], context=ids) for token in names]
+        return list(zip(names, (scaled[order] - total).tolist(), strict=True))
 
     # ---- score ---------------------------------------------------------------------------------------
 
@@ -381,6 +444,74 @@ class Model:
         return Score(ids.tolist(), logprobs.tolist(), characters)
 
 
+class _Start:
+    """Where the texts of one prompt begin: its state, what of it was not read yet, and what controls remember."""
+
+    def __init__(self, model: Model, decoder: _engine.Decoder, ids: array[int], plan: controls.Plan) -> None:
+        self.model, self.ids, self.plan = model, ids, plan
+        self.state = _engine.State(model._engine)
+        self.amateur = None if plan.amateur is None else _engine.State(plan.amateur._engine)
+        self.memory = None
+        if plan.sampling.needs_memory:
+            self.memory = _engine.Memory(model._engine, plan.options.penalty_window or 0)
+            self.memory.add(ids)
+        self.logprobs = self._score(decoder) if plan.options.prompt_logprobs else None
+        self.unread = ids
+
+    def _score(self, decoder: _engine.Decoder) -> list[float | None]:
+        """Natural log-probabilities of the prompt's tokens; a start of text is given, not guessed."""
+        logprobs = decoder.score(_engine.State(self.model._engine), self.ids).tolist()
+        given = self.model.bos is not None and self.ids[0] == self.model.bos
+        return [None, *logprobs[1:]] if given else [*logprobs]
+
+    def reader(self) -> _engine.Job:
+        """What reads the prompt and writes nothing."""
+        job = _engine.Job(self.state, self.ids, self.plan.sampling, 0, memory=self.memory, amateur=self.amateur)
+        self._reader: _engine.Job | None = job
+        return job
+
+    _reader: _engine.Job | None = None
+
+    def texts(self, seed: int) -> list[Text]:
+        known = self.model.tokenizer
+        stream = None if known is None else partial(known.stream, self.ids)
+        unread = self.ids if self._reader is None else self._reader.unread
+        count, copied = self.plan.count, self.plan.count > 1
+        return [
+            Text(
+                self.plan,
+                stream,
+                self.ids,
+                unread,
+                self.state.copy() if copied else self.state,
+                seed,
+                index,
+                self.memory.copy() if copied and self.memory is not None else self.memory,
+                self.amateur.copy() if copied and self.amateur is not None else self.amateur,
+            )
+            for index in range(count)
+        ]
+
+
+def _best(texts: list[Text], options: GenerationOptions) -> list[Text]:
+    if options.best_of is None:
+        return texts
+    return sorted(texts, key=lambda text: -text.mean_logprob)[: options.n]
+
+
+def _seed(options: Mapping[str, Any]) -> int:
+    seed = options.get("seed")
+    if seed is None:
+        return secrets.randbits(63)
+    check_option("seed", seed)
+    return int(seed)
+
+
+def _deadline(options: GenerationOptions) -> int:
+    """On the engine's clock; 0: none."""
+    return 0 if options.deadline_ms is None else _engine.clock() + max(1, int(1e6 * options.deadline_ms))
+
+
 _GGML_TYPES = {0: "f32", 30: "bf16", 24: "int8"}
 
 
@@ -428,12 +559,11 @@ def _is_batch(prompt: Any) -> bool:
     return True
 
 
-def _token_array(tokens: Any, name: str = "") -> array[int]:
+def _token_array(tokens: Any) -> array[int]:
     try:
         return array("i", tokens)
     except (TypeError, ValueError, OverflowError):
-        wanted = f"{name}: expected token ids, as in [0, 13]" if name else _A_PROMPT
-        raise TypeError(f"{wanted}; found {tokens!r:.60}") from None
+        raise TypeError(f"{_A_PROMPT}; found {tokens!r:.60}") from None
 
 
 def load(

@@ -6,82 +6,278 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
 
 # Names that other engines use, so that a caller who types one is told ours.
 _ELSEWHERE = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
+    "max_completion_tokens": "max_tokens",
     "num_predict": "max_tokens",
     "n_predict": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "min_length": "min_tokens",
     "temp": "temperature",
+    "sampling_temperature": "temperature",
+    "sampling_topk": "top_k",
+    "sampling_topp": "top_p",
+    "typ_p": "typical_p",
+    "typical": "typical_p",
+    "top_nsigma": "top_n_sigma",
+    "repeat_penalty": "repetition_penalty",
+    "repeat_last_n": "penalty_window",
+    "penalty_last_n": "penalty_window",
+    "dry_penalty_last_n": "dry_window",
+    "dry_sequence_breaker": "dry_sequence_breakers",
+    "mirostat": "mirostat_tau (any value turns Mirostat 2 on)",
+    "mirostat_ent": "mirostat_tau",
+    "mirostat_lr": "mirostat_eta",
+    "bad_words_ids": "bad_words",
+    "suppress_tokens": "bad_words",
+    "suppress_sequences": "bad_words",
+    "sequence_bias": "logit_bias",
+    "sampler_order": "samplers",
     "do_sample": "temperature (0 is greedy)",
     "num_return_sequences": "n",
+    "num_hypotheses": "n",
     "random_seed": "seed",
     "eos_token_id": "stop_token_ids",
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "top_logprobs": "logprobs (a number: so many alternatives)",
+    "n_probs": "logprobs (a number: so many alternatives)",
+    "max_time": "deadline_ms",
+    "repetition_detection": "stop_repeats",
 }
 
 # Names that belong to the API and come with later versions.
 _PLANNED = {
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "no_repeat_ngram_size",
     "num_beams",
     "length_penalty",
-    "best_of",
-    "min_tokens",
-    "stop",
-    "logit_bias",
-    "bad_words",
-    "allowed_token_ids",
-    "deadline_ms",
-    "logits_processor",
+    "early_stopping",
+    "num_beam_groups",
+    "diversity_penalty",
+    "regex",
+    "json_schema",
+    "grammar",
+    "choices",
 }
+
+SAMPLERS = (
+    "logit_bias",
+    "penalties",
+    "dry",
+    "temperature",
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc",
+    "mirostat",
+)
+"""The steps from logits to a token, in their usual order, which is Hugging Face's where it has them."""
+
+_CHANGING = SAMPLERS[:3]
+"""Steps that change logits: they look at all tokens, and so come before all that restrict the set."""
+
+_OF_STEP = {
+    "logit_bias": ("logit_bias",),
+    "penalties": ("repetition_penalty", "frequency_penalty", "presence_penalty"),
+    "dry": ("dry_multiplier",),
+    "xtc": ("xtc_probability",),
+    "mirostat": ("mirostat_tau",),
+}
+"""Which options turn a step on, if not the one of its name."""
+
+_NEEDED_BY = {
+    "penalty_window": ("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "dry_base": ("dry_multiplier",),
+    "dry_allowed_length": ("dry_multiplier",),
+    "dry_window": ("dry_multiplier",),
+    "dry_sequence_breakers": ("dry_multiplier",),
+    "xtc_threshold": ("xtc_probability",),
+    "mirostat_eta": ("mirostat_tau",),
+    "contrastive_alpha": ("contrastive_model",),
+    "contrastive_beta": ("contrastive_model",),
+}
+"""Options that do nothing without one of others."""
+
+NEUTRAL: Mapping[str, Any] = {
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "top_n_sigma": 0.0,
+    "xtc_probability": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "dry_multiplier": 0.0,
+}
+"""Values that do nothing."""
+
+RECOMMENDABLE = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+"""Options whose defaults a model file may name, and its keys (``general.sampling.*``)."""
 
 
 class Options(TypedDict, total=False):
     """Keyword arguments of `generate` and `stream`, for type checkers; `GenerationOptions` explains them."""
 
     n: int
+    best_of: int | None
     max_tokens: int
+    min_tokens: int
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
+    typical_p: float | None
+    epsilon_cutoff: float | None
+    eta_cutoff: float | None
+    top_n_sigma: float | None
+    xtc_probability: float | None
+    xtc_threshold: float | None
+    mirostat_tau: float | None
+    mirostat_eta: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    penalty_window: int | None
+    no_repeat_ngram_size: int
+    dry_multiplier: float | None
+    dry_base: float | None
+    dry_allowed_length: int | None
+    dry_window: int | None
+    dry_sequence_breakers: Iterable[str] | None
+    logit_bias: Mapping[int, float] | None
+    bad_words: Iterable[str | Sequence[int]] | None
+    allowed_token_ids: Iterable[int] | None
+    contrastive_model: Model | None
+    contrastive_alpha: float | None
+    contrastive_beta: float | None
+    samplers: Sequence[str] | None
+    stop: str | Iterable[str] | None
     stop_token_ids: Iterable[int] | None
-    logprobs: bool | None
+    stop_repeats: int
+    deadline_ms: float | None
+    cancelled: Callable[[], bool] | None
+    logits_processor: Callable[[list[int], Any], Any] | None
+    logprobs: bool | int | None
+    prompt_logprobs: bool
     echo: bool
     seed: int | None
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How to draw text. ``None`` means: as the model file recommends, else neutral.
+    """How to draw text. ``None`` means: as the model file recommends, else neutral. docs/options.md has the definitions
+    side by side with the names of other engines.
 
-    The steps, in order: logits are divided by ``temperature``; ``top_k`` keeps the likeliest tokens;
-    ``top_p`` keeps of those the fewest whose probabilities, summed from the likeliest, reach it; one of
-    what is left is drawn by its probability (Gumbel-max: Gumbel 1954, Maddison et al. 2014).
+    A token is drawn in these steps, whose order `samplers` can change. Tokens that may not come (``bad_words``,
+    ``allowed_token_ids``, ``no_repeat_ngram_size``, stop tokens before ``min_tokens``) are taken out. Then logits are
+    changed: by contrastive decoding, ``logit_bias``, the penalties, DRY. Then they are divided by ``temperature``,
+    and the set of tokens is restricted by ``top_n_sigma``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``,
+    ``epsilon_cutoff``, ``eta_cutoff``, XTC and Mirostat, each looking at the probabilities of what the steps before
+    have left. One of the tokens that remain is drawn by its probability (Gumbel-max: Gumbel 1954, Maddison et al.
+    2014). Equal logits rank by rising id.
 
     Attributes
     ----------
     n : int
         Completions for each prompt, 1 to 65536. They differ by their index, not by the seed.
+    best_of : int
+        Draw so many, at least n, and give the n whose mean log-probability per token is highest (that of the model
+        itself, before any control), the best first.
     max_tokens : int
         Most tokens to draw, at least 0.
+    min_tokens : int
+        No stop token (the model's end of text, ``stop_token_ids``) comes before so many.
     temperature : float
-        0 (always the likeliest token) to 1000; neutral is 1.
+        0 (always the likeliest token that may come) to 1000; neutral is 1.
     top_k : int
-        0 keeps all tokens and is neutral.
+        Keep the k likeliest; 0 keeps all tokens and is neutral.
     top_p : float
-        Above 0, at most 1, which is neutral (Holtzman et al. 2020, "nucleus sampling").
+        Keep the fewest likeliest tokens whose probabilities reach it; above 0, at most 1, which is neutral (Holtzman
+        et al. 2020, "nucleus sampling").
+    min_p : float
+        Keep tokens with at least so much of the likeliest one's probability; 0, which is neutral, to 1 (Nguyen et al.
+        2024).
+    typical_p : float
+        Keep the fewest tokens whose surprise is nearest to the entropy and whose probabilities reach it; above 0, at
+        most 1, which is neutral (Meister et al. 2022, "locally typical sampling").
+    epsilon_cutoff, eta_cutoff : float
+        Keep tokens whose probability reaches epsilon, or min(eta, sqrt(eta) * exp(-entropy)), and the likeliest in
+        any case; 0, which is neutral, to 1 (Hewitt et al. 2022).
+    top_n_sigma : float
+        Keep tokens whose logit is at most so many standard deviations of all logits below the largest; 0 keeps all
+        and is neutral (Tang et al. 2024; the deviation as in llama.cpp: of all finite logits, divided by their
+        number).
+    xtc_probability, xtc_threshold : float
+        With this probability at each token, take out all tokens that reach the threshold (0 to 0.5; default 0.1) but
+        the least likely of them ("exclude top choices", text-generation-webui pull request 6335; no token is exempt,
+        as in llama.cpp). Has random numbers of its own.
+    mirostat_tau, mirostat_eta : float
+        Mirostat 2 in llama.cpp's form (Basu et al. 2020): tokens more surprising than mu bits go; mu starts at 2 tau
+        and moves by eta (default 0.1) times what the surprise of the token drawn misses tau by. Instead of all other
+        restrictions.
+    repetition_penalty : float
+        Divides positive and multiplies negative logits of all tokens read or written; above 0, neutral is 1 (Keskar
+        et al. 2019).
+    frequency_penalty, presence_penalty : float
+        Taken from the logit of a token for each time, or once if, it was written; -2 to 2, neutral is 0 (OpenAI).
+    penalty_window : int
+        The last so many tokens, the prompt's among them, count for the three penalties; 0, the default: all.
+    no_repeat_ngram_size : int
+        No so many tokens in a row come twice, the prompt's among them; 0: they may.
+    dry_multiplier, dry_base, dry_allowed_length, dry_window, dry_sequence_breakers :
+        DRY ("don't repeat yourself", text-generation-webui pull request 5677): a token that would prolong a
+        repetition of L tokens, L at least the allowed length (2), loses multiplier * base ** (L - allowed length)
+        (base 1.75; L counts up to 50). Nothing is repeated across a token that contains one of the breakers
+        (``"\\n"``, ``":"``, ``'"'``, ``"*"``). The window (0: all) is in tokens, the prompt's among them.
+    logit_bias : mapping of token id to float
+        Added to logits; -100 to 100 (OpenAI).
+    bad_words : iterable of str or sequence of int
+        Never written: a text also after a space (vLLM), in the tokens that the tokenizer makes of it; or token ids.
+    allowed_token_ids : iterable of int
+        Only these may come. The end of text is not among them by itself.
+    contrastive_model, contrastive_alpha, contrastive_beta : Model, float, float
+        Contrastive decoding (Li et al. 2022, in the form of O'Brien & Lewis 2023): (1 + beta) times the logit less
+        beta (default 0.5) times the logit of a weaker model with the same tokens, among tokens that have at least
+        alpha (0.1) of the likeliest one's probability.
+    samplers : sequence of str
+        The order of the steps, by the names in `fastlm.options.SAMPLERS`; each that an option turns on must be there.
+        Those that change logits come first.
+    stop : str or iterable of str
+        Texts that end the text where they first appear, across tokens too. They are not part of it.
     stop_token_ids : iterable of int
         Further tokens that end the text, beside the model's own end of text. They are not part of it.
-    logprobs : bool
-        Also return each drawn token's natural log-probability (full softmax, temperature 1).
+    stop_repeats : int
+        Ends the text (``finish_reason="repetition"``) when a pattern of 1 to 64 tokens was written so often in a row,
+        2 at least; 0: never.
+    deadline_ms : float
+        Milliseconds after which no further token is begun (``finish_reason="deadline"``).
+    cancelled : callable
+        Called without arguments now and then; once it is true, the text ends (``finish_reason="cancelled"``). For
+        instance the ``is_set`` of a `threading.Event`.
+    logits_processor : callable
+        Called at each token with all token ids so far (the prompt's and those written: list of int) and the logits
+        (float32 array of V, which may be changed in place); gives logits, or None for those. Before all other steps.
+    logprobs : bool or int
+        Also return each drawn token's natural log-probability (full softmax, temperature 1, of the model itself
+        before any control); a number: with so many likeliest tokens at each place.
+    prompt_logprobs : bool
+        Also return that of each of the prompt's tokens, given all before it.
     echo : bool
         Put the prompt in front of the text.
     seed : int
@@ -90,38 +286,103 @@ class GenerationOptions:
     """
 
     n: int = 1
+    best_of: int | None = None
     max_tokens: int = 128
+    min_tokens: int = 0
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    penalty_window: int | None = None
+    no_repeat_ngram_size: int = 0
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_window: int | None = None
+    dry_sequence_breakers: Iterable[str] | None = None
+    logit_bias: Mapping[int, float] | None = None
+    bad_words: Iterable[str | Sequence[int]] | None = None
+    allowed_token_ids: Iterable[int] | None = None
+    contrastive_model: Model | None = None
+    contrastive_alpha: float | None = None
+    contrastive_beta: float | None = None
+    samplers: Sequence[str] | None = None
+    stop: str | Iterable[str] | None = None
     stop_token_ids: Iterable[int] | None = None
-    logprobs: bool | None = None
+    stop_repeats: int = 0
+    deadline_ms: float | None = None
+    cancelled: Callable[[], bool] | None = None
+    logits_processor: Callable[[list[int], Any], Any] | None = None
+    logprobs: bool | int | None = None
+    prompt_logprobs: bool = False
     echo: bool = False
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _whole("n", self.n, 1, 2**16)
-        _whole("max_tokens", self.max_tokens, 0, 2**62)
-        _real("temperature", self.temperature, 0.0, 1000.0)
-        _whole("top_k", self.top_k, 0, 2**31 - 1)
-        _real("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0:
-            raise ValueError("top_p=0 would keep no token: expected above 0 and at most 1 (for greedy, temperature=0)")
-        _whole("seed", self.seed, 0, 2**64 - 1)
-        stop = self.stop_token_ids
-        if stop is not None and (isinstance(stop, (str, bytes)) or not isinstance(stop, Iterable)):
-            raise TypeError(f"stop_token_ids={self.stop_token_ids!r}: expected token ids, as in [0, 13]")
-        for name, allowed in (("logprobs", (bool, type(None))), ("echo", bool)):
-            if not isinstance(getattr(self, name), allowed):
-                raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False")
-        if self.temperature == 0:
-            useless = {"n": self.n != 1, "top_k": bool(self.top_k), "top_p": self.top_p not in (None, 1)}
-            for name, given in useless.items():
-                if given:
-                    raise ValueError(
-                        f"temperature=0 always takes the likeliest token, so {name}={getattr(self, name)!r} would do "
-                        f"nothing: leave it out, or raise the temperature"
-                    )
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not _DEFAULTS[name]:
+                check(name, value)
+        given = self._given()
+        if not given:
+            return
+        self._check_companions(given)
+        self._check_greedy(given)
+        self._check_samplers(given)
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(f"best_of={self.best_of} is less than n={self.n}: so many cannot be chosen from")
+        if self.stop_repeats == 1:
+            raise ValueError("stop_repeats=1 would end the text at its first token: expected 2 or more, or 0 for never")
+
+    def _given(self) -> dict[str, Any]:
+        """Options with a value that is not their default."""
+        found = {name: getattr(self, name) for name in _DEFAULTS}
+        return {name: value for name, value in found.items() if value is not _DEFAULTS[name]}
+
+    def _check_companions(self, given: Mapping[str, Any]) -> None:
+        for name, others in _NEEDED_BY.items():
+            if given.get(name) is not None and not any(_acts(other, getattr(self, other)) for other in others):
+                raise ValueError(f"{name}={given[name]!r} does nothing without {' or '.join(others)}")
+        if self.mirostat_tau is not None:
+            for name in _RESTRICTING:
+                if _acts(name, getattr(self, name)):
+                    raise ValueError(f"mirostat_tau decides how many tokens are kept, so {name} cannot: leave one out")
+        if self.logits_processor is not None and self.contrastive_model is not None:
+            raise ValueError("contrastive_model together with logits_processor is not supported: leave one out")
+
+    def _check_greedy(self, given: Mapping[str, Any]) -> None:
+        if self.temperature != 0:
+            return
+        for name in ("n", "best_of", *_RESTRICTING, "mirostat_tau", "samplers"):
+            if name in given and (name in ("n", "best_of") or _acts(name, given[name])):
+                raise ValueError(
+                    f"temperature=0 always takes the likeliest token, so {name}={given[name]!r} would do "
+                    f"nothing: leave it out, or raise the temperature"
+                )
+
+    def _check_samplers(self, given: Mapping[str, Any]) -> None:
+        if self.samplers is None:
+            return
+        for name in _acting(SAMPLERS, given):
+            if name not in self.samplers and name != "temperature":
+                raise ValueError(f"samplers={list(self.samplers)!r} leaves out {name!r}, which is asked for")
+
+    def steps(self, settled: Mapping[str, Any]) -> list[str]:
+        """The steps that act, in order, given the options' final values."""
+        return _acting(SAMPLERS if self.samplers is None else self.samplers, settled)
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> GenerationOptions:
@@ -135,39 +396,179 @@ class GenerationOptions:
             For a value out of range.
         """
         for name in options:
-            if name in _KNOWN:
+            if name in _DEFAULTS:
                 continue
             if name in _PLANNED:
-                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(_KNOWN)}")
-            guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _KNOWN, 1)), None)
-            hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(_KNOWN)}"
+                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(_DEFAULTS)}")
+            guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _DEFAULTS, 1)), None)
+            hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(_DEFAULTS)}"
             raise TypeError(f"unknown option {name!r}: {hint}")
         return cls(**options)
 
 
-_KNOWN = tuple(f.name for f in fields(GenerationOptions))
+_DEFAULTS = {f.name: f.default for f in fields(GenerationOptions)}
 
 
-def _whole(name: str, value: object, least: int, most: int) -> None:
-    if type(value) is int and least <= value <= most:  # looking for SupportsIndex takes a microsecond
+def _acts(name: str, value: object) -> bool:
+    return value is not None and value != NEUTRAL.get(name)
+
+
+def _acting(steps: Sequence[str], settled: Mapping[str, Any]) -> list[str]:
+    return [step for step in steps if any(_acts(name, settled.get(name)) for name in _OF_STEP.get(step, (step,)))]
+
+
+_RESTRICTING = (
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc_probability",
+)
+
+
+# ---- checks of single values ---------------------------------------------------------------------------
+
+
+def _whole(least: int, most: int) -> Callable[[str, object], None]:
+    def check(name: str, value: object) -> None:
+        if type(value) is int and least <= value <= most:  # looking for SupportsIndex takes a microsecond
+            return
+        if value is None and _DEFAULTS[name] is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise TypeError(f"{name}={value!r}: expected a whole number, found {type(value).__name__}")
+        if not least <= operator.index(value) <= most:
+            raise ValueError(f"{name}={value!r}: expected {least} to {most}")
+
+    return check
+
+
+def _real(least: float, most: float, why_not_least: str | None = None) -> Callable[[str, object], None]:
+    """why_not_least: the least value itself is refused, and why."""
+
+    def check(name: str, value: object) -> None:
+        if value is None:
+            return
+        try:
+            number = float("x") if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}={value!r}: expected a number, found {type(value).__name__}") from None
+        if not least <= number <= most:  # also refuses NaN
+            raise ValueError(f"{name}={value!r}: expected {least:g} to {most:g}")
+        if number == least and why_not_least is not None:
+            raise ValueError(f"{name}={value!r}: expected above {least:g} and at most {most:g}; {why_not_least}")
+
+    return check
+
+
+def _truth(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: expected True or False")
+
+
+def _truth_or_count(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, bool):
+        _whole(0, 2**31 - 1)(name, value)
+
+
+def _callable(name: str, value: object) -> None:
+    if value is not None and not callable(value):
+        raise TypeError(f"{name}={value!r:.60}: expected something to call, found {type(value).__name__}")
+
+
+def _ids(name: str, value: object) -> None:
+    if value is not None and (isinstance(value, (str, bytes)) or not isinstance(value, Iterable)):
+        raise TypeError(f"{name}={value!r:.60}: expected token ids, as in [0, 13]")
+
+
+def _texts(name: str, value: object) -> None:
+    if value is None or isinstance(value, str):
         return
-    if value is None and name not in ("n", "max_tokens"):
-        return
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name}={value!r}: expected a whole number, found {type(value).__name__}")
-    if not least <= operator.index(value) <= most:
-        raise ValueError(f"{name}={value!r}: expected {least} to {most}")
+    if isinstance(value, bytes) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}={value!r:.60}: expected text, or several texts in a list")
 
 
-def _real(name: str, value: object, least: float, most: float) -> None:
+def _biases(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name}={value!r:.60}: expected a mapping of token ids to numbers, as in {{13: -100}}")
+
+
+def _order(name: str, value: Any) -> None:
     if value is None:
         return
-    try:
-        number = float("x") if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}={value!r}: expected a number, found {type(value).__name__}") from None
-    if not least <= number <= most:  # also refuses NaN
-        raise ValueError(f"{name}={value!r}: expected {least:g} to {most:g}")
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}={value!r:.60}: expected names of steps in a list, as in {list(SAMPLERS[3:6])}")
+    for step in value:
+        if step not in SAMPLERS:
+            guess = next(iter(difflib.get_close_matches(str(step), SAMPLERS, 1)), None)
+            hint = f"did you mean {guess!r}?" if guess else f"expected some of {', '.join(SAMPLERS)}"
+            raise ValueError(f"{name}: unknown step {step!r}: {hint}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{name}={list(value)!r}: a step is there twice")
+    firsts = [step for step in value if step in _CHANGING]
+    if list(value[: len(firsts)]) != firsts:
+        raise ValueError(
+            f"{name}={list(value)!r}: {', '.join(_CHANGING)} change logits of all tokens, so they come first"
+        )
+    if "mirostat" in value and value[-1] != "mirostat":
+        raise ValueError(f"{name}={list(value)!r}: mirostat looks at what is drawn from, so it comes last")
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "n": _whole(1, 2**16),
+    "best_of": _whole(1, 2**16),
+    "max_tokens": _whole(0, 2**62),
+    "min_tokens": _whole(0, 2**62),
+    "temperature": _real(0.0, 1000.0),
+    "top_k": _whole(0, 2**31 - 1),
+    "top_p": _real(0.0, 1.0, "0 would keep no token (for greedy, temperature=0)"),
+    "min_p": _real(0.0, 1.0),
+    "typical_p": _real(0.0, 1.0, "0 would keep no token"),
+    "epsilon_cutoff": _real(0.0, 1.0),
+    "eta_cutoff": _real(0.0, 1.0),
+    "top_n_sigma": _real(0.0, 1000.0),
+    "xtc_probability": _real(0.0, 1.0),
+    "xtc_threshold": _real(0.0, 0.5, "at 0 only the least likely of all tokens would be left"),
+    "mirostat_tau": _real(0.0, 100.0, "it is the surprise to aim at, in bits"),
+    "mirostat_eta": _real(0.0, 10.0),
+    "repetition_penalty": _real(0.0, 100.0, "1 is neutral"),
+    "presence_penalty": _real(-2.0, 2.0),
+    "frequency_penalty": _real(-2.0, 2.0),
+    "penalty_window": _whole(0, 2**31 - 1),
+    "no_repeat_ngram_size": _whole(0, 2**31 - 1),
+    "dry_multiplier": _real(0.0, 100.0),
+    "dry_base": _real(1.0, 100.0),
+    "dry_allowed_length": _whole(1, 50),
+    "dry_window": _whole(0, 2**31 - 1),
+    "dry_sequence_breakers": _texts,
+    "logit_bias": _biases,
+    "bad_words": _texts,
+    "allowed_token_ids": _ids,
+    "contrastive_alpha": _real(0.0, 1.0, "0 would leave tokens that the stronger model rules out"),
+    "contrastive_beta": _real(0.0, 10.0),
+    "samplers": _order,
+    "stop": _texts,
+    "stop_token_ids": _ids,
+    "stop_repeats": _whole(0, 2**31 - 1),
+    "deadline_ms": _real(0.0, 1e9),
+    "cancelled": _callable,
+    "logits_processor": _callable,
+    "logprobs": _truth_or_count,
+    "prompt_logprobs": _truth,
+    "echo": _truth,
+    "seed": _whole(0, 2**64 - 1),
+}
+
+
+def check_option(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError if the option cannot have this value."""
+    _CHECKS[name](name, value)
+
+
+# ---- results -------------------------------------------------------------------------------------------
 
 
 class Usage(TypedDict):
@@ -194,11 +595,19 @@ class Completion:
     text : str
         What was written (after the prompt, or with it if ``echo``).
     token_ids : list of int
-        The drawn tokens.
+        The drawn tokens, those of a text in ``stop`` among them.
     finish_reason : str
-        ``"stop"`` (the model ended the text, or a stop token did) or ``"length"`` (``max_tokens``).
+        ``"stop"`` (the model ended the text, or a stop token or text did), ``"length"`` (``max_tokens``),
+        ``"repetition"`` (``stop_repeats``), ``"deadline"``, ``"cancelled"``, or ``"unsatisfiable"`` (no token was
+        left that may come).
+    stop_reason : int, str or None
+        The token or the text in ``stop`` that ended the text.
     logprobs : list of float or None
         Natural log-probability of each drawn token, if asked for.
+    top_logprobs : list of dict or None
+        For each place the likeliest tokens (ids) with their log-probabilities, the likeliest first, if asked for.
+    prompt_logprobs : list of float or None
+        Natural log-probability of each of the prompt's tokens, if asked for; None for a start of text, which is given.
     seed : int
         Gives this text again.
     usage : Usage
@@ -212,6 +621,9 @@ class Completion:
     seed: int
     usage: Usage
     timings: Timings
+    stop_reason: int | str | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    prompt_logprobs: list[float | None] | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 DOCUMENTS = ("file", "blank-line", "line")
@@ -146,8 +147,11 @@ class Tokenizer:
         Id that stands for what the vocabulary lacks; None if nothing is unknown.
     documents : str
         How a file is cut into documents, one of `DOCUMENTS`.
+    exact_pieces : bool
+        Whether a text's bytes are those of its tokens' `pieces`, one after the other.
     """
 
+    exact_pieces = True
     kind: str
     vocab_size: int
     bos: int | None = None
@@ -165,6 +169,14 @@ class Tokenizer:
 
     def fields(self) -> dict[str, Any]:
         """The model file's keys for this tokenizer; `from_fields` reads them back."""
+        raise NotImplementedError
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """What each token adds to a text, in UTF-8; of those that are no text, nothing."""
+        return [self._piece(token) for token in range(self.vocab_size)]
+
+    def _piece(self, token: int) -> bytes:
         raise NotImplementedError
 
     def decode(self, tokens: Iterable[int], context: Sequence[int] = ()) -> str:
@@ -225,6 +237,9 @@ class CharTokenizer(Tokenizer):
         texts, ends = self._text, (self.bos, self.eos)
         return _Pieces(lambda token: texts[token] if token < len(texts) and token not in ends else "")
 
+    def _piece(self, token: int) -> bytes:
+        return b"" if token in (self.bos, self.eos) else self._text[token].encode()
+
     def fields(self) -> dict[str, Any]:
         return {**self._common_fields(), "tokenizer.ggml.tokens": self._tokens}
 
@@ -243,8 +258,10 @@ class ByteTokenizer(Tokenizer):
         return list(_utf8(text))
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
-        ends = (self.bos, self.eos)
-        return _Bytes(lambda token: bytes([token]) if token < 256 and token not in ends else b"")
+        return _Bytes(self._piece)
+
+    def _piece(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 and token not in (self.bos, self.eos) else b""
 
     def fields(self) -> dict[str, Any]:
         return self._common_fields()
@@ -328,6 +345,21 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._byte_level:
             return _Bytes(self._bytes_of)
         return _Window(self._decode_visible, context)
+
+    @property
+    def exact_pieces(self) -> bool:  # type: ignore[override]
+        return self._byte_level
+
+    def _piece(self, token: int) -> bytes:
+        if self._byte_level:
+            return self._bytes_of(token)
+        before = [self._word]
+        return self._decode_visible([*before, token])[len(self._decode_visible(before)) :].encode()
+
+    @cached_property
+    def _word(self) -> int:
+        """Some token that is text, to stand before another."""
+        return next((token for token in range(self.vocab_size) if self._decode_visible([token]).isalpha()), 0)
 
     def _decode_visible(self, tokens: list[int]) -> str:
         text: str = self._library.decode([t for t in tokens if t not in (self.bos, self.eos)], skip_special_tokens=True)

@@ -139,8 +139,10 @@ static void once_mass(const work *w) { sink = w->kernels->mass(w->logits, w->n, 
 static void once_logarithm(const work *w) { w->out[0][0] = w->kernels->logarithm(w->logits[0] + 2); }
 static void once_token(const work *w) {
     int32_t token = 0;
-    fl_request request = {.state = w->state, .prompt = &token, .n_prompt = 1, .max_tokens = 1, .tokens = &token};
-    fl_generate(w->decoder, &request, 1);
+    static const fl_sampling greedy = {0};
+    fl_request request = {
+        .state = w->state, .sampling = &greedy, .prompt = &token, .n_prompt = 1, .max_tokens = 1, .tokens = &token};
+    fl_generate(w->decoder, &request, 1, 0);
 }
 
 static bool wanted(const work *w) { return !w->only || strstr(w->what, w->only); }

@@ -72,13 +72,14 @@ static void check_state(const fl_model *model, uint64_t *random, uint32_t V) {
 
 /* A stop token ends the text before itself; scores are those of fl_score; texts go on where they ended. */
 static void check_generate(const fl_model *model, uint64_t *random, uint32_t V) {
-    const fl_sampling sampling = {0.9f, 0, 1.0, next_random(random), 0};
+    const fl_sampling sampling = {.temperature = 0.9f};
+    const uint64_t seed = next_random(random);
     const int32_t prompt = (int32_t)below(random, V);
     asking all, part;
     float again[DRAWN];
     fl_state *state = state_or_exit(model);
     fl_decoder *decoder = decoder_or_exit(model);
-    ask(&all, state, &prompt, 1, sampling, DRAWN);
+    ask(&all, state, NULL, &prompt, 1, sampling, seed, DRAWN);
     generate(decoder, &all);
     check(all.request.written == DRAWN && all.request.finish == FL_FINISH_LENGTH, "length of a text");
     fl_state_reset(state);
@@ -89,18 +90,18 @@ static void check_generate(const fl_model *model, uint64_t *random, uint32_t V) 
     const int32_t stops[2] = {(int32_t)V, all.tokens[DRAWN / 2]};
     size_t first = 0;
     while (all.tokens[first] != stops[1]) first++;
-    ask(&part, state, &prompt, 1, sampling, DRAWN);
-    part.request.stop = stops, part.request.n_stop = 2;
+    ask(&part, state, NULL, &prompt, 1, sampling, seed, DRAWN);
+    part.sampling.stop = stops, part.sampling.n_stop = 2;
     generate(decoder, &part);
     check(part.request.written == first && part.request.finish == FL_FINISH_STOP &&
               memcmp(all.tokens, part.tokens, 4 * first) == 0 && part.tokens[first] == -1,
           "a stop token at %zu: %zu drawn", first, part.request.written);
     fl_state_reset(state);
-    ask(&part, state, &prompt, 1, sampling, 5);
+    ask(&part, state, NULL, &prompt, 1, sampling, seed, 5);
     generate(decoder, &part);
     check(memcmp(all.tokens, part.tokens, 20) == 0 && part.tokens[5] == -1, "a shorter text differs");
     const int32_t last = part.tokens[4];
-    ask(&part, state, &last, 1, sampling, DRAWN - 5);
+    ask(&part, state, NULL, &last, 1, sampling, seed, DRAWN - 5);
     generate(decoder, &part);
     check(memcmp(all.tokens + 5, part.tokens, 4 * (DRAWN - 5)) == 0, "a text in two calls differs");
     fl_decoder_free(decoder);
@@ -122,14 +123,14 @@ static void check_batch(const fl_model *model, uint64_t *random, uint32_t V) {
             const size_t before = i % 3, n = i < prompts ? 1 + i % 2 : 0, most = i == prompts % 4 ? 0 : 1 + i;
             fl_state_reset(together[i]);
             fl_feed(decoder, together[i], tokens, before);
-            ask(&found[i], together[i], tokens, n, samplings[i], most);
+            ask(&found[i], together[i], NULL, tokens, n, samplings[i], seeds[i], most);
             requests[i] = found[i].request;
         }
-        fl_generate(decoder, requests, N);
+        fl_generate(decoder, requests, N, 0);
         for (size_t i = 0; i < N; i++) {
             fl_state_reset(alone);
             fl_feed(decoder, alone, tokens, i % 3);
-            ask(&expected, alone, tokens, requests[i].n_prompt, samplings[i], requests[i].max_tokens);
+            ask(&expected, alone, NULL, tokens, requests[i].n_prompt, samplings[i], seeds[i], requests[i].max_tokens);
             generate(decoder, &expected);
             const bool same = memcmp(expected.tokens, found[i].tokens, sizeof expected.tokens) == 0 &&
                               memcmp(expected.logprobs, found[i].logprobs, sizeof expected.logprobs) == 0;
@@ -141,7 +142,7 @@ static void check_batch(const fl_model *model, uint64_t *random, uint32_t V) {
                   "request %zu of %d, %zu with a prompt, ends elsewhere", i, N, prompts);
         }
     }
-    fl_generate(decoder, NULL, 0);
+    fl_generate(decoder, NULL, 0, 0);
     for (size_t i = 0; i < N; i++) fl_state_free(together[i]);
     fl_state_free(alone);
     fl_decoder_free(decoder);
@@ -195,7 +196,7 @@ static int32_t naive_sample(const float *logits, uint32_t V, const fl_sampling *
     ranked *list = malloc(V * sizeof *list);
     for (uint32_t i = 0; i < V; i++) list[i] = (ranked){logits[i], (int32_t)i};
     qsort(list, V, sizeof *list, by_rank);
-    uint32_t kept = s->temperature == 0 ? 1 : s->top_k && s->top_k < V ? s->top_k : V;
+    uint32_t kept = s->temperature == 0 ? 1 : s->top_k < V ? s->top_k : V;
     if (s->temperature > 0 && s->top_p < 1) {
         const float inverse = 1.0f / s->temperature, scale = inverse < 0x1p60f ? inverse : 0x1p60f;
         uint64_t total = 0, sum = 0;
@@ -246,11 +247,19 @@ static double border_share(uint32_t n, uint64_t *random) {
 static fl_sampling random_sampling(uint32_t V, bool equal_logits, uint64_t *random) {
     static const float temperatures[] = {0, 1, 0.7f, 1.5f, 1000, 1e-3f, 1e-30f, 3e38f, 1e-44f};
     static const double shares[] = {1, 0.9, 0.5, 0.999999, 1e-9, 0.1};
-    const uint32_t ks[] = {0, 1, 2, 5, V / 2, V, V + 1, 1 + (uint32_t)below(random, V)};
+    const uint32_t ks[] = {V, 1, 2, 5, 1 + V / 2, V, V + 1, 1 + (uint32_t)below(random, V)};
     fl_sampling s = {.temperature = temperatures[below(random, 9)], .top_k = ks[below(random, 8)]};
-    s.top_p = equal_logits ? border_share(s.top_k && s.top_k < V ? s.top_k : V, random) : shares[below(random, 6)];
-    s.seed = next_random(random);
-    s.index = (uint32_t)next_random(random);
+    s.top_p = equal_logits ? border_share(s.top_k < V ? s.top_k : V, random) : shares[below(random, 6)];
+    uint8_t *step = s.steps;
+    *step++ = FL_TEMPERATURE;
+    if (below(random, 4))
+        *step++ = FL_TOP_K;
+    else
+        s.top_k = V;
+    if (below(random, 4))
+        *step++ = FL_TOP_P;
+    else
+        s.top_p = 1;
     return s;
 }
 
@@ -261,7 +270,9 @@ static fl_scratch scratch_new(uint32_t V) {
                         .mass = malloc(padded),
                         .kept_logits = malloc(listed),
                         .kept_ids = malloc(listed),
-                        .kept_mass = malloc(listed)};
+                        .kept_mass = malloc(listed),
+                        .changed = malloc(4 * tiny_up(V, FL_BLOCK)),
+                        .values = malloc(4 * tiny_up(V, FL_BLOCK))};
 }
 
 static void scratch_free(fl_scratch *s) {
@@ -270,6 +281,8 @@ static void scratch_free(fl_scratch *s) {
     free(s->kept_logits);
     free(s->kept_ids);
     free(s->kept_mass);
+    free(s->changed);
+    free(s->values);
 }
 
 static void check_sampler(const fl_model *model, uint64_t *random, uint32_t V, int rounds) {
@@ -280,12 +293,15 @@ static void check_sampler(const fl_model *model, uint64_t *random, uint32_t V, i
         const fl_sampling s = random_sampling(V, kind == EQUAL, random);
         hard_logits(logits, V, kind, random);
         for (uint32_t i = V; i < tiny_up(V, FL_BLOCK); i++) logits[i] = -INFINITY;
-        const uint64_t position = next_random(random) >> 10 >> below(random, 50);
-        const fl_noise noise = {{(uint32_t)s.seed, (uint32_t)(s.seed >> 32)},
-                                {(uint32_t)position, s.index, (uint32_t)(position >> 32) << 8}};
-        const fl_contest contest = fl_contest_of(model, &s, position);
+        fl_state state = {.position = next_random(random) >> 10 >> below(random, 50)};
+        const fl_request r = {
+            .state = &state, .sampling = &s, .seed = next_random(random), .index = (uint32_t)next_random(random)};
+        const fl_noise noise = {{(uint32_t)r.seed, (uint32_t)(r.seed >> 32)},
+                                {(uint32_t)state.position, r.index, (uint32_t)(state.position >> 32) << 8}};
+        const fl_contest contest = fl_contest_of(&r);
+        const fl_winner first = fl_win(model, logits, &contest);
         const int32_t expected = naive_sample(logits, V, &s, &noise),
-                      found = fl_sample(model, &scratch, logits, &s, position, fl_win(model, logits, &contest));
+                      found = fl_sample(model, &scratch, &r, logits, NULL, below(random, 2) ? &first : NULL);
         check(found == expected, "%s, V %u, kind %d, T %g, k %u, p %.17g: %d, expected %d", model->kernels->name, V,
               kind, (double)s.temperature, s.top_k, s.top_p, found, expected);
     }
@@ -297,20 +313,20 @@ static void check_sampler(const fl_model *model, uint64_t *random, uint32_t V, i
 
 #if defined(__linux__) && defined(WATCH_MMAP)
 /* All that computes, with one thread: more of them talk to the system about cores now and then. */
-static void compute_everything(fl_decoder *decoder, fl_state *const states[SAMPLINGS]) {
-    static asking asked[SAMPLINGS];
-    static fl_request requests[SAMPLINGS];
+static void compute_everything(fl_decoder *decoder, fl_state *const states[MEMORYLESS]) {
+    static asking asked[MEMORYLESS];
+    static fl_request requests[MEMORYLESS];
     const int32_t tokens[4] = {0};
     float scores[4];
     fl_feed(decoder, states[0], tokens, 4);
     fl_score(decoder, states[0], tokens, 4, scores);
     fl_logits(decoder, states[0]);
-    for (size_t i = 0; i < SAMPLINGS; i++) {
-        ask(&asked[i], states[i], tokens, 4, samplings[i], DRAWN);
+    for (size_t i = 0; i < MEMORYLESS; i++) {
+        ask(&asked[i], states[i], NULL, tokens, 4, samplings[i], seeds[i], DRAWN);
         requests[i] = asked[i].request;
-        fl_generate(decoder, &requests[i], 1);
+        fl_generate(decoder, &requests[i], 1, 0);
     }
-    fl_generate(decoder, requests, SAMPLINGS);
+    fl_generate(decoder, requests, MEMORYLESS, 0);
 }
 #endif
 
@@ -318,8 +334,8 @@ static void compute_everything(fl_decoder *decoder, fl_state *const states[SAMPL
 static void check_no_system_calls(const fl_model *model) {
 #if defined(__linux__) && defined(WATCH_MMAP)
     fl_decoder *decoder = decoder_or_exit(model);
-    fl_state *states[SAMPLINGS];
-    for (size_t i = 0; i < SAMPLINGS; i++) states[i] = state_or_exit(model);
+    fl_state *states[MEMORYLESS];
+    for (size_t i = 0; i < MEMORYLESS; i++) states[i] = state_or_exit(model);
     int status = 0;
     fflush(stdout);
     const pid_t child = fork();
@@ -334,7 +350,7 @@ static void check_no_system_calls(const fl_model *model) {
     else
         check(waited && WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s: a system call while computing",
               model->kernels->name);
-    for (size_t i = 0; i < SAMPLINGS; i++) fl_state_free(states[i]);
+    for (size_t i = 0; i < MEMORYLESS; i++) fl_state_free(states[i]);
     fl_decoder_free(decoder);
 #else
     (void)model;

@@ -52,6 +52,7 @@ typedef struct texts {
     int32_t prompt[TEXTS][70], tokens[TEXTS][TOKENS];
     float logprobs[TEXTS][TOKENS];
     size_t written[TEXTS];
+    fl_sampling sampling[TEXTS];
     fl_request requests[TEXTS];
 } texts;
 
@@ -64,13 +65,17 @@ static void write_texts(const fl_model *model, texts *t, size_t first, size_t co
         fl_request *r = &t->requests[i];
         *r = (fl_request){.prompt = t->prompt[i], .n_prompt = 1 + below(&random, 69), .tokens = t->tokens[i]};
         for (size_t j = 0; j < r->n_prompt; j++) t->prompt[i][j] = (int32_t)below(&random, model->vocab_size);
-        r->sampling = (fl_sampling){(float)(i % 3) * 0.5f, i % 4 == 1 ? 9 : 0, i % 5 == 2 ? 0.9 : 1.0, i, 0};
+        t->sampling[i] = (fl_sampling){.temperature = (float)(i % 3) * 0.5f, .steps = {FL_TEMPERATURE}};
+        t->sampling[i].steps[1] = i % 4 == 1 ? FL_TOP_K : i % 5 == 2 ? FL_TOP_P : FL_NO_CONTROL;
+        t->sampling[i].top_k = 9, t->sampling[i].top_p = 0.9;
+        r->sampling = &t->sampling[i];
+        r->seed = i;
         r->max_tokens = 1 + below(&random, TOKENS - 1);
         r->logprobs = i % 2 ? t->logprobs[i] : NULL;
         if (i < first || i >= first + count) continue;
         if (fl_state_new(model, &r->state, &error)) exit(2);
     }
-    fl_generate(decoder, t->requests + first, count);
+    fl_generate(decoder, t->requests + first, count, 0);
     for (size_t i = first; i < first + count; i++) {
         t->written[i] = t->requests[i].written;
         fl_state_free(t->requests[i].state);
@@ -265,13 +270,14 @@ static void count_in_child(const fl_model *model, size_t tokens) {
     int32_t prompt = 1;
     if (fl_decoder_new(model, &decoder, &error) || fl_state_new(model, &state, &error)) _exit(2);
     fl_request request = {.state = state, .prompt = &prompt, .n_prompt = 1, .tokens = drawn, .max_tokens = 64};
-    request.sampling = (fl_sampling){0.8f, 0, 0.9, 1, 0};
-    fl_generate(decoder, &request, 1); /* memory is touched, workers run */
+    const fl_sampling sampling = {.temperature = 0.8f, .steps = {FL_TEMPERATURE, FL_TOP_P}, .top_p = 0.9};
+    request.sampling = &sampling;
+    fl_generate(decoder, &request, 1, 0); /* memory is touched, workers run */
     request.max_tokens = tokens;
     ptrace(PTRACE_TRACEME, 0, NULL, NULL);
     raise(SIGSTOP);
     watch_begin();
-    fl_generate(decoder, &request, 1);
+    fl_generate(decoder, &request, 1, 0);
     const size_t taken = watch_end();
     raise(SIGSTOP);
     _exit(taken ? 3 : 0);

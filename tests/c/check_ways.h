@@ -31,6 +31,15 @@ static fl_state *state_or_exit(const fl_model *model) {
     return state;
 }
 
+enum { REMEMBERED = 400 }; /* tokens, at most */
+
+static fl_memory *memory_or_exit(const fl_model *model) {
+    fl_memory *memory;
+    fl_error error;
+    if (fl_memory_new(model, 40, &memory, &error) || fl_memory_reserve(memory, REMEMBERED, &error)) exit(2);
+    return memory;
+}
+
 static fl_decoder *decoder_or_exit(const fl_model *model) {
     fl_decoder *decoder;
     fl_error error;
@@ -108,17 +117,30 @@ enum { DRAWN = 8 };
 /* A request and all that it points to. */
 typedef struct asking {
     fl_request request;
+    fl_sampling sampling;
     int32_t tokens[DRAWN];
     float logprobs[DRAWN];
 } asking;
 
-static void ask(asking *a, fl_state *state, const int32_t *prompt, size_t n, fl_sampling sampling, size_t max_tokens) {
+/* A sample index of every kind; the fingerprint promises texts with these. */
+static uint32_t index_of(uint64_t seed) {
+    return seed == UINT64_MAX ? UINT32_MAX : seed >> 40 ? 2 : seed < 2 ? 0 : (uint32_t)seed - 2;
+}
+
+/* memory: NULL, or what has been read so far is in it. */
+static void ask(asking *a, fl_state *state, fl_memory *memory, const int32_t *prompt, size_t n, fl_sampling sampling,
+                uint64_t seed, size_t max_tokens) {
     memset(a->tokens, 0xFF, sizeof a->tokens);
     memset(a->logprobs, 0xFF, sizeof a->logprobs);
+    a->sampling = sampling;
+    if (memory) fl_memory_add(memory, prompt, n, 0);
     a->request = (fl_request){.state = state,
+                              .memory = memory,
                               .prompt = prompt,
                               .n_prompt = n,
-                              .sampling = sampling,
+                              .sampling = &a->sampling,
+                              .seed = seed,
+                              .index = index_of(seed),
                               .max_tokens = max_tokens,
                               .tokens = a->tokens,
                               .logprobs = a->logprobs,
@@ -129,14 +151,58 @@ static void ask(asking *a, fl_state *state, const int32_t *prompt, size_t n, fl_
 /* One request by itself. */
 static void generate(fl_decoder *decoder, asking *a) {
     fl_request request = a->request;
-    fl_generate(decoder, &request, 1);
+    fl_generate(decoder, &request, 1, 0);
     a->request = request;
 }
 
+static const int32_t few_ids[] = {0};
+static const float few_biases[] = {1.5f};
+
+/* The first PROMISED are in the fingerprint, the first MEMORYLESS need no memory. */
 static const fl_sampling samplings[] = {
-    {0, 0, 1.0, 1, 0},    {1, 0, 1.0, 2, 0},     {0.8f, 5, 1.0, 3, 1},    {0.8f, 0, 0.9, 1ull << 40, 2},
-    {1.3f, 7, 0.5, 5, 3}, {1000, 0, 0.99, 6, 4}, {1e-6f, 3, 0.999, 7, 5}, {1, 1, 1.0, UINT64_MAX, UINT32_MAX},
+    {0},
+    {.temperature = 1},
+    {.temperature = 0.8f, .steps = {FL_TEMPERATURE, FL_TOP_K}, .top_k = 5},
+    {.temperature = 0.8f, .steps = {FL_TEMPERATURE, FL_TOP_P}, .top_p = 0.9},
+    {.temperature = 1.3f, .steps = {FL_TEMPERATURE, FL_TOP_K, FL_TOP_P}, .top_k = 7, .top_p = 0.5},
+    {.temperature = 1000, .steps = {FL_TEMPERATURE, FL_TOP_P}, .top_p = 0.99},
+    {.temperature = 1e-6f, .steps = {FL_TOP_P, FL_TOP_K}, .top_k = 3, .top_p = 0.999},
+    {.temperature = 1, .steps = {FL_TEMPERATURE, FL_TOP_K}, .top_k = 1},
+    {.temperature = 1, .steps = {FL_TEMPERATURE, FL_MIN_P, FL_TYPICAL_P}, .min_p = 0.02f, .typical_p = 0.7},
+    {.temperature = 2,
+     .steps = {FL_TOP_N_SIGMA, FL_TEMPERATURE, FL_EPSILON_CUTOFF, FL_ETA_CUTOFF},
+     .top_n_sigma = 2,
+     .epsilon_cutoff = 0.002f,
+     .eta_cutoff = 0.01f},
+    {.temperature = 1,
+     .steps = {FL_XTC, FL_TEMPERATURE, FL_TYPICAL_P},
+     .typical_p = 0.9,
+     .xtc_probability = 0.5f,
+     .xtc_threshold = 0.1f},
+    {.temperature = 1.5f,
+     .steps = {FL_LOGIT_BIAS, FL_TEMPERATURE, FL_TOP_P, FL_XTC},
+     .bias_ids = few_ids,
+     .biases = few_biases,
+     .n_biases = 1,
+     .top_p = 0.95,
+     .xtc_probability = 1,
+     .xtc_threshold = 0.05f},
+    {.temperature = 0.9f,
+     .steps = {FL_LOGIT_BIAS, FL_PENALTIES, FL_DRY, FL_TEMPERATURE},
+     .bias_ids = few_ids,
+     .biases = few_biases,
+     .n_biases = 1,
+     .repetition_penalty = 1.3f,
+     .frequency_penalty = 0.2f,
+     .presence_penalty = 0.4f,
+     .dry_multiplier = 0.8f,
+     .dry_base = 1.75f,
+     .dry_allowed_length = 1},
+    {.temperature = 1, .steps = {FL_TEMPERATURE, FL_MIROSTAT}, .mirostat_tau = 3, .mirostat_eta = 0.1f},
+    {.no_repeat_ngram_size = 2, .stop_repeats = 3},
 };
+static const uint64_t seeds[] = {1, 2, 3, 1ull << 40, 5, 6, 7, UINT64_MAX, 8, 9, 10, 11, 12, 13, 14};
+enum { PROMISED = 8, MEMORYLESS = 12 };
 enum { SAMPLINGS = sizeof samplings / sizeof *samplings };
 
 /* ---- a trace: all that a model says, in one way of asking ------------------------------------------------ */
@@ -186,6 +252,7 @@ typedef struct desk {
     fl_model *model;
     fl_decoder *decoder;
     fl_state *state, *states[MOST_BATCH];
+    fl_memory *memories[MOST_BATCH];
     uint32_t V;
 } desk;
 
@@ -197,12 +264,14 @@ static desk desk_new(const tiny_model *file, way w) {
     d.decoder = decoder_or_exit(d.model);
     d.state = state_or_exit(d.model);
     for (size_t i = 0; i < w.batch; i++) d.states[i] = state_or_exit(d.model);
+    for (size_t i = 0; i < w.batch; i++) d.memories[i] = memory_or_exit(d.model);
     fl_logits(d.decoder, d.state); /* a thread's start takes memory, and may be late: not while we count */
     return d;
 }
 
 static void desk_free(desk *d) {
     for (size_t i = 0; i < MOST_BATCH; i++) fl_state_free(d->states[i]);
+    for (size_t i = 0; i < MOST_BATCH; i++) fl_memory_free(d->memories[i]);
     fl_state_free(d->state);
     fl_decoder_free(d->decoder);
     fl_model_close(d->model);
@@ -211,6 +280,15 @@ static void desk_free(desk *d) {
 static void trace_feed(trace *t, desk *d, fl_state *state, const int32_t *tokens, size_t n, size_t chunk) {
     for (size_t at = 0; at < n; at += chunk)
         CALL(t, fl_feed(d->decoder, state, tokens + at, chunk < n - at ? chunk : n - at));
+}
+
+/* The memory at a place, of so many tokens that were read. */
+static fl_memory *remember(const desk *d, size_t place, const int32_t *tokens, size_t n) {
+    fl_memory *memory = d->memories[place];
+    fl_memory_rewind(memory, 0);
+    fl_memory_set_surprise(memory, NAN);
+    fl_memory_add(memory, tokens, n, 0);
+    return memory;
 }
 
 static void trace_logits(trace *t, desk *d, const text *x, way w) {
@@ -255,26 +333,29 @@ static void trace_scores(trace *t, desk *d, const text *x, way w) {
 
 /* The text or, save once, its beginning; a part goes in with the request itself; every third may stop at one of the
  * text's tokens. */
-static void ask_traced(trace *t, desk *d, asking *a, fl_state *state, const text *x, size_t which, way w,
+static void ask_traced(trace *t, desk *d, asking *a, size_t place, const text *x, size_t which, way w,
                        uint64_t *random) {
+    fl_state *state = d->states[place];
     const size_t n = which && x->n > 20 ? 20 : x->n, lasts[] = {w.chunk, 0, 1, n},
                  last = lasts[w.batch == 1 ? 0 : below(random, 4)], with = last < n ? last : n;
     fl_state_reset(state);
     trace_feed(t, d, state, x->tokens, n - with, w.chunk);
-    ask(a, state, x->tokens + n - with, with, samplings[which], DRAWN);
-    if (which % 3 == 2) a->request.stop = x->tokens, a->request.n_stop = 2;
+    ask(a, state, remember(d, place, x->tokens, n - with), x->tokens + n - with, with, samplings[which], seeds[which],
+        DRAWN);
+    if (which % 3 == 2) a->sampling.stop = x->tokens, a->sampling.n_stop = 2;
 }
 
 /* Somebody else's: short, other in everything, and gone early. */
-static void ask_other(trace *t, desk *d, asking *a, fl_state *state, const text *x, uint64_t *random) {
+static void ask_other(trace *t, desk *d, asking *a, size_t place, const text *x, uint64_t *random) {
+    fl_state *state = d->states[place];
     const size_t before = below(random, 3), n = below(random, 4);
     fl_sampling sampling = samplings[below(random, SAMPLINGS)];
-    sampling.seed = next_random(random);
     fl_state_reset(state);
     trace_feed(t, d, state, x->tokens, before < x->n ? before : x->n, 1);
-    ask(a, state, x->tokens, n < x->n ? n : x->n, sampling, below(random, DRAWN));
+    ask(a, state, remember(d, place, NULL, 0), x->tokens, n < x->n ? n : x->n, sampling, next_random(random),
+        below(random, DRAWN));
     if (below(random, 2)) a->request.logprobs = NULL;
-    if (below(random, 2)) a->request.stop = x->tokens, a->request.n_stop = x->n;
+    if (below(random, 2)) a->sampling.stop = x->tokens, a->sampling.n_stop = x->n;
 }
 
 static void trace_request(trace *t, desk *d, const asking *a) {
@@ -296,14 +377,14 @@ static void trace_drawn(trace *t, desk *d, const text *x, way w) {
     for (size_t first = 0; first < SAMPLINGS; first += ours) {
         for (size_t i = 0; i < w.batch; i++) {
             if (i < ours)
-                ask_traced(t, d, &asked[i], d->states[i], x, first + i, w, &random);
+                ask_traced(t, d, &asked[i], i, x, first + i, w, &random);
             else
-                ask_other(t, d, &asked[i], d->states[i], x, &random);
+                ask_other(t, d, &asked[i], i, x, &random);
             const size_t to = below(&random, i + 1);
             place[i] = place[to], place[to] = i;
         }
         for (size_t i = 0; i < w.batch; i++) requests[i] = asked[place[i]].request;
-        CALL(t, fl_generate(d->decoder, requests, w.batch));
+        CALL(t, fl_generate(d->decoder, requests, w.batch, 0));
         for (size_t i = 0; i < w.batch; i++) asked[place[i]].request = requests[i];
         for (size_t i = 0; i < ours; i++) trace_request(t, d, &asked[i]);
     }
@@ -404,9 +485,9 @@ static uint64_t hash_model(uint64_t hash, const tiny_model *file, const char *is
     fl_score(decoder, state, tokens, N, scores);
     hash = hash_words(hash, scores, N);
     hash = hash_words(hash, fl_logits(decoder, state), 90);
-    for (size_t i = 0; i < SAMPLINGS; i++) {
+    for (size_t i = 0; i < PROMISED; i++) {
         asking a;
-        ask(&a, state, NULL, 0, samplings[i], DRAWN);
+        ask(&a, state, NULL, NULL, 0, samplings[i], seeds[i], DRAWN);
         generate(decoder, &a);
         hash = hash_words(hash, a.tokens, DRAWN);
         hash = hash_words(hash, a.logprobs, DRAWN);

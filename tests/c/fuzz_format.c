@@ -81,20 +81,32 @@ static void desk_close(desk *d) {
 /* Requests of every kind, side by side; the first alone once more. Log-probabilities are at most a rounding above 0,
  * tokens are tokens. */
 static void compute_batch(desk *d, const fl_model_info *info, uint64_t *random) {
-    static const fl_sampling samplings[] = {{0, 0, 1, 0, 0}, {1, 0, 1, 1, 0}, {0.7f, 3, 1, 2, 1}, {1.2f, 5, 0.8, 3, 2}};
+    static const fl_sampling samplings[] = {{0},
+                                            {.temperature = 1},
+                                            {.temperature = 0.7f, .steps = {FL_TEMPERATURE, FL_TOP_K}, .top_k = 3},
+                                            {.temperature = 1.2f,
+
+                                             .steps = {FL_TYPICAL_P, FL_XTC},
+                                             .typical_p = 0.8,
+                                             .xtc_probability = 1,
+                                             .xtc_threshold = 0.01f}};
+    fl_sampling stopping[4];
     fl_request requests[BATCH];
     const size_t n = 1 + below(random, BATCH);
+    for (size_t i = 0; i < 4; i++) {
+        stopping[i] = samplings[i];
+        stopping[i].stop = &info->eos, stopping[i].n_stop = 1;
+    }
     for (size_t i = 0; i < n; i++)
         requests[i] = (fl_request){.state = d->states[i],
                                    .prompt = d->text,
                                    .n_prompt = below(random, 12),
-                                   .sampling = samplings[i % 4],
-                                   .stop = &info->eos,
-                                   .n_stop = 1,
+                                   .sampling = &stopping[i % 4],
+                                   .seed = i % 4,
                                    .max_tokens = below(random, DRAWN + 1),
                                    .tokens = d->tokens[i],
                                    .logprobs = d->logprobs[i]};
-    fl_generate(d->decoder, requests, n);
+    fl_generate(d->decoder, requests, n, 0);
     for (size_t i = 0; i < n; i++)
         for (size_t t = 0; t < requests[i].written; t++)
             check(d->tokens[i][t] >= 0 && (uint32_t)d->tokens[i][t] < info->vocab_size && d->logprobs[i][t] <= 1e-4f,
@@ -103,7 +115,7 @@ static void compute_batch(desk *d, const fl_model_info *info, uint64_t *random) 
     fl_state_reset(d->states[0]);
     fl_request alone = requests[0];
     alone.tokens = again;
-    fl_generate(d->decoder, &alone, 1);
+    fl_generate(d->decoder, &alone, 1, 0);
     check(alone.written == requests[0].written && memcmp(again, d->tokens[0], 4 * alone.written) == 0,
           "alone another text than in a batch of %zu", n);
 }

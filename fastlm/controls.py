@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From options to what the engine takes: texts become tokens, recommendations of the model file become values, and
+neutral steps fall away."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm import _engine
+from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+DRY_BREAKERS = ("\n", ":", '"', "*")
+"""What DRY does not look across by default."""
+
+_DEFAULTS = {
+    "dry_base": 1.75,
+    "dry_allowed_length": 2,
+    "dry_window": 0,
+    "xtc_threshold": 0.1,
+    "mirostat_eta": 0.1,
+    "contrastive_alpha": 0.1,
+    "contrastive_beta": 0.5,
+}
+"""Of options that belong to another one."""
+
+_FIRST_RESTRICTING = SAMPLERS.index("top_n_sigma")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call's options mean for one model. The same for all texts of a call, and of any call with these
+    options."""
+
+    options: GenerationOptions
+    sampling: _engine.Sampling
+    temperature: float
+    allowed: npt.NDArray[np.uint32] | None
+    stops: tuple[str, ...]
+    amateur: Model | None
+
+    @property
+    def count(self) -> int:
+        """Texts to draw for each prompt."""
+        return self.options.best_of or self.options.n
+
+    @property
+    def alternatives(self) -> int:
+        return 0 if self.options.logprobs in (None, True, False) else int(self.options.logprobs)
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether the engine shall report them."""
+        asked = self.options.logprobs
+        return (asked is not None and asked is not False) or self.options.best_of is not None
+
+
+def plan(model: Model, options: GenerationOptions) -> Plan:
+    """Raises ValueError or TypeError for what this model cannot do."""
+    _check_against(model, options)
+    amateur = options.contrastive_model
+    settled = _settled(model, options)
+    steps = options.steps(settled)
+    if settled["temperature"] == 0:
+        steps = [step for step in steps if SAMPLERS.index(step) < _FIRST_RESTRICTING and step != "temperature"]
+    stops = _stop_texts(options.stop)
+    names = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "temperature")
+    values = {name: settled[name] for name in names}
+    bias_ids, biases = _biases(model, options)
+    sampling = _engine.Sampling(
+        model._engine,
+        steps=steps,
+        **values,
+        bias_ids=bias_ids,
+        biases=biases,
+        repetition_penalty=settled["repetition_penalty"],
+        frequency_penalty=settled["frequency_penalty"],
+        presence_penalty=settled["presence_penalty"],
+        dry_multiplier=settled["dry_multiplier"],
+        dry_base=settled["dry_base"],
+        dry_allowed_length=settled["dry_allowed_length"],
+        dry_window=settled["dry_window"],
+        dry_breakers=_breakers(model, options) if "dry" in steps else None,
+        xtc_probability=settled["xtc_probability"],
+        xtc_threshold=settled["xtc_threshold"],
+        mirostat_tau=settled["mirostat_tau"] or 0,
+        mirostat_eta=settled["mirostat_eta"],
+        no_repeat_ngram_size=options.no_repeat_ngram_size,
+        bad_words=_bad_words(model, options.bad_words),
+        amateur=None if amateur is None else _engine.Decoder(amateur._engine),
+        contrast_alpha=settled["contrastive_alpha"],
+        contrast_beta=settled["contrastive_beta"],
+        stop=_stop_tokens(model, options),
+        pauses=_pauses(model, stops),
+        stop_repeats=options.stop_repeats,
+    )
+    return Plan(options, sampling, settled["temperature"], _allowed(model, options), stops, amateur)
+
+
+def _settled(model: Model, options: GenerationOptions) -> dict[str, Any]:
+    """Every number's value: asked for, else recommended by the model file, else neutral."""
+    settled = dict(NEUTRAL) | _DEFAULTS | {"mirostat_tau": None, "logit_bias": None}
+    for name in settled:
+        asked = getattr(options, name)
+        if asked is not None:
+            settled[name] = asked
+        elif name in RECOMMENDABLE and _may_recommend(name, options):
+            settled[name] = model.recommended.get(name, settled[name])
+    return settled
+
+
+def _may_recommend(name: str, options: GenerationOptions) -> bool:
+    """A recommended restriction gives way to Mirostat, and to an order of steps that leaves it out."""
+    if name == "temperature":
+        return True
+    return options.mirostat_tau is None and (options.samplers is None or name in options.samplers)
+
+
+def _check_against(model: Model, options: GenerationOptions) -> None:
+    if options.echo and model.tokenizer is None:
+        raise ValueError("echo=True: this model has no tokenizer, so there is no text to put a prompt before")
+    if not isinstance(options.logprobs, bool) and (options.logprobs or 0) > model.vocab_size:
+        raise ValueError(f"logprobs={options.logprobs}: this model has {model.vocab_size} tokens")
+    other = options.contrastive_model
+    if other is None:
+        return
+    if type(other) is not type(model):
+        raise TypeError(f"contrastive_model={other!r:.60}: expected a model, as fastlm.load gives")
+    tables = [None if one.tokenizer is None else one.tokenizer.fields() for one in (model, other)]
+    if other.vocab_size != model.vocab_size or tables[0] != tables[1]:
+        raise ValueError("contrastive_model: its tokens differ from this model's")
+
+
+def token_array(tokens: Any, name: str) -> array[int]:
+    """Token ids as the engine takes them; TypeError names the option."""
+    try:
+        return array("i", tokens)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected token ids, as in [0, 13]; found {tokens!r:.60}") from None
+
+
+def _checked(model: Model, tokens: Any, name: str) -> array[int]:
+    found = token_array(list(tokens), name)
+    model._check_tokens(found, f"{name}:")
+    return found
+
+
+def _stop_tokens(model: Model, options: GenerationOptions) -> array[int]:
+    own = array("i", [] if model.eos is None else [model.eos])
+    return (
+        own + _checked(model, options.stop_token_ids, "stop_token_ids") if options.stop_token_ids is not None else own
+    )
+
+
+def _stop_texts(stop: str | Iterable[str] | None) -> tuple[str, ...]:
+    texts = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"stop: expected text, found {text!r:.60}; token ids go in stop_token_ids")
+        if not text:
+            raise ValueError("stop: an empty text is everywhere, so nothing would be written: leave it out")
+    return texts
+
+
+def _pauses(model: Model, stops: Sequence[str]) -> bytes | None:
+    """Tokens after which a text may have come to a stop: those in which the last byte of one is."""
+    if not stops:
+        return None
+    known = model._need_tokenizer()
+    lasts = {stop.encode("utf-8", "surrogatepass")[-1] for stop in stops}
+    flags = bytearray(model.vocab_size)
+    for token, piece in enumerate(known.pieces):
+        flags[token] = not known.exact_pieces or not lasts.isdisjoint(piece)
+    return bytes(flags)
+
+
+def _biases(model: Model, options: GenerationOptions) -> tuple[array[int] | None, array[float] | None]:
+    if options.logit_bias is None:
+        return None, None
+    ids = _checked(model, options.logit_bias, "logit_bias")
+    for token, bias in options.logit_bias.items():
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+            raise ValueError(f"logit_bias: {bias!r} for token {token}: expected a number from -100 to 100")
+    return ids, array("f", options.logit_bias.values())
+
+
+def _allowed(model: Model, options: GenerationOptions) -> npt.NDArray[np.uint32] | None:
+    if options.allowed_token_ids is None:
+        return None
+    allowed = _checked(model, options.allowed_token_ids, "allowed_token_ids")
+    if not allowed:
+        raise ValueError("allowed_token_ids: an empty list allows nothing; leave it out to allow all")
+    return token_mask(model.vocab_size, allowed)
+
+
+def token_mask(vocab_size: int, tokens: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """A bit for each token."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, bool)
+    bits[np.asarray(tokens)] = True
+    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def _bad_words(model: Model, words: Iterable[str | Sequence[int]] | None) -> list[tuple[int, ...]]:
+    """A word that the model has no tokens for is never written anyway."""
+    found: dict[tuple[int, ...], None] = {}
+    for word in () if words is None else (words,) if isinstance(words, str) else words:
+        if not word and isinstance(word, (str, Sequence)):
+            raise ValueError("bad_words: an empty word is everywhere: leave it out")
+        if isinstance(word, str):
+            known = model._need_tokenizer()
+            ways = [known.encode(word), known.encode(" " + word.lstrip())]
+            found.update({tuple(way): None for way in ways if way and known.unknown not in way})
+        else:
+            found[tuple(_checked(model, word if isinstance(word, Sequence) else [word], "bad_words"))] = None
+    return [word for word in found if not any(word != other and word[-len(other) :] == other for other in found)]
+
+
+def _breakers(model: Model, options: GenerationOptions) -> bytes | None:
+    asked = options.dry_sequence_breakers
+    texts = DRY_BREAKERS if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
+    if model.tokenizer is None:
+        if asked is not None:
+            raise ValueError("dry_sequence_breakers: this model has no tokenizer, so no token has a text")
+        return None
+    flags = bytearray(model.vocab_size)
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"dry_sequence_breakers: expected text, found {text!r:.60}")
+        having = [token for token, piece in enumerate(model.tokenizer.pieces) if text.encode() in piece]
+        if not having and asked is not None:
+            raise ValueError(f"dry_sequence_breakers: no token contains {text!r}; one of several tokens cannot be had")
+        for token in having:
+            flags[token] = 1
+    return bytes(flags)
