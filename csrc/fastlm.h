@@ -189,7 +189,7 @@ typedef enum fl_control {
 /* How a text is drawn. All zero: greedy. A field counts only if its step is among the steps; arrays belong to the caller. */
 typedef struct fl_sampling {
     float
-        temperature; /* ≥ 0 and finite; 0: the likeliest token, lowest id among equals, and no step from top_n_sigma on */
+        temperature; /* 0 to 2^60; 0: the likeliest token, lowest id among equals, and no step from top_n_sigma on */
     uint8_t steps[FL_CONTROLS]; /* those that act, in order */
 
     const int32_t *bias_ids; /* each once */

@@ -245,7 +245,7 @@ static double border_share(uint32_t n, uint64_t *random) {
 }
 
 static fl_sampling random_sampling(uint32_t V, bool equal_logits, uint64_t *random) {
-    static const float temperatures[] = {0, 1, 0.7f, 1.5f, 1000, 1e-3f, 1e-30f, 3e38f, 1e-44f};
+    static const float temperatures[] = {0, 1, 0.7f, 1.5f, 1000, 1e-3f, 1e-30f, 0x1p60f, 1e-44f};
     static const double shares[] = {1, 0.9, 0.5, 0.999999, 1e-9, 0.1};
     const uint32_t ks[] = {V, 1, 2, 5, 1 + V / 2, V, V + 1, 1 + (uint32_t)below(random, V)};
     fl_sampling s = {.temperature = temperatures[below(random, 9)], .top_k = ks[below(random, 8)]};
