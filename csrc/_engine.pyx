@@ -5,6 +5,7 @@
 one call, and turns C errors into exceptions. What arrives here has its final type; defaults and units
 belong to `fastlm.model` and `fastlm.options`."""
 
+import hashlib
 import os
 import struct
 import sys
@@ -212,6 +213,17 @@ cdef class Model:
             found.append((name, shape, tensor.offset, tensor.size, tensor.type))
         return found
 
+    def fingerprint(self):
+        """32 bytes that tell models of other weights apart: a hash of all tensors with their names and shapes."""
+        cdef fl_tensor tensor
+        hash = hashlib.blake2b(digest_size=32)
+        for i in range(fl_model_tensor_count(self._model)):
+            fl_model_tensor(self._model, i, &tensor)
+            hash.update(tensor.name[:tensor.name_size] + repr((tensor.type, tensor.dims)).encode())
+            if tensor.size:
+                hash.update(<const uint8_t[:tensor.size]>tensor.data)
+        return hash.digest()
+
     def verify(self):
         """Runs the file's test vector: (largest difference of a log-probability, tolerance)."""
         cdef fl_error error
@@ -320,6 +332,15 @@ cdef class Decoder:
         with nogil:
             logits = fl_logits(self._decoder, state._state)
         return array("f", (<const char *>logits)[:4 * self.model.vocab_size])
+
+    def logprobs(self, State state not None):
+        """Natural log-probabilities of the next token: array of V floats."""
+        self._check(state, NOTHING)
+        found = array("f", bytes(4 * self.model.vocab_size))
+        cdef float[::1] logprobs = found
+        with nogil:
+            fl_logprobs(self._decoder, state._state, &logprobs[0])
+        return found
 
     def score(self, State state not None, const int32_t[::1] tokens not None):
         """Reads tokens; the natural log-probability of each given what was read before: array of floats."""
@@ -487,13 +508,16 @@ cdef class Memory:
         return (<const char *>fl_memory_written(self._memory))[:n] if n else b""
 
     @property
-    def surprise(self):
-        """What mirostat allows, in bits; NaN before its first token."""
-        return fl_memory_surprise(self._memory)
+    def surprises(self):
+        """For each what mirostat allowed after it, in bits; NaN before mirostat's first token: array of float."""
+        cdef size_t n = fl_memory_size(self._memory)
+        return array("f", (<const char *>fl_memory_surprises(self._memory))[:4 * n] if n else b"")
 
-    @surprise.setter
-    def surprise(self, float bits):
-        fl_memory_set_surprise(self._memory, bits)
+    @surprises.setter
+    def surprises(self, const float[::1] bits not None):
+        if <size_t>bits.shape[0] != fl_memory_size(self._memory):
+            raise ValueError(f"{bits.shape[0]} surprises of {fl_memory_size(self._memory)} tokens")
+        fl_memory_set_surprises(self._memory, &bits[0] if bits.shape[0] else NULL)
 
 
 @cython.final

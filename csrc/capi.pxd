@@ -69,6 +69,7 @@ cdef extern from "fastlm.h" nogil:
         uint64_t dims[4]
         uint32_t type
         uint64_t offset
+        const uint8_t *data
         size_t size
 
     size_t fl_model_field_count(const fl_model *model) noexcept
@@ -90,6 +91,7 @@ cdef extern from "fastlm.h" nogil:
     void fl_decoder_free(fl_decoder *decoder) noexcept
     void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n) noexcept
     const float *fl_logits(fl_decoder *decoder, const fl_state *state) noexcept
+    void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
     ctypedef struct fl_memory:
@@ -104,8 +106,8 @@ cdef extern from "fastlm.h" nogil:
     size_t fl_memory_size(const fl_memory *memory) noexcept
     const int32_t *fl_memory_tokens(const fl_memory *memory) noexcept
     const uint8_t *fl_memory_written(const fl_memory *memory) noexcept
-    float fl_memory_surprise(const fl_memory *memory) noexcept
-    void fl_memory_set_surprise(fl_memory *memory, float surprise) noexcept
+    const float *fl_memory_surprises(const fl_memory *memory) noexcept
+    void fl_memory_set_surprises(fl_memory *memory, const float *surprises) noexcept
 
     ctypedef enum fl_control:
         FL_NO_CONTROL

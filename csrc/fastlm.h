@@ -98,7 +98,8 @@ typedef struct fl_tensor {
     uint64_t dims[4]; /* GGUF order: the first varies fastest; unused ones are 1 */
     uint32_t type;    /* GGML tensor type */
     uint64_t offset;  /* from the start of the file */
-    size_t size;      /* bytes */
+    const uint8_t *data;
+    size_t size; /* bytes */
 } fl_tensor;
 
 /* Numbers of keys and tensors in the file; index is below them. */
@@ -137,6 +138,8 @@ void fl_decoder_free(fl_decoder *decoder); /* NULL is allowed */
 void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n);
 /* Logits of the next token, V floats, valid until the next call on this decoder. */
 const float *fl_logits(fl_decoder *decoder, const fl_state *state);
+/* Natural log-probabilities of the next token: V of them. */
+void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
 
@@ -160,9 +163,9 @@ size_t fl_memory_size(const fl_memory *memory);
 /* All tokens, and for each whether it was written; valid until the next change. */
 const int32_t *fl_memory_tokens(const fl_memory *memory);
 const uint8_t *fl_memory_written(const fl_memory *memory);
-/* The surprise that mirostat allows (its mu, in bits); NaN before its first token. */
-float fl_memory_surprise(const fl_memory *memory);
-void fl_memory_set_surprise(fl_memory *memory, float surprise);
+/* And the surprise that mirostat allowed after it (its mu, in bits); NaN before mirostat's first token. */
+const float *fl_memory_surprises(const fl_memory *memory);
+void fl_memory_set_surprises(fl_memory *memory, const float *surprises);
 
 /* ---- the next token ---------------------------------------------------------------------------------- */
 
@@ -188,8 +191,7 @@ typedef enum fl_control {
 
 /* How a text is drawn. All zero: greedy. A field counts only if its step is among the steps; arrays belong to the caller. */
 typedef struct fl_sampling {
-    float
-        temperature; /* 0 to 2^60; 0: the likeliest token, lowest id among equals, and no step from top_n_sigma on */
+    float temperature;          /* 0 to 2^60; 0: the likeliest token, lowest id among equals, and no restricting step */
     uint8_t steps[FL_CONTROLS]; /* those that act, in order */
 
     const int32_t *bias_ids; /* each once */

@@ -47,6 +47,14 @@ const float *fl_logits(fl_decoder *d, const fl_state *state) {
     return d->logits[0];
 }
 
+void fl_logprobs(fl_decoder *d, const fl_state *state, float *logprobs) {
+    const float *logits = fl_logits(d, state);
+    fenv_t caller;
+    fl_fp_enter(&caller);
+    fl_log_softmax(d->model, logits, logprobs);
+    fl_fp_leave(&caller);
+}
+
 typedef struct scoring {
     fl_decoder *decoder;
     const int32_t *tokens;

@@ -301,6 +301,8 @@ size_t fl_restrict(const fl_model *model, const fl_scratch *scratch, const fl_re
 fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest);
 /* Natural log-probability of one token under the full softmax. */
 float fl_logprob(const fl_model *model, const float *logits, int32_t token);
+/* That of every token. */
+void fl_log_softmax(const fl_model *model, const float *logits, float *logprobs);
 /* The n likeliest tokens, and their natural log-probabilities. */
 void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float *logits, uint32_t n, int32_t *ids,
                   float *logprobs);

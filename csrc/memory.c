@@ -22,6 +22,7 @@ void fl_memory_free(fl_memory *m) {
     if (!m) return;
     free(m->tokens);
     free(m->written);
+    free(m->surprises);
     free(m->before);
     free(m);
 }
@@ -41,7 +42,7 @@ fl_status fl_memory_reserve(fl_memory *m, size_t more, fl_error *error) {
         return fl_fail(error, FL_ERROR_MEMORY, "a text of more than %u tokens: no more are remembered", UINT32_MAX - 1);
     const size_t wanted = m->n + more, room = wanted > 2 * m->room ? wanted : 2 * m->room;
     if (!grow(&m->tokens, room * sizeof *m->tokens) || !grow(&m->written, room * sizeof *m->written) ||
-        !grow(&m->before, room * sizeof *m->before))
+        !grow(&m->surprises, room * sizeof *m->surprises) || !grow(&m->before, room * sizeof *m->before))
         return fl_fail(error, FL_ERROR_MEMORY, "no memory for a text of %zu tokens", room);
     m->room = room;
     return FL_OK;
@@ -71,6 +72,7 @@ void fl_memory_add(fl_memory *m, const int32_t *tokens, size_t n, int written) {
         const size_t place = m->n++;
         m->tokens[place] = tokens[i];
         m->written[place] = written != 0;
+        m->surprises[place] = m->surprise;
         m->before[place] = m->last[tokens[i]];
         m->last[tokens[i]] = (uint32_t)m->n;
         enter_window(m, place);
@@ -84,6 +86,7 @@ void fl_memory_rewind(fl_memory *m, size_t n) {
         if (m->window && place >= m->window) enter_window(m, place - m->window);
         leave_window(m, place);
         m->last[m->tokens[place]] = m->before[place];
+        m->surprise = place ? m->surprises[place - 1] : NAN;
     }
 }
 
@@ -96,6 +99,7 @@ fl_status fl_memory_copy(fl_memory *m, const fl_memory *from, fl_error *error) {
     if (!m->n) return FL_OK;
     memcpy(m->tokens, from->tokens, m->n * sizeof *m->tokens);
     memcpy(m->written, from->written, m->n * sizeof *m->written);
+    memcpy(m->surprises, from->surprises, m->n * sizeof *m->surprises);
     memcpy(m->before, from->before, m->n * sizeof *m->before);
     return FL_OK;
 }
@@ -119,5 +123,10 @@ bool fl_memory_repeats(const fl_memory *m, uint32_t times) {
 size_t fl_memory_size(const fl_memory *m) { return m->n; }
 const int32_t *fl_memory_tokens(const fl_memory *m) { return m->tokens; }
 const uint8_t *fl_memory_written(const fl_memory *m) { return m->written; }
-float fl_memory_surprise(const fl_memory *m) { return m->surprise; }
-void fl_memory_set_surprise(fl_memory *m, float surprise) { m->surprise = surprise; }
+const float *fl_memory_surprises(const fl_memory *m) { return m->surprises; }
+
+void fl_memory_set_surprises(fl_memory *m, const float *surprises) {
+    if (!m->n) return;
+    memcpy(m->surprises, surprises, m->n * sizeof *surprises);
+    m->surprise = surprises[m->n - 1];
+}

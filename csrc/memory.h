@@ -11,6 +11,7 @@ struct fl_memory {
     size_t n, room;              /* tokens remembered, and what there is room for */
     int32_t *tokens;             /* [room], the oldest first */
     uint8_t *written;            /* [room]: 1 if the model wrote it, 0 if it read it */
+    float *surprises;            /* [room]: mirostat's mu after the token */
     uint32_t *before;            /* [room]: place + 1 of the same token before; 0: none */
     uint32_t *last;              /* [V]: place + 1 where a token occurs last; 0: nowhere */
     uint32_t *present, *times;   /* [V]: how often in the window, and how often of that written */

@@ -403,7 +403,10 @@ uint32_t fl_model_units(const fl_model *model, uint32_t layer) { return model->l
 size_t fl_model_field_count(const fl_model *model) { return model->file.n_fields; }
 void fl_model_field(const fl_model *model, size_t index, fl_field *field) { *field = model->file.fields[index]; }
 size_t fl_model_tensor_count(const fl_model *model) { return model->file.n_tensors; }
-void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor) { *tensor = model->file.tensors[index]; }
+void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor) {
+    *tensor = model->file.tensors[index];
+    tensor->data = model->file.mapping.bytes + tensor->offset;
+}
 
 /* ---- test vector ------------------------------------------------------------------------------------- */
 

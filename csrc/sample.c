@@ -509,6 +509,11 @@ float fl_logprob(const fl_model *model, const float *logits, int32_t token) {
     return (logits[token] - largest) - normaliser(model, logits, largest);
 }
 
+void fl_log_softmax(const fl_model *model, const float *logits, float *logprobs) {
+    const float largest = largest_of(model, logits), whole = normaliser(model, logits, largest);
+    for (size_t i = 0; i < model->vocab_size; i++) logprobs[i] = (logits[i] - largest) - whole;
+}
+
 static int by_order(const void *a, const void *b) {
     const uint64_t x = ((const fl_candidate *)a)->order, y = ((const fl_candidate *)b)->order;
     return (x > y) - (x < y);

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from importlib import resources
 from numbers import Integral, Real
 from types import MappingProxyType
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 import numpy as np
 
 from fastlm import _engine, controls, tokenizer
-from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option
+from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
+from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.writing import Text
 
 if TYPE_CHECKING:
@@ -43,10 +44,11 @@ class Model:
     (mapping: sampling settings that are the defaults of `generate`).
     """
 
-    def __init__(self, engine: _engine.Model) -> None:
+    def __init__(self, engine: _engine.Model, prefix_cache_bytes: int = 0) -> None:
         self._engine = engine
         self._idle: list[_engine.Decoder] = []
         self._plans: dict[Any, controls.Plan] = {}
+        self._prefixes = PrefixCache(prefix_cache_bytes)
         self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
         self.vocab_size: int = facts["vocab_size"]
@@ -140,6 +142,12 @@ class Model:
         for place, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{what} {token} at place {place}: expected 0 to {self.vocab_size - 1}")
+
+    def _said(self, text: Prompt) -> array[int]:
+        """A text or token ids, without start of text."""
+        ids = array("i", self.encode(text)) if isinstance(text, str) else _token_array(text)
+        self._check_tokens(ids)
+        return ids
 
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
@@ -271,27 +279,43 @@ class Model:
         """All completions of all prompts, side by side; the n of one prompt follow one another."""
         begin = time.perf_counter()
         options = plans[0].options if plans else GenerationOptions()
-        limits: dict[str, Any] = {"deadline": _deadline(options), "cancelled": options.cancelled}
+        limits = self._limits(options)
         with self._decoder() as decoder:
             starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
-            if options.best_of or options.n > 1:  # a prompt is read once for all that begin with it
-                decoder.write([start.reader() for start in starts], **limits)
+            self._read(decoder, starts, limits)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
-        seconds = time.perf_counter() - begin
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
-        timings: Timings = {"seconds": seconds, "tokens_per_second": total / max(seconds, 1e-9)}
+        timings = timed(begin, total)
         return [
             self._completion(prompt, text, start.logprobs, seed, timings)
             for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
             for text in _best(group, options)
         ]
 
+    def _limits(self, options: GenerationOptions) -> dict[str, Any]:
+        """When a call that begins now ends, as `Decoder.write` takes it."""
+        return {"deadline": _deadline(options), "cancelled": options.cancelled}
+
+    def _read(self, decoder: _engine.Decoder, starts: list[_Start], limits: dict[str, Any]) -> None:
+        """Reads prompts once for all texts that begin with them: those of one call, and of later ones."""
+        readers = [reader for start in starts if (reader := start.reader()) is not None]
+        if readers:
+            decoder.write(readers, **limits)
+            for start in starts:
+                start.have_read()
+
     def _completion(
-        self, prompt: Prompt, text: Text, said: list[float | None] | None, seed: int, timings: Timings
+        self,
+        prompt: Prompt,
+        text: Text,
+        said: list[float | None] | None,
+        seed: int,
+        timings: Timings,
+        written: str | None = None,
     ) -> Completion:
         job, ids, options = text.job, text.ids, text.plan.options
-        written = text.written.finish(job.tokens)
+        written = text.written.finish(job.tokens) if written is None else written
         stopped_by = text.written.stopped_by
         ids_and_logprobs = job.alternatives
         return Completion(
@@ -341,12 +365,15 @@ class Model:
     def _pieces(self, prompt: Prompt, ids: array[int], plan: controls.Plan, seed: int, deadline: int) -> Iterator[str]:
         if plan.options.echo and (echo := self._echo(prompt, ids, plan.options)):
             yield echo
+        limits: dict[str, Any] = {"deadline": deadline, "cancelled": plan.options.cancelled}
         with self._decoder() as decoder:
-            [text] = _Start(self, decoder, ids, plan).texts(seed)
+            start = _Start(self, decoder, ids, plan)
+            self._read(decoder, [start], limits)
+            [text] = start.texts(seed)
 
         def write(job: _engine.Job) -> None:
             with self._decoder() as decoder:  # not kept while the caller has the piece
-                decoder.write([job], 1, deadline, plan.options.cancelled)
+                decoder.write([job], 1, **limits)
 
         yield from text.pieces(write)
 
@@ -381,7 +408,8 @@ class Model:
         ids = self._ids(prompt)
         with self._decoder() as decoder:
             start = _Start(self, decoder, ids, plan)
-            decoder.write([start.reader()])
+            self._read(decoder, [start], {})
+            decoder.feed(start.state, start.unread)
             found, logits = decoder.candidates(start.state, start.texts(_seed(options))[0].job)
         tokens = np.frombuffer(found, np.int32)
         scaled = np.frombuffer(logits, np.float32) / np.float64(np.float32(plan.temperature) or 1)
@@ -391,6 +419,46 @@ class Model:
         if not as_ids:
             names = [self._need_tokenizer().decode([token], context=ids) for token in names]
         return list(zip(names, (scaled[order] - total).tolist(), strict=True))
+
+    # ---- the past as a value -------------------------------------------------------------------------
+
+    @cached_property
+    def _fingerprint(self) -> bytes:
+        return self._engine.fingerprint()
+
+    def state(self, data: bytes | None = None, *, start: bool = True) -> State:
+        """A network's past: of a model that has read nothing but its start of text (``start``, if it has one), or from
+        ``bytes`` of another state.
+
+        Raises
+        ------
+        ValueError
+            The bytes are no state, are damaged, or belong to another model or another version of the numerics.
+        """
+        if data is not None:
+            return restored(self, data)
+        state = State(self, _engine.State(self._engine))
+        return state.feed([self.bos]) if start and self.bos is not None else state
+
+    def session(self, data: bytes | None = None, **options: Unpack[Options]) -> Session:
+        """A text that is written bit by bit, behind the start of text; or one that goes on, from ``bytes`` of a
+        session (whose options it has).
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `generate`; for ``n``, ``best_of``, ``echo`` and ``prompt_logprobs``, which a session has not; and for
+            bytes that are no session of this model.
+        """
+        if data is not None:
+            if options:
+                raise ValueError(f"a stored session has its own options: leave out {', '.join(options)}")
+            return resumed(self, data)
+        plan = self._plan(options)
+        for name, neutral in (("n", 1), ("best_of", None), ("echo", False), ("prompt_logprobs", False)):
+            if getattr(plan.options, name) != neutral:
+                raise ValueError(f"a session writes one text and has no {name}")
+        return Session(self, plan, options, _seed(options))
 
     # ---- score ---------------------------------------------------------------------------------------
 
@@ -457,6 +525,10 @@ class _Start:
             self.memory.add(ids)
         self.logprobs = self._score(decoder) if plan.options.prompt_logprobs else None
         self.unread = ids
+        self._keeps = model._prefixes.keeps(ids) and plan.amateur is None
+        if self._keeps and (found := model._prefixes.find(ids)) is not None:
+            self.state, length = found
+            self.unread = ids[length:]
 
     def _score(self, decoder: _engine.Decoder) -> list[float | None]:
         """Natural log-probabilities of the prompt's tokens; a start of text is given, not guessed."""
@@ -464,25 +536,35 @@ class _Start:
         given = self.model.bos is not None and self.ids[0] == self.model.bos
         return [None, *logprobs[1:]] if given else [*logprobs]
 
-    def reader(self) -> _engine.Job:
-        """What reads the prompt and writes nothing."""
-        job = _engine.Job(self.state, self.ids, self.plan.sampling, 0, memory=self.memory, amateur=self.amateur)
-        self._reader: _engine.Job | None = job
-        return job
+    def reader(self) -> _engine.Job | None:
+        """What reads the prompt and writes nothing; None if that gains nothing."""
+        if not self.unread or not (self._keeps or self.plan.count > 1):
+            return None
+        self._reader = _engine.Job(
+            self.state, self.unread, self.plan.sampling, 0, memory=self.memory, amateur=self.amateur
+        )
+        return self._reader
 
     _reader: _engine.Job | None = None
+
+    def have_read(self) -> None:
+        """After the reader did its work."""
+        if self._reader is None:
+            return
+        self.unread = self._reader.unread
+        if self._keeps and not self.unread:
+            self.model._prefixes.keep(self.ids, self.state)
 
     def texts(self, seed: int) -> list[Text]:
         known = self.model.tokenizer
         stream = None if known is None else partial(known.stream, self.ids)
-        unread = self.ids if self._reader is None else self._reader.unread
         count, copied = self.plan.count, self.plan.count > 1
         return [
             Text(
                 self.plan,
                 stream,
                 self.ids,
-                unread,
+                self.unread,
                 self.state.copy() if copied else self.state,
                 seed,
                 index,
@@ -525,7 +607,7 @@ def _dtypes(tensors: Iterable[tuple[str, tuple[int, ...], int, int, int]]) -> di
 class _Metadata(Mapping[str, Any]):
     """The file's keys; a value is read when it is asked for."""
 
-    def __init__(self, engine: _engine.Model) -> None:
+    def __init__(self, engine: _engine.Model, prefix_cache_bytes: int = 0) -> None:
         self._engine, self._places = engine, engine.keys()
 
     def __getitem__(self, key: str) -> Any:
@@ -572,6 +654,7 @@ def load(
     threads: int | None = None,
     isa: str | None = None,
     row_cache_mb: float = 16,
+    prefix_cache_mb: float = 1,
 ) -> Model:
     """Opens a model.
 
@@ -589,6 +672,9 @@ def load(
         results do not depend on it.
     row_cache_mb : float
         Megabytes (2**20 bytes) set aside for first-layer rows of tokens already seen; used only as they come.
+    prefix_cache_mb : float
+        Megabytes at most for states after prompts (of 8 tokens and more), so that what was read before is not read
+        again; 0: none.
 
     Raises
     ------
@@ -597,15 +683,16 @@ def load(
     OSError
         The file cannot be read.
     ValueError
-        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1 to 64, or ``row_cache_mb`` is negative.
+        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1 to 64, or a cache's size is negative.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, Integral) or not 0 < threads < 65):
         raise ValueError(f"threads={threads!r}: expected a whole number from 1 to 64")
-    if isinstance(row_cache_mb, bool) or not isinstance(row_cache_mb, Real) or not 0 <= row_cache_mb <= 2**20:
-        raise ValueError(f"row_cache_mb={row_cache_mb!r}: expected 0 to {2**20} megabytes")
-    cache, threads = int(row_cache_mb * 2**20), int(threads or 0)
+    for name, size in (("row_cache_mb", row_cache_mb), ("prefix_cache_mb", prefix_cache_mb)):
+        if isinstance(size, bool) or not isinstance(size, Real) or not 0 <= size <= 2**20:
+            raise ValueError(f"{name}={size!r}: expected 0 to {2**20} megabytes")
+    cache, prefixes, threads = int(row_cache_mb * 2**20), int(prefix_cache_mb * 2**20), int(threads or 0)
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads))
+        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads), prefixes)
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = model_path(model)

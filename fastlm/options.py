@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
@@ -584,6 +585,12 @@ class Timings(TypedDict):
 
     seconds: float
     tokens_per_second: float
+
+
+def timed(begin: float, tokens: int) -> Timings:
+    """Of work on so many tokens that began at this value of `time.perf_counter`."""
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
 
 
 @dataclass(frozen=True)

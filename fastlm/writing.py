@@ -23,6 +23,11 @@ class Written:
         self._text, self._given, self._read = "", 0, 0
         self.stopped_by: str | None = None
 
+    def again(self) -> Written:
+        """To go on with the same text in another call, whose tokens are counted anew."""
+        self._text, self._given, self._read = self._text[self._given :], 0, 0
+        return self
+
     def read(self, tokens: Sequence[int]) -> bool:
         """Reads those of a text's tokens that are new; whether a stop text was found."""
         if self._stream is not None and self.stopped_by is None:
@@ -66,7 +71,8 @@ class Written:
 
 
 class Text:
-    """One text being written: a job of the engine's, and its tokens as text."""
+    """One text being written: a job of the engine's, and its tokens as text. limits: least and most tokens, if not
+    those of the options."""
 
     def __init__(
         self,
@@ -79,20 +85,22 @@ class Text:
         index: int = 0,
         memory: _engine.Memory | None = None,
         amateur: _engine.State | None = None,
+        limits: tuple[int, int] | None = None,
     ) -> None:
         options = plan.options
+        least, most = (options.min_tokens, options.max_tokens) if limits is None else limits
         self.ids, self.plan = ids, plan
         self.written = Written(None if stream is None else stream(), plan.stops)
         self.job = _engine.Job(
             state,
             unread,
             plan.sampling,
-            options.max_tokens,
+            most,
             seed=seed,
             index=index,
             memory=memory,
             amateur=amateur,
-            min_tokens=options.min_tokens,
+            min_tokens=least,
             logprobs=plan.logprobs,
             alternatives=plan.alternatives,
             allowed=plan.allowed,

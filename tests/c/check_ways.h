@@ -286,7 +286,6 @@ static void trace_feed(trace *t, desk *d, fl_state *state, const int32_t *tokens
 static fl_memory *remember(const desk *d, size_t place, const int32_t *tokens, size_t n) {
     fl_memory *memory = d->memories[place];
     fl_memory_rewind(memory, 0);
-    fl_memory_set_surprise(memory, NAN);
     fl_memory_add(memory, tokens, n, 0);
     return memory;
 }
