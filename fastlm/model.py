@@ -700,7 +700,7 @@ def load(
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
     engine = _engine.Model(path, None, isa, cache, threads)
     try:
-        return Model(engine)
+        return Model(engine, prefixes)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling
         raise _engine.FormatError(f"{path}: {e}") from None
 

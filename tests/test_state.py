@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States, sessions and the prefix cache: wherever a text is interrupted, copied, stored or taken back, it goes on the same."""
+"""States, sessions and the prefix cache: wherever a text is interrupted, copied, stored or taken back, it goes on."""
 
 import numpy as np
 import pytest
