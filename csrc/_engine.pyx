@@ -356,6 +356,33 @@ cdef class Decoder:
             at += n
         return found
 
+    def score_texts(self, State start not None, list texts not None):
+        """The same for many texts (buffers of tokens) that all begin behind `start`, which stays as it is: list of arrays."""
+        cdef Py_ssize_t i, n = len(texts)
+        cdef const int32_t[::1] tokens
+        cdef float[::1] logprobs
+        cdef State state
+        self._check(start, NOTHING)
+        cdef fl_text *rows = <fl_text *>PyMem_Calloc(n, sizeof(fl_text))
+        if rows == NULL:
+            raise MemoryError
+        found, states = [], []
+        try:
+            for i in range(n):
+                tokens = texts[i]
+                self._check(start, tokens)
+                found.append(array("f", bytes(4 * tokens.shape[0])))
+                if not tokens.shape[0]:
+                    continue
+                logprobs, state = found[i], start.copy()
+                states.append(state)
+                rows[i] = fl_text(state._state, &tokens[0], tokens.shape[0], &logprobs[0])
+            with nogil:
+                fl_score_texts(self._decoder, rows, n)
+        finally:
+            PyMem_Free(rows)
+        return found
+
     def candidates(self, State state not None, Job job not None):
         """What a job would draw its next token from, after what it has read: (ids, logits after all
         changes), in no order."""

@@ -94,6 +94,14 @@ cdef extern from "fastlm.h" nogil:
     void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
+    ctypedef struct fl_text:
+        fl_state *state
+        const int32_t *tokens
+        size_t n
+        float *logprobs
+
+    void fl_score_texts(fl_decoder *decoder, const fl_text *texts, size_t n) noexcept
+
     ctypedef struct fl_memory:
         pass
 

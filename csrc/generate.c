@@ -70,9 +70,7 @@ static void score_part(void *context, uint32_t part, uint32_t parts) {
         s->logprobs[t] = fl_logprob(s->decoder->model, s->decoder->logits[t], s->tokens[t]);
 }
 
-void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) {
-    fenv_t caller;
-    enter(d, &caller);
+static void score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) {
     fl_load(d, 0, false, state);
     for (size_t at = 0, part; at < n; at += part) {
         part = n - at < SCORE ? n - at : SCORE;
@@ -84,6 +82,91 @@ void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, f
     }
     fl_store(d, 0, state);
     state->position += n;
+}
+
+void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) {
+    fenv_t caller;
+    enter(d, &caller);
+    score(d, state, tokens, n, logprobs);
+    leave(d, &caller);
+}
+
+/* ---- many texts ---------------------------------------------------------------------------------------- */
+
+/* Texts that are scored side by side, and how far each is. */
+typedef struct shelf {
+    fl_decoder *decoder;
+    const fl_text *text[FL_MOST_COLUMNS];
+    size_t at[FL_MOST_COLUMNS];
+    int32_t token[FL_MOST_COLUMNS];
+    size_t n;
+} shelf;
+
+static void take_down(const shelf *s, size_t column) {
+    fl_state *state = s->text[column]->state;
+    fl_store(s->decoder, column, state);
+    state->position += s->at[column];
+}
+
+/* Puts a text in a column, from where its state is. */
+static void put_up(shelf *s, size_t column, const fl_text *text) {
+    s->text[column] = text, s->at[column] = 0;
+    fl_load(s->decoder, column, true, text->state);
+}
+
+static void score_column_part(void *context, uint32_t part, uint32_t parts) {
+    const shelf *s = context;
+    size_t begin, end;
+    fl_slice(s->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++)
+        s->text[j]->logprobs[s->at[j]] = fl_logprob(s->decoder->model, s->decoder->logits[j], s->token[j]);
+}
+
+/* The next token of every text. */
+static void score_places(shelf *s) {
+    for (size_t j = 0; j < s->n; j++) s->token[j] = s->text[j]->tokens[s->at[j]];
+    fl_step_logits(s->decoder, s->n, true);
+    fl_team_run(&s->decoder->team, score_column_part, s);
+    fl_step(s->decoder, s->token, s->n, true);
+    for (size_t j = 0; j < s->n; j++) s->at[j]++;
+    fl_team_pause(&s->decoder->team);
+}
+
+/* The last column goes where another one was. */
+static void move_last(shelf *s, size_t column) {
+    const size_t last = --s->n;
+    if (column == last) return;
+    const fl_text *text = s->text[last];
+    const size_t at = s->at[last];
+    fl_store(s->decoder, last, text->state);
+    fl_load(s->decoder, column, true, text->state);
+    s->text[column] = text, s->at[column] = at;
+}
+
+void fl_score_texts(fl_decoder *d, const fl_text *texts, size_t n) {
+    shelf s = {.decoder = d};
+    fenv_t caller;
+    size_t next = 0;
+    enter(d, &caller);
+    for (; next < n && s.n < FL_MOST_COLUMNS; next++)
+        if (texts[next].n) put_up(&s, s.n++, &texts[next]);
+    while (s.n >= FL_WIDTH / 2) {
+        score_places(&s);
+        for (size_t j = s.n; j-- > 0;) {
+            if (s.at[j] < s.text[j]->n) continue;
+            take_down(&s, j);
+            while (next < n && !texts[next].n) next++;
+            if (next < n)
+                put_up(&s, j, &texts[next++]);
+            else
+                move_last(&s, j);
+        }
+    }
+    for (size_t j = 0; j < s.n; j++) take_down(&s, j);
+    for (size_t j = 0; j < s.n; j++) {
+        const fl_text *t = s.text[j];
+        score(d, t->state, t->tokens + s.at[j], t->n - s.at[j], t->logprobs + s.at[j]);
+    }
     leave(d, &caller);
 }
 

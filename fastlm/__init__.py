@@ -20,6 +20,8 @@ except ModuleNotFoundError as e:
     ) from e
 from fastlm.model import Model, cpu_info, generate, load
 from fastlm.options import Completion, GenerationOptions, Score
+from fastlm.scoring import Candidate, rescore
+from fastlm.state import Session, State
 
 if TYPE_CHECKING:
     from fastlm.exporter import ExportReport, export
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Candidate",
     "Completion",
     "ExportReport",
     "FormatError",
@@ -36,12 +39,15 @@ __all__ = [
     "Model",
     "QuantizeReport",
     "Score",
+    "Session",
+    "State",
     "TrainReport",
     "cpu_info",
     "export",
     "generate",
     "load",
     "quantize",
+    "rescore",
     "train",
 ]
 

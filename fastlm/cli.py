@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import gzip
+import itertools
 import json
+import math
 import os
 import sys
+import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import fastlm
+from fastlm.scoring import rescore, score_lines
 from fastlm.tokenizer import DOCUMENTS, read_text
 
 
@@ -62,9 +68,12 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     return 0
 
 
-def _score(model: str, files: list[str], as_json: bool, threads: int | None) -> int:
+def _score(model: str, files: list[str], per_line: bool, as_json: bool, threads: int | None) -> int:
     lm = fastlm.load(model, threads=threads)
     for name in files:
+        if per_line:
+            _score_per_line(lm, name, as_json)
+            continue
         text = sys.stdin.read() if name == "-" else read_text(name)
         score = lm.score(text, documents=True)
         if not score.token_ids:
@@ -73,17 +82,89 @@ def _score(model: str, files: list[str], as_json: bool, threads: int | None) -> 
             "file": name,
             "tokens": len(score.token_ids),
             "characters": score.characters,
-            "unknown": sum(t == getattr(lm.tokenizer, "unknown", None) for t in score.token_ids),
+            "unknown": score.unknown,
             "perplexity": score.perplexity,
             "bits_per_char": score.bits_per_char,
         }
         if as_json:
-            print(json.dumps({k: v if v == v and v != float("inf") else None for k, v in row.items()}))
+            print(_json(row))
         else:
             print(
                 f"{name}: perplexity {score.perplexity:.2f} per token, {score.bits_per_char:.4f} bits per character "
                 f"({row['tokens']:,} tokens, {row['unknown']:,} unknown, {row['characters']:,} characters)"
             )
+    return 0
+
+
+def _score_per_line(lm: fastlm.Model, name: str, as_json: bool) -> None:
+    """A line for each; what they are together to standard error."""
+    total, known, tokens, unknown = 0.0, 0.0, 0, 0
+    with _lines(name) as lines:
+        texts, copy = itertools.tee(lines)
+        for line, score in zip(copy, _counted(score_lines(lm, texts), name), strict=True):
+            if as_json:
+                row = {"logprob": score.total, "tokens": len(score.token_ids), "unknown": score.unknown}
+                print(_json({**row, "perplexity": score.perplexity, "text": line.rstrip("\r\n")}))
+            else:
+                print(f"{score.total:.4f}\t{len(score.token_ids)}\t{score.unknown}\t{score.perplexity:.2f}")
+            total, tokens, unknown = total + score.total, tokens + len(score.token_ids), unknown + score.unknown
+            known += sum(p for t, p in zip(score.token_ids, score.logprobs, strict=True) if t != _unknown(lm))
+    if not tokens:
+        raise ValueError(f"{name}: no text to score")
+    perplexities = [
+        math.exp(min(700.0, -p / n)) if n else math.nan for p, n in ((total, tokens), (known, tokens - unknown))
+    ]
+    print(
+        f"{name}: perplexity {perplexities[0]:.2f} per token, {perplexities[1]:.2f} without unknown ones "
+        f"({tokens:,} tokens, {unknown:,} unknown)",
+        file=sys.stderr,
+    )
+
+
+def _unknown(lm: fastlm.Model) -> int | None:
+    return None if lm.tokenizer is None else lm.tokenizer.unknown
+
+
+@contextmanager
+def _lines(name: str) -> Iterator[Iterator[str]]:
+    """Of a text file, plain or gzip, or standard input; never all of them at once."""
+    if name == "-":
+        yield iter(sys.stdin)
+        return
+    with open(name, "rb") as file:
+        packed = file.peek(2)[:2] == b"\x1f\x8b"
+    with gzip.open(name, "rt", encoding="utf-8-sig") if packed else open(name, encoding="utf-8-sig") as text:
+        try:
+            yield iter(text)
+        except (UnicodeDecodeError, EOFError, zlib.error) as e:
+            raise ValueError(f"{name}: not UTF-8 text, or a damaged gzip file ({e})") from None
+
+
+def _counted(items: Iterator[Any], name: str) -> Iterator[Any]:
+    """The same, and on a terminal how many there were so far, once a second."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    begin = last = time.monotonic()
+    for count, item in enumerate(items, 1):
+        if (now := time.monotonic()) - last > 1:
+            last = now
+            print(f"\r\x1b[K{name}: {count:,} lines, {count / (now - begin):,.0f} a second", end="", file=sys.stderr)
+        yield item
+    print("\r\x1b[K", end="", file=sys.stderr)
+
+
+def _json(row: dict[str, Any]) -> str:
+    return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
+
+
+def _rescore(model: str, file: str, weight: float, length_weight: float, best: bool, threads: int | None) -> int:
+    lm = fastlm.load(model, threads=threads)
+    with _lines(file) as lines:
+        for candidates in _counted(rescore(lm, lines, weight, length_weight=length_weight), file):
+            for one in candidates[:1] if best else candidates:
+                facts = (f"{one.score.total:.6f}", len(one.score.token_ids), one.score.unknown, f"{one.total:.6f}")
+                print("\t".join(map(str, (*one.fields, *facts))))
     return 0
 
 
@@ -170,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_train(commands)
     _add_score(commands)
+    _add_rescore(commands)
     _add_export(commands)
     _add_quantize(commands)
     info = _add(commands, "info", _info, "show what is in a model file")
@@ -272,8 +354,26 @@ def _add_score(commands: Any) -> None:
     command = _add(commands, "score", _score, "perplexity and bits per character of text files")
     command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
     command.add_argument("files", nargs="+", help="UTF-8 text, plain or .gz; '-' reads standard input")
+    command.add_argument(
+        "--per-line",
+        action="store_true",
+        help="score every line by itself: log-probability, tokens, unknown ones, perplexity",
+    )
     _add_threads_argument(command)
     command.add_argument("--json", dest="as_json", action="store_true", help="print one JSON object a file")
+
+
+def _add_rescore(commands: Any) -> None:
+    about = (
+        "rank candidates anew: lines of key, text and score, between tabs; adds log-probability, tokens, unknown, total"
+    )
+    command = _add(commands, "rescore", _rescore, about)
+    command.add_argument("file", help="UTF-8 text, plain or .gz; '-' reads standard input")
+    command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
+    command.add_argument("--weight", type=float, default=1.0, help="of the model's log-probability (default: 1)")
+    command.add_argument("--length-weight", type=float, default=0.0, help="added for each token (default: 0)")
+    command.add_argument("--best", action="store_true", help="print the best of each key only")
+    _add_threads_argument(command)
 
 
 def _add_export(commands: Any) -> None:

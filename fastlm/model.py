@@ -20,6 +20,7 @@ import numpy as np
 
 from fastlm import _engine, controls, tokenizer
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
+from fastlm.scoring import score_each
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.writing import Text
 
@@ -466,12 +467,14 @@ class Model:
     def score(self, text: Prompt, *, documents: bool = False) -> Score: ...
     @overload
     def score(self, text: list[str], *, documents: bool = False) -> list[Score]: ...
+    @overload
+    def score(self, text: Iterator[Prompt]) -> Iterator[Score]: ...
     def score(self, text: Any, *, documents: bool = False) -> Any:
         """How likely the model finds a text.
 
         Parameters
         ----------
-        text : str, sequence of int, or list of such
+        text : str, sequence of int, or iterable of such
             A text is read after the model's start of text; token ids are read as they are, the first from
             the fresh network.
         documents : bool
@@ -482,11 +485,18 @@ class Model:
         Returns
         -------
         Score
-            A list of them for a list of texts (an empty one is a text without tokens).
+            A list of them for a list of texts (an empty one is a text without tokens). For any other iterable, for
+            instance an open file, an iterator over them, which holds no more texts than are scored side by side.
         """
-        if not _is_batch(text):
-            return self._score(text, documents)
-        return [self._score(one, documents) for one in text]
+        if isinstance(text, str) or _is_sequence(text):
+            if not _is_batch(text):
+                return self._score(text, documents)
+            return [self._score(one, True) for one in text] if documents else list(score_each(self, text))
+        if not isinstance(text, Iterable) or isinstance(text, (bytes, bytearray, memoryview, Mapping)):
+            raise TypeError(f"text={text!r:.60}: expected a text, token ids, or several of them")
+        if documents:
+            raise ValueError("documents=True wants a text, or a list of texts")
+        return score_each(self, text)
 
     def _score(self, text: Prompt, documents: bool) -> Score:
         if not isinstance(text, str):
@@ -507,9 +517,16 @@ class Model:
             if self.bos is not None and not fresh:
                 decoder.feed(state, array("i", [self.bos]))
             logprobs = decoder.score(state, ids)
+        return self._scored(ids, logprobs, characters)
+
+    def _scored(self, ids: array[int], logprobs: array[float], characters: int | None) -> Score:
+        if self.tokenizer is None:
+            return Score(ids.tolist(), logprobs.tolist(), characters or 0)
         if characters is None:
-            characters = 0 if self.tokenizer is None else len(self.tokenizer.decode(ids))
-        return Score(ids.tolist(), logprobs.tolist(), characters)
+            characters = len(self.tokenizer.decode(ids))
+        unknown = self.tokenizer.unknown
+        count = 0 if unknown is None else ids.count(unknown)
+        return Score(ids.tolist(), logprobs.tolist(), characters, count, _Pieces(self.tokenizer, ids))
 
 
 class _Start:
@@ -602,6 +619,28 @@ def _dtypes(tensors: Iterable[tuple[str, tuple[int, ...], int, int, int]]) -> di
     types = {name: _GGML_TYPES[kind] for name, *_, kind in tensors}
     matrices = [name.removesuffix(".weight") for name in types if name.endswith(".weight")]
     return {name: "int4" if f"{name}.group" in types else types[f"{name}.weight"] for name in matrices}
+
+
+class _Pieces(Sequence[str]):
+    """Texts of tokens, made when somebody looks."""
+
+    def __init__(self, known: tokenizer.Tokenizer, ids: array[int]) -> None:
+        self._known, self._ids = known, ids
+
+    @cached_property
+    def _texts(self) -> list[str]:
+        stream = self._known.stream()
+        texts = [stream.push(token) for token in self._ids]
+        return [*texts[:-1], texts[-1] + stream.finish()] if texts else []
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._texts[place]
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._texts == list(other)
 
 
 class _Metadata(Mapping[str, Any]):

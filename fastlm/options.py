@@ -647,11 +647,28 @@ class Score:
         Natural log-probability of each token given all before it.
     characters : int
         Unicode characters of the text.
+    unknown : int
+        Tokens that stand for what the vocabulary lacks. They are scored as any other.
+    pieces : list of str
+        What each token adds to the text; empty without a tokenizer.
     """
 
     token_ids: list[int]
     logprobs: Sequence[float]
     characters: int
+    unknown: int = 0
+    pieces: Sequence[str] = ()
+
+    @property
+    def words(self) -> list[tuple[str, float]]:
+        """Words (what stands between white space) with their natural log-probabilities, that of the space before
+        among them. A token of several words counts for the last."""
+        words: list[tuple[str, float]] = []
+        for piece, logprob in zip(self.pieces, self.logprobs, strict=False):
+            begins = not words or (piece[:1].isspace() and not words[-1][0].isspace()) or len(piece.split()) > 1
+            word, total = ("", 0.0) if begins else words.pop()
+            words.append((word + piece, total + logprob))
+        return [(word.strip(), total) for word, total in words]
 
     @property
     def total(self) -> float:
