@@ -734,7 +734,7 @@ cdef class Job:
         if request.finish not in (FL_FINISH_LENGTH, FL_FINISH_PAUSE):
             self.finish = _FINISH[request.finish]
         elif self._guide is not None and request.written:
-            self.finish = self._guide.accept(self.tokens[-1])
+            self.finish = self._guide.accept(last[0])
         if self.finish is None and (self._often or request.finish == FL_FINISH_PAUSE):
             self.finish = self._check(self)
         if self.finish is None and len(self.tokens) >= self._max:

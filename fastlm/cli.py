@@ -300,6 +300,10 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--stats", action="store_true", help="print tokens, speed and seed to standard error")
 
 
+def _from_file(text: str) -> str:
+    return read_text(text[1:]) if text.startswith("@") else text
+
+
 _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("best-of", int, "draw so many texts and print the likeliest n"),
     ("min-tokens", int, "no end of text before so many tokens"),
@@ -325,6 +329,9 @@ _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("contrastive-alpha", float, "the stronger model's say (default: 0.1)"),
     ("contrastive-beta", float, "how much they are avoided (default: 0.5)"),
     ("samplers", lambda names: names.split(","), "the order of the steps, as in top_k,temperature,min_p"),
+    ("regex", str, "the text matches this regular expression"),
+    ("json-schema", _from_file, "the text is JSON of this schema: JSON, or @FILE"),
+    ("grammar", _from_file, "the text is derived from this Lark grammar, or @FILE"),
     ("stop-repeats", int, "end the text when a pattern came so often in a row"),
     ("deadline-ms", float, "end the text after so many milliseconds"),
 )
@@ -343,6 +350,7 @@ _REPEATED: tuple[tuple[str, Any, str, str], ...] = (
     ("stop", str, "TEXT", "end the text before this"),
     ("stop-token-ids", int, "ID", "end the text before this token"),
     ("bad-words", str, "TEXT", "never write this"),
+    ("choices", str, "TEXT", "the text is this or another choice"),
     ("allowed-token-ids", int, "ID", "write these tokens only"),
     ("logit-bias", _bias, "ID=BIAS", "added to a token's logit"),
     ("dry-sequence-breakers", str, "TEXT", "tokens with this end a repetition"),

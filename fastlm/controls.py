@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine
+from fastlm.constraints import Form, ends_of, grammar_of, token_mask
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 DRY_BREAKERS = ("\n", ":", '"', "*")
 """What DRY does not look across by default."""
+
+KEPT_FORMS = 64
 
 _DEFAULTS = {
     "dry_base": 1.75,
@@ -45,6 +48,7 @@ class Plan:
     temperature: float
     allowed: npt.NDArray[np.uint32] | None
     stops: tuple[str, ...]
+    form: Form | None
     amateur: Model | None
 
     @property
@@ -71,7 +75,8 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
     steps = options.steps(settled)
     if settled["temperature"] == 0:
         steps = [step for step in steps if SAMPLERS.index(step) < _FIRST_RESTRICTING and step != "temperature"]
-    stops = _stop_texts(options.stop)
+    stops, stop = _stop_texts(options.stop), _stop_tokens(model, options)
+    form = _form(model, options, stop)
     names = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "temperature")
     values = {name: settled[name] for name in names}
     bias_ids, biases = _biases(model, options)
@@ -98,11 +103,24 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
         amateur=None if amateur is None else _engine.Decoder(amateur._engine),
         contrast_alpha=settled["contrastive_alpha"],
         contrast_beta=settled["contrastive_beta"],
-        stop=_stop_tokens(model, options),
+        stop=stop,
         pauses=_pauses(model, stops),
         stop_repeats=options.stop_repeats,
     )
-    return Plan(options, sampling, settled["temperature"], _allowed(model, options), stops, amateur)
+    return Plan(options, sampling, settled["temperature"], _allowed(model, options), stops, form, amateur)
+
+
+def _form(model: Model, options: GenerationOptions, stop: array[int]) -> Form | None:
+    """Compiled once for a model."""
+    grammar = grammar_of(options)
+    if grammar is None:
+        return None
+    key = grammar, ends_of(stop)
+    if key not in model._forms:
+        while len(model._forms) >= KEPT_FORMS:
+            model._forms.pop(next(iter(model._forms)), None)
+        model._forms[key] = Form(model, *key)
+    return model._forms[key]
 
 
 def _settled(model: Model, options: GenerationOptions) -> dict[str, Any]:
@@ -199,13 +217,6 @@ def _allowed(model: Model, options: GenerationOptions) -> npt.NDArray[np.uint32]
     if not allowed:
         raise ValueError("allowed_token_ids: an empty list allows nothing; leave it out to allow all")
     return token_mask(model.vocab_size, allowed)
-
-
-def token_mask(vocab_size: int, tokens: Sequence[int]) -> npt.NDArray[np.uint32]:
-    """A bit for each token."""
-    bits = np.zeros(-(-vocab_size // 32) * 32, bool)
-    bits[np.asarray(tokens)] = True
-    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _bad_words(model: Model, words: Iterable[str | Sequence[int]] | None) -> list[tuple[int, ...]]:

@@ -6,19 +6,21 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from importlib import resources
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 
 import numpy as np
 
 from fastlm import _engine, controls, tokenizer
+from fastlm.constraints import Form
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
 from fastlm.state import PrefixCache, Session, State, restored, resumed
@@ -49,6 +51,7 @@ class Model:
         self._engine = engine
         self._idle: list[_engine.Decoder] = []
         self._plans: dict[Any, controls.Plan] = {}
+        self._forms: dict[Any, Form] = {}
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
@@ -336,6 +339,7 @@ class Model:
             if ids_and_logprobs is None
             else [dict(zip(*one, strict=True)) for one in ids_and_logprobs],
             prompt_logprobs=said,
+            satisfied=None if text.guide is None else text.guide.complete,
         )
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
@@ -377,6 +381,27 @@ class Model:
                 decoder.write([job], 1, **limits)
 
         yield from text.pieces(write)
+
+    async def agenerate(self, prompt: Any, **options: Any) -> Any:
+        """`generate` for asyncio: the work is done in a thread, and other tasks run meanwhile. Cancelling the task
+        ends it."""
+        import asyncio  # takes longer than all of fastlm
+
+        over, asked = threading.Event(), options.get("cancelled")
+        options["cancelled"] = over.is_set if asked is None else lambda: over.is_set() or asked()
+        try:
+            return await asyncio.to_thread(partial(self.generate, prompt, **options))
+        except asyncio.CancelledError:
+            over.set()
+            raise
+
+    async def astream(self, prompt: Prompt, **options: Unpack[Options]) -> AsyncIterator[str]:
+        """`stream` for asyncio: each piece is made in a thread. Closing it, or cancelling the task, stops the work."""
+        import asyncio
+
+        pieces, end = self.stream(prompt, **options), object()
+        while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
+            yield cast(str, piece)
 
     def _echo(self, prompt: Prompt, ids: array[int], options: GenerationOptions) -> str:
         return prompt if isinstance(prompt, str) else self._need_tokenizer().decode(ids)

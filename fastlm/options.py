@@ -63,11 +63,10 @@ _PLANNED = {
     "early_stopping",
     "num_beam_groups",
     "diversity_penalty",
-    "regex",
-    "json_schema",
-    "grammar",
-    "choices",
 }
+
+FORMS = ("regex", "json_schema", "grammar", "choices")
+"""Options that say what form a text has; only one at a time."""
 
 SAMPLERS = (
     "logit_bias",
@@ -174,6 +173,10 @@ class Options(TypedDict, total=False):
     deadline_ms: float | None
     cancelled: Callable[[], bool] | None
     logits_processor: Callable[[list[int], Any], Any] | None
+    regex: str | None
+    json_schema: Mapping[str, Any] | str | bool | None
+    grammar: str | None
+    choices: Sequence[str] | None
     logprobs: bool | int | None
     prompt_logprobs: bool
     echo: bool
@@ -274,6 +277,11 @@ class GenerationOptions:
     logits_processor : callable
         Called at each token with all token ids so far (the prompt's and those written: list of int) and the logits
         (float32 array of V, which may be changed in place); gives logits, or None for those. Before all other steps.
+    regex, json_schema, grammar, choices : str, mapping or JSON, str, sequence of str
+        The whole text matches a regular expression (Rust's syntax), is JSON of this schema, is derived from a Lark
+        grammar, or is one of several (with the ``llguidance`` package). One of them at a time. The text ends when
+        nothing more may come, or where it may end and the model says so; if it ends otherwise (``max_tokens``),
+        ``Completion.satisfied`` is False.
     logprobs : bool or int
         Also return each drawn token's natural log-probability (full softmax, temperature 1, of the model itself
         before any control); a number: with so many likeliest tokens at each place.
@@ -325,6 +333,10 @@ class GenerationOptions:
     deadline_ms: float | None = None
     cancelled: Callable[[], bool] | None = None
     logits_processor: Callable[[list[int], Any], Any] | None = None
+    regex: str | None = None
+    json_schema: Mapping[str, Any] | str | bool | None = None
+    grammar: str | None = None
+    choices: Sequence[str] | None = None
     logprobs: bool | int | None = None
     prompt_logprobs: bool = False
     echo: bool = False
@@ -492,6 +504,23 @@ def _texts(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r:.60}: expected text, or several texts in a list")
 
 
+def _text(name: str, value: object) -> None:
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name}={value!r:.60}: expected text, found {type(value).__name__}")
+
+
+def _choices(name: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise TypeError(f"{name}={value!r:.60}: expected several texts in a list")
+    for choice in value:
+        if not isinstance(choice, str) or not choice:
+            raise ValueError(f"{name}: expected texts, found {choice!r:.60}")
+    if not value:
+        raise ValueError(f"{name}: an empty list leaves nothing to write; leave it out to allow all")
+
+
 def _biases(name: str, value: object) -> None:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}={value!r:.60}: expected a mapping of token ids to numbers, as in {{13: -100}}")
@@ -557,6 +586,10 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "deadline_ms": _real(0.0, 1e9),
     "cancelled": _callable,
     "logits_processor": _callable,
+    "regex": _text,
+    "json_schema": lambda name, value: None,  # read by fastlm.constraints
+    "grammar": _text,
+    "choices": _choices,
     "logprobs": _truth_or_count,
     "prompt_logprobs": _truth,
     "echo": _truth,
@@ -615,6 +648,8 @@ class Completion:
         For each place the likeliest tokens (ids) with their log-probabilities, the likeliest first, if asked for.
     prompt_logprobs : list of float or None
         Natural log-probability of each of the prompt's tokens, if asked for; None for a start of text, which is given.
+    satisfied : bool or None
+        Whether the text has the form that was asked for (``regex`` and the like); None if none was.
     seed : int
         Gives this text again.
     usage : Usage
@@ -631,6 +666,7 @@ class Completion:
     stop_reason: int | str | None = None
     top_logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[float | None] | None = None
+    satisfied: bool | None = None
 
     def __str__(self) -> str:
         return self.text

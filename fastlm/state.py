@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine
+from fastlm.constraints import Guide
 from fastlm.controls import Plan
 from fastlm.format import NUMERICS_VERSION
 from fastlm.options import Completion, check_option, timed
@@ -204,6 +205,7 @@ class Session:
         self._unread = array("i")  # remembered, but not read yet
         self._kept: deque[tuple[int, _engine.State, _engine.State | None]] = deque(maxlen=KEPT_STATES)
         self._writing: Written | None = None
+        self._guide: Guide | None = None
         self._begin = 0  # where in the memory the text being written begins
         if model.bos is not None:
             self._add(array("i", [model.bos]))
@@ -279,6 +281,7 @@ class Session:
         self._kept.append((self._position, self._state.copy(), self._amateur and self._amateur.copy()))
         if self._writing is None:
             self._begin, self._writing = len(self._memory), self._new_writing(self._memory.tokens)
+            self._guide = self._new_guide()
         text = Text(
             self._plan,
             None,
@@ -290,6 +293,7 @@ class Session:
             self._memory,
             self._amateur,
             (self._plan.options.min_tokens - (len(self._memory) - self._begin), most),
+            self._guide,
         )
         text.written = self._writing.again()
         return text
@@ -297,6 +301,9 @@ class Session:
     def _new_writing(self, context: array[int]) -> Written:
         known = self.model.tokenizer
         return Written(None if known is None else known.stream(context), self._plan.stops)
+
+    def _new_guide(self) -> Guide | None:
+        return None if self._plan.form is None else self._plan.form.guide(self._plan.allowed)
 
     @property
     def _position(self) -> int:
@@ -341,6 +348,10 @@ class Session:
         self._writing = self._new_writing(tokens[: self._begin])
         self._writing.read(tokens[self._begin :])
         self._writing.take()
+        self._guide = self._new_guide()
+        if self._guide is not None:
+            for token in tokens[self._begin :]:
+                self._guide.accept(token)
 
     def copy(self) -> Session:
         """The same session, of its own."""
@@ -386,7 +397,9 @@ def _plain(options: Mapping[str, Any]) -> list[list[Any]]:
     """Options as JSON can hold them: mappings with keys that are numbers become pairs."""
     plain = []
     for name, value in options.items():
-        if isinstance(value, Mapping):
+        if name == "json_schema":
+            value = value if value is None or isinstance(value, str) else json.dumps(value)
+        elif isinstance(value, Mapping):
             value = [[int(k), float(v)] for k, v in value.items()]
         elif value is not None and not isinstance(value, (str, int, float, bool)):
             value = [one if isinstance(one, str) else np.asarray(one).tolist() for one in value]

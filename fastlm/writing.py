@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlm import _engine
+from fastlm.constraints import Guide
 from fastlm.controls import Plan
 from fastlm.tokenizer import TextStream
 
@@ -86,10 +87,12 @@ class Text:
         memory: _engine.Memory | None = None,
         amateur: _engine.State | None = None,
         limits: tuple[int, int] | None = None,
+        guide: Guide | None = None,
     ) -> None:
         options = plan.options
         least, most = (options.min_tokens, options.max_tokens) if limits is None else limits
         self.ids, self.plan = ids, plan
+        self.guide = guide if guide is not None or plan.form is None else plan.form.guide(plan.allowed)
         self.written = Written(None if stream is None else stream(), plan.stops)
         self.job = _engine.Job(
             state,
@@ -104,6 +107,7 @@ class Text:
             logprobs=plan.logprobs,
             alternatives=plan.alternatives,
             allowed=plan.allowed,
+            guide=self.guide,
             check=self._check,
             often=options.deadline_ms is not None,  # time for the text is part of what is granted
             processor=None if options.logits_processor is None else self._process,

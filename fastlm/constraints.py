@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts of a given form: which tokens may come next is asked of the ``llguidance`` package, token by token."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm.options import FORMS, GenerationOptions
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+
+class _Vocabulary:
+    """A model's tokens as llguidance asks for them."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, model: Model, ends: Sequence[int]) -> None:
+        known = self._known = model._need_tokenizer()
+        if not known.exact_pieces:
+            raise ValueError(
+                f"{', '.join(FORMS)} need tokens that are text as they are (characters, bytes, byte-level BPE); "
+                "this model's tokenizer joins its tokens with spaces"
+            )
+        self.tokens = [*known.pieces, *[b""] * (model.vocab_size - known.vocab_size + 1)]
+        for token in (*ends, known.unknown):
+            if token is not None:
+                self.tokens[token] = b""
+        self.eos_token_id = ends[0] if ends else model.vocab_size  # one that cannot come
+        self.special_token_ids = list(ends)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        return self._known.encode(text.decode() if isinstance(text, bytes) else text)
+
+
+class Form:
+    """A form, compiled for one model."""
+
+    def __init__(self, model: Model, grammar: str, ends: Sequence[int]) -> None:
+        import llguidance
+
+        size = model.vocab_size
+        vocabulary: Any = _Vocabulary(model, ends)
+        known = llguidance.LLTokenizer(vocabulary, n_vocab=size + 1, eos_token=[*ends] or [size])
+        self._matcher = llguidance.LLMatcher(known, grammar, log_level=0)
+        if self._matcher.is_error():
+            raise ValueError(_first_line(self._matcher.get_error()))
+        # Where it is at a loss llguidance lets anything come that is no text.
+        self._texts = token_mask(size + 1, [token for token, piece in enumerate(vocabulary.tokens) if piece])
+        self._ends = token_mask(size + 1, ends)
+
+    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> Guide:
+        """For one text. allowed: a bit for each token that may come at all."""
+        texts, ends = self._texts.copy(), self._ends.copy()
+        if allowed is not None:
+            texts[: len(allowed)] &= allowed
+            ends[: len(allowed)] &= allowed
+        return Guide(self._matcher.deep_copy(), texts, ends)
+
+
+class Guide:
+    """Which tokens may come in one text, and when it is done."""
+
+    def __init__(self, matcher: Any, texts: npt.NDArray[np.uint32], ends: npt.NDArray[np.uint32]) -> None:
+        from llguidance.numpy import fill_next_token_bitmask
+
+        self._matcher, self._fill, self._texts, self._ends = matcher, fill_next_token_bitmask, texts, ends
+        self._mask = np.zeros((1, len(texts)), np.int32)
+
+    def allowed(self) -> npt.NDArray[np.uint32]:
+        """A bit for each token that may come next."""
+        self._fill(self._matcher, self._mask, 0)
+        if self._matcher.is_error():
+            raise ValueError(f"the form cannot be followed: {_first_line(self._matcher.get_error())}")
+        mask: npt.NDArray[np.uint32] = self._mask[0].view(np.uint32)
+        mask &= self._texts | self._ends if self.complete else self._texts
+        return mask
+
+    def accept(self, token: int) -> str | None:
+        """Notes a token; the reason to end if nothing more may come."""
+        self._matcher.consume_token(token)
+        if not self._matcher.is_stopped():
+            return None
+        return "stop" if self.complete else "unsatisfiable"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text has its form now."""
+        return bool(self._matcher.is_accepting())
+
+
+def grammar_of(options: GenerationOptions) -> str | None:
+    """The form that options ask for, as llguidance takes it.
+
+    Raises
+    ------
+    ImportError
+        ``llguidance`` is missing.
+    ValueError, TypeError
+        The form cannot be read, or there are several.
+    """
+    asked = {name: value for name in FORMS if (value := getattr(options, name)) is not None}
+    if not asked:
+        return None
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)}: a text has one form; leave one out, or write a grammar of both")
+    try:
+        from llguidance import LLMatcher
+    except ImportError as e:
+        raise ImportError(
+            f"{next(iter(asked))} needs the 'llguidance' package: pip install 'fastlm[constraints]'"
+        ) from e
+    [(name, value)] = asked.items()
+    if name == "regex":
+        grammar = LLMatcher.grammar_from_regex(value)
+    elif name == "grammar":
+        grammar = LLMatcher.grammar_from_lark(value)
+    elif name == "choices":
+        grammar = LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in value))
+    else:
+        grammar = _json_grammar(LLMatcher, value)
+    if (problem := LLMatcher.validate_grammar(grammar)) and not problem.startswith("WARNING"):
+        raise ValueError(f"{name}={value!r:.80} cannot be read: {_first_line(problem)}")
+    return grammar
+
+
+def _json_grammar(matcher: Any, schema: Any) -> str:
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+    except ValueError as e:
+        raise ValueError(f"json_schema is not JSON: {e}") from None
+    if not isinstance(schema, (Mapping, bool)):
+        raise TypeError(f"json_schema={schema!r:.60}: expected a mapping, or its JSON")
+    # Else a model that has learned no JSON writes spaces for ever.
+    grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+    return grammar
+
+
+def _first_line(message: str) -> str:
+    return next(iter(message.strip().splitlines()), "")
+
+
+def token_mask(vocab_size: int, tokens: Sequence[int]) -> npt.NDArray[np.uint32]:
+    """A bit for each token."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, bool)
+    bits[np.asarray(tokens, np.int64)] = True
+    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def ends_of(stop: array[int]) -> tuple[int, ...]:
+    """Tokens that may end a text when it has its form."""
+    return tuple(dict.fromkeys(stop))
