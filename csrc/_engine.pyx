@@ -5,7 +5,6 @@
 one call, and turns C errors into exceptions. What arrives here has its final type; defaults and units
 belong to `fastlm.model` and `fastlm.options`."""
 
-import hashlib
 import os
 import struct
 import sys
@@ -46,6 +45,8 @@ cdef extern from *:
 
 
 cdef const int32_t[::1] NOTHING = array("i", [])
+
+NUMERICS_VERSION = FL_NUMERICS_VERSION
 
 CONTROLS = {
     "logit_bias": FL_LOGIT_BIAS,
@@ -216,6 +217,8 @@ cdef class Model:
     def fingerprint(self):
         """32 bytes that tell models of other weights apart: a hash of all tensors with their names and shapes."""
         cdef fl_tensor tensor
+        import hashlib  # takes milliseconds
+
         hash = hashlib.blake2b(digest_size=32)
         for i in range(fl_model_tensor_count(self._model)):
             fl_model_tensor(self._model, i, &tensor)

@@ -4,6 +4,8 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "fastlm.h" nogil:
+    const int FL_NUMERICS_VERSION
+
     ctypedef struct fl_model:
         pass
     ctypedef struct fl_state:

@@ -17,6 +17,9 @@
 extern "C" {
 #endif
 
+/* Version of docs/numerics.md that is computed: which bits a model, a state or a seed gives. */
+enum { FL_NUMERICS_VERSION = 1 };
+
 typedef struct fl_model fl_model;
 typedef struct fl_state fl_state;
 typedef struct fl_decoder fl_decoder;

@@ -38,7 +38,6 @@ enum {
     FL_BLOCK = 64,        /* tokens that share one noise counter group: FL_PANEL lanes x 4 words */
     FL_WIDTH = 8,         /* columns (sequences, places of a text) whose values lie side by side */
     FL_MOST_COLUMNS = 64, /* that are computed at once */
-    FL_NUMERICS = 1,      /* version of docs/numerics.md that this engine computes */
 };
 
 /* Hidden values are multiplied by 127 and rounded where integer weights read them. */

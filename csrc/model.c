@@ -277,9 +277,9 @@ static fl_status read_header(const fl_file *file, fl_error *error) {
     }
     uint32_t numerics = 0;
     const fl_status status = fl_file_u32(file, "lstm.numerics_version", &numerics, error);
-    if (!status && numerics != FL_NUMERICS)
+    if (!status && numerics != FL_NUMERICS_VERSION)
         return fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.numerics_version': this engine computes version %d, found %u",
-                       FL_NUMERICS, numerics);
+                       FL_NUMERICS_VERSION, numerics);
     return status;
 }
 

@@ -52,6 +52,7 @@ class Decoder:
 
 def clock() -> int: ...
 
+NUMERICS_VERSION: int
 CONTROLS: dict[str, int]
 
 @final

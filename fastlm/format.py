@@ -27,7 +27,6 @@ PANEL = 16
 PAGE_BLOCKS, SPARE_BLOCKS = 64, 4
 """Blocks of a panel, of 64 bytes, in a page of memory, and what keeps panels off each other's place in it."""
 
-NUMERICS_VERSION = 1
 INPUT_STEP = 1 / 127  # of quantised hidden states, which are within (-1, 1)
 LARGEST_WEIGHT = 2.0**40  # beyond it sums could overflow (docs/numerics.md)
 
@@ -270,7 +269,7 @@ def write(
     try:
         writer.add_custom_alignment(64)
         writer.add_string("lstm.task", "lm")
-        writer.add_uint32("lstm.numerics_version", NUMERICS_VERSION)
+        writer.add_uint32("lstm.numerics_version", _engine.NUMERICS_VERSION)
         writer.add_string("lstm.start.state", "zero")
         for column, values in layer_table(weights, rounded).items():
             sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None

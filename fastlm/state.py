@@ -4,7 +4,6 @@ decoder does, and a cache of the states of prompts."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 import threading
@@ -22,7 +21,6 @@ import numpy.typing as npt
 from fastlm import _engine
 from fastlm.constraints import Guide
 from fastlm.controls import Plan
-from fastlm.format import NUMERICS_VERSION
 from fastlm.options import Completion, check_option, timed
 from fastlm.writing import Text, Written
 
@@ -44,7 +42,7 @@ KEPT_STATES = 16
 def _pack(kind: bytes, model: Model, state: _engine.State, rest: bytes) -> bytes:
     values = state.values()
     body = _INNER.pack(model._fingerprint, state.position, len(values)) + values + rest
-    return _OUTER.pack(kind, _FORMAT, NUMERICS_VERSION, zlib.crc32(body)) + body
+    return _OUTER.pack(kind, _FORMAT, _engine.NUMERICS_VERSION, zlib.crc32(body)) + body
 
 
 def _unpack(kind: bytes, model: Model, data: bytes) -> tuple[_engine.State, bytes]:
@@ -59,8 +57,9 @@ def _unpack(kind: bytes, model: Model, data: bytes) -> tuple[_engine.State, byte
     _, version, numerics, crc = _OUTER.unpack_from(data)
     if version != _FORMAT:
         raise ValueError(f"a {what} of format {version}: this version of fastlm reads format {_FORMAT}")
-    if numerics != NUMERICS_VERSION:
-        raise ValueError(f"a {what} of numerics version {numerics}: this version of fastlm computes {NUMERICS_VERSION}")
+    if numerics != _engine.NUMERICS_VERSION:
+        own = _engine.NUMERICS_VERSION
+        raise ValueError(f"a {what} of numerics version {numerics}: this version of fastlm computes {own}")
     if zlib.crc32(memoryview(data)[outer:]) != crc:
         raise ValueError(f"the {what} is damaged: its checksum does not fit")
     fingerprint, position, size = _INNER.unpack_from(data, outer)
@@ -116,6 +115,8 @@ class State:
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits: equal for equal states, and practically never for others."""
+        import hashlib  # takes milliseconds
+
         return hashlib.blake2b(bytes(self), digest_size=16).hexdigest()
 
     def __bytes__(self) -> bytes:

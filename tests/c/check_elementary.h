@@ -114,7 +114,7 @@ static void check_special_values(void) {
 }
 
 /* One number for all bits of all functions (FNV-1a over a stride of arguments). If it changes, every text that a
- * seed gives changes: that is another FL_NUMERICS. */
+ * seed gives changes: that is another FL_NUMERICS_VERSION. */
 static uint64_t fingerprint(void) {
     uint64_t hash = 0xCBF29CE484222325;
     for (uint64_t at = 0; at <= UINT32_MAX; at += 16381) {
@@ -131,9 +131,9 @@ static uint64_t fingerprint(void) {
 static void check_fingerprint(void) {
     static const uint64_t promised[] = {[1] = 0x3864B6BD265331AF}; /* by numerics version */
     const uint64_t found = fingerprint();
-    now("bits of numerics version %d", FL_NUMERICS);
-    check(FL_NUMERICS < sizeof promised / sizeof *promised && found == promised[FL_NUMERICS], "they are 0x%016llX",
-          (unsigned long long)found);
+    now("bits of numerics version %d", FL_NUMERICS_VERSION);
+    check(FL_NUMERICS_VERSION < sizeof promised / sizeof *promised && found == promised[FL_NUMERICS_VERSION],
+          "they are 0x%016llX", (unsigned long long)found);
 }
 
 /* ---- the generator ------------------------------------------------------------------------------------- */

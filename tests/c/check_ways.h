@@ -498,7 +498,7 @@ static uint64_t hash_model(uint64_t hash, const tiny_model *file, const char *is
 }
 
 /* One number for all bits of models of every dtype. If it changes, so do the texts of every seed: another
- * FL_NUMERICS. */
+ * FL_NUMERICS_VERSION. */
 static uint64_t model_fingerprint(const char *isa) {
     uint64_t hash = 0xCBF29CE484222325;
     for (int which = 0; which <= TINY_DTYPES; which++) {
@@ -516,8 +516,8 @@ static void check_model_fingerprint(void) {
         if (!fl_isa_supported(level)) continue;
         now("bits of models, %s", fl_isa_name(level));
         const uint64_t found = model_fingerprint(fl_isa_name(level));
-        check(FL_NUMERICS < sizeof promised / sizeof *promised && found == promised[FL_NUMERICS], "they are 0x%016llX",
-              (unsigned long long)found);
+        check(FL_NUMERICS_VERSION < sizeof promised / sizeof *promised && found == promised[FL_NUMERICS_VERSION],
+              "they are 0x%016llX", (unsigned long long)found);
     }
 }
 
