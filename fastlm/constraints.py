@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastlm.options import FORMS, GenerationOptions
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 

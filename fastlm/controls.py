@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastlm import _engine
 from fastlm.constraints import Form, ends_of, grammar_of, token_mask
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 DRY_BREAKERS = ("\n", ":", '"', "*")

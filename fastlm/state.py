@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastlm import _engine
 from fastlm.constraints import Guide
@@ -25,6 +24,8 @@ from fastlm.options import Completion, check_option, timed
 from fastlm.writing import Text, Written
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model, Prompt
 
 _STATE, _SESSION = b"fastlm state", b"fastlm session"
