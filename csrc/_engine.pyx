@@ -401,6 +401,24 @@ cdef class Decoder:
             n = fl_candidates(self._decoder, &request, &found[0], &kept[0])
         return ids[:n], logits[:n]
 
+    def expand(self, list jobs not None):
+        """What each job, which may write a token, may go on with: list of (ids, log-probabilities), as many as its
+        alternatives, the likeliest first. Reads what they have not read, and writes nothing."""
+        cdef Job job
+        cdef Round round
+        cdef size_t i
+        if not jobs:
+            return []
+        round = Round(jobs, 1, PY_SSIZE_T_MAX)
+        for i in range(round.n):
+            job = jobs[i]
+            if job._state.model is not self.model:
+                raise ValueError("the state belongs to another model")
+        with nogil:
+            fl_expand(self._decoder, round.requests, round.n)
+        PyErr_CheckSignals()
+        return [round.alternatives_of(i) for i in range(round.n)]
+
     def write(self, list jobs not None, Py_ssize_t limit=0, uint64_t deadline=0, cancelled=None):
         """Goes on with jobs side by side until each is done, or has `limit` tokens more. deadline: nanoseconds on
         `clock`. cancelled: called now and then; if true, jobs that are not done are done."""
@@ -791,6 +809,16 @@ cdef class Round:
         PyMem_Free(self.requests)
         PyMem_Free(self.tokens)
         PyMem_Free(self.alternatives)
+
+    cdef tuple alternatives_of(self, size_t i):
+        """Of a job that was expanded, which has read its prompt now."""
+        cdef fl_request *request = &self.requests[i]
+        cdef Job job = self.jobs[i]
+        cdef size_t j, k = request.alternatives
+        job._read_all()
+        while k and request.alternative_ids[k - 1] < 0:
+            k -= 1
+        return [request.alternative_ids[j] for j in range(k)], [request.alternative_logprobs[j] for j in range(k)]
 
     cdef int run(self, fl_decoder *decoder, uint64_t deadline) except -1:
         cdef size_t i

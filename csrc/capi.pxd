@@ -203,6 +203,7 @@ cdef extern from "fastlm.h" nogil:
         int32_t ended_by
 
     void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline) noexcept
+    void fl_expand(fl_decoder *decoder, fl_request *requests, size_t n) noexcept
     uint64_t fl_clock() noexcept
     void fl_draw(fl_decoder *decoder, const float *logits, fl_request *request) noexcept
     size_t fl_candidates(fl_decoder *decoder, const fl_request *request, int32_t *ids, float *logits) noexcept

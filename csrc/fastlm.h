@@ -282,6 +282,10 @@ typedef struct fl_request {
  * prompt. All requests have an amateur of one decoder, or none has one. deadline: on fl_clock, after which no further token
  * is begun (finish FL_FINISH_DEADLINE); 0: none. */
 void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline);
+/* For searches: reads the prompts and reports each request's `alternatives` likeliest next tokens with their natural
+ * log-probabilities. Bans and steps that change logits act on log-probabilities, which are not made to add up to 1
+ * again (as in Hugging Face's beam search); where fewer tokens may come, the rest are -1. Writes nothing; max_tokens is 1. */
+void fl_expand(fl_decoder *decoder, fl_request *requests, size_t n);
 /* Nanoseconds of a clock that only goes forward. */
 uint64_t fl_clock(void);
 

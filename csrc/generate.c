@@ -400,6 +400,31 @@ void fl_generate(fl_decoder *d, fl_request *requests, size_t n, uint64_t deadlin
     leave(d, &caller);
 }
 
+static void expand_part(void *context, uint32_t part, uint32_t parts) {
+    const batch *b = context;
+    size_t begin, end;
+    fl_slice(b->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++)
+        fl_successors(b->decoder->model, &b->decoder->scratch[part], b->request[j], b->decoder->logits[j]);
+}
+
+void fl_expand(fl_decoder *d, fl_request *requests, size_t n) {
+    fenv_t caller;
+    enter(d, &caller);
+    for (size_t next = 0; next < n;) {
+        batch b = {.decoder = d};
+        next += admit(&b, requests + next, n - next, FL_MOST_COLUMNS);
+        const bool many = b.n > 1;
+        for (size_t j = 0; j < b.unread; j++) load(&b, j, many);
+        advance(&b, many);
+        fl_step_logits(d, b.n, many);
+        fl_team_run(&d->team, expand_part, &b);
+        for (size_t j = 0; j < b.n; j++) store(&b, j);
+        fl_team_pause(&d->team);
+    }
+    leave(d, &caller);
+}
+
 /* ---- one token at a time ------------------------------------------------------------------------------- */
 
 /* Where fl_logits has left what the model says, and where logits of the caller's go. */

@@ -519,19 +519,39 @@ static int by_order(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+/* The n tokens of largest value, the largest first; d->largest is known. Returns how many there are. */
+static size_t rank(draw *d, uint32_t n, int32_t *ids) {
+    const fl_scratch *s = d->scratch;
+    fl_candidate *list = s->candidates;
+    keep_top_k(d, n);
+    keep_floor(d, -FLT_MAX);
+    for (size_t i = 0; i < d->n; i++)
+        list[i].order = (uint64_t)falling_order(s->kept_logits[i]) << 32 | (uint32_t)s->kept_ids[i];
+    qsort(list, d->n, sizeof *list, by_order);
+    for (size_t i = 0; i < d->n; i++) ids[i] = (int32_t)(uint32_t)list[i].order;
+    return d->n;
+}
+
 void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float *logits, uint32_t n, int32_t *ids,
                   float *logprobs) {
     draw d = begin(model, scratch, NULL, logits);
-    fl_candidate *list = scratch->candidates;
     d.largest = largest_of(model, logits);
     const float whole = normaliser(model, logits, d.largest);
-    keep_top_k(&d, n);
-    if (!d.listed) keep_floor(&d, -FLT_MAX);
-    for (size_t i = 0; i < d.n; i++)
-        list[i].order = (uint64_t)falling_order(scratch->kept_logits[i]) << 32 | (uint32_t)scratch->kept_ids[i];
-    qsort(list, d.n, sizeof *list, by_order);
-    for (size_t i = 0; i < d.n; i++) {
-        ids[i] = (int32_t)(uint32_t)list[i].order;
-        logprobs[i] = (logits[ids[i]] - d.largest) - whole;
+    const size_t found = rank(&d, n, ids);
+    for (size_t i = 0; i < found; i++) logprobs[i] = (logits[ids[i]] - d.largest) - whole;
+}
+
+void fl_successors(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
+    const uint32_t k = r->alternatives;
+    if (!fl_changes(r)) {
+        fl_likeliest(model, scratch, logits, k, r->alternative_ids, r->alternative_logprobs);
+        return;
     }
+    draw d = begin(model, scratch, r, logits);
+    fl_log_softmax(model, logits, own_logits(&d));
+    change_logits(&d, NULL);
+    d.largest = largest_of(model, d.logits);
+    size_t found = d.largest > -INFINITY ? rank(&d, k, r->alternative_ids) : 0;
+    for (size_t i = 0; i < found; i++) r->alternative_logprobs[i] = d.logits[r->alternative_ids[i]];
+    for (; found < k; found++) r->alternative_ids[found] = -1, r->alternative_logprobs[found] = -INFINITY;
 }

@@ -52,7 +52,7 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     options = {name: value for name, value in options.items() if value is not None}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
-    if options.get("n", 1) == 1 and "best_of" not in options and not stats:
+    if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams"}:
         for piece in lm.stream(prompt, **options):
             print(piece, end="", flush=True)
         print()
@@ -329,6 +329,11 @@ _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("contrastive-alpha", float, "the stronger model's say (default: 0.1)"),
     ("contrastive-beta", float, "how much they are avoided (default: 0.5)"),
     ("samplers", lambda names: names.split(","), "the order of the steps, as in top_k,temperature,min_p"),
+    ("num-beams", int, "search for the likeliest text with so many side by side, instead of drawing"),
+    ("length-penalty", float, "its score is divided by length to this power (default: 1)"),
+    ("early-stopping", lambda text: {"true": True, "false": False}.get(text, text), "true, false or never"),
+    ("num-beam-groups", int, "groups of beams that choose in turn"),
+    ("diversity-penalty", float, "for what groups before have chosen"),
     ("regex", str, "the text matches this regular expression"),
     ("json-schema", _from_file, "the text is JSON of this schema: JSON, or @FILE"),
     ("grammar", _from_file, "the text is derived from this Lark grammar, or @FILE"),

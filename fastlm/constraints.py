@@ -85,6 +85,10 @@ class Guide:
         mask &= self._texts | self._ends if self.complete else self._texts
         return mask
 
+    def copy(self) -> Guide:
+        """Where it is now, for another text that goes on from here."""
+        return Guide(self._matcher.deep_copy(), self._texts, self._ends)
+
     def accept(self, token: int) -> str | None:
         """Notes a token; the reason to end if nothing more may come."""
         self._matcher.consume_token(token)

@@ -49,6 +49,7 @@ class Plan:
     temperature: float
     allowed: npt.NDArray[np.uint32] | None
     stops: tuple[str, ...]
+    ends: frozenset[int]
     form: Form | None
     amateur: Model | None
 
@@ -56,6 +57,10 @@ class Plan:
     def count(self) -> int:
         """Texts to draw for each prompt."""
         return self.options.best_of or self.options.n
+
+    @property
+    def vocab_size(self) -> int:
+        return self.sampling.model.vocab_size
 
     @property
     def alternatives(self) -> int:
@@ -108,7 +113,9 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
         pauses=_pauses(model, stops),
         stop_repeats=options.stop_repeats,
     )
-    return Plan(options, sampling, settled["temperature"], _allowed(model, options), stops, form, amateur)
+    return Plan(
+        options, sampling, settled["temperature"], _allowed(model, options), stops, frozenset(stop), form, amateur
+    )
 
 
 def _form(model: Model, options: GenerationOptions, stop: array[int]) -> Form | None:

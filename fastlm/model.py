@@ -23,6 +23,7 @@ from fastlm import _engine, controls, tokenizer
 from fastlm.constraints import Form
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
+from fastlm.search import Beam, Found, Over, beam_search
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.writing import Text
 
@@ -287,6 +288,9 @@ class Model:
         with self._decoder() as decoder:
             starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
             self._read(decoder, starts, limits)
+            if options.num_beams > 1:
+                found = [beam_search(decoder, start.plan, start.beam(), _over(limits)) for start in starts]
+                return self._found(prompts, starts, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
@@ -296,6 +300,37 @@ class Model:
             for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
             for text in _best(group, options)
         ]
+
+    def _found(
+        self, prompts: list[Prompt], starts: list[_Start], found: list[tuple[list[Found], str | None]], begin: float
+    ) -> list[Completion]:
+        """The n best of each search."""
+        kept = [
+            (p, s, one)
+            for p, s, (all_of_them, _) in zip(prompts, starts, found, strict=True)
+            for one in all_of_them[: s.plan.options.n]
+        ]
+        total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for _, _, one in kept)
+        timings = timed(begin, total)
+        return [self._found_completion(prompt, start, one, timings) for prompt, start, one in kept]
+
+    def _found_completion(self, prompt: Prompt, start: _Start, one: Found, timings: Timings) -> Completion:
+        ids, options = start.ids, start.plan.options
+        text = "" if self.tokenizer is None else self.tokenizer.decode(one.tokens, context=ids)
+        count = len(one.tokens)
+        return Completion(
+            text=self._echo(prompt, ids, options) + text if options.echo else text,
+            token_ids=list(one.tokens),
+            finish_reason=one.finish,
+            logprobs=None,
+            seed=0,
+            usage={"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count},
+            timings=timings,
+            stop_reason=one.ended_by,
+            prompt_logprobs=start.logprobs,
+            satisfied=one.satisfied,
+            score=one.score,
+        )
 
     def _limits(self, options: GenerationOptions) -> dict[str, Any]:
         """When a call that begins now ends, as `Decoder.write` takes it."""
@@ -359,7 +394,13 @@ class Model:
         plan = self._plan(options)
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
-        for name, neutral in (("n", (1,)), ("best_of", (None,)), ("logprobs", (None,)), ("prompt_logprobs", ())):
+        for name, neutral in (
+            ("n", (1,)),
+            ("num_beams", (1,)),
+            ("best_of", (None,)),
+            ("logprobs", (None,)),
+            ("prompt_logprobs", ()),
+        ):
             value = getattr(plan.options, name)
             if value is not False and value not in neutral:
                 raise ValueError(f"stream yields one text and no {name}; use generate")
@@ -429,8 +470,9 @@ class Model:
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"k={k!r}: expected a whole number from 1 on, or None for all tokens")
         plan = self._plan(options)
-        if plan.amateur is not None or plan.options.logits_processor is not None:
-            raise ValueError("next_tokens has no contrastive_model and no logits_processor")
+        for name, neutral in (("contrastive_model", None), ("logits_processor", None), ("num_beams", 1)):
+            if getattr(plan.options, name) != neutral:
+                raise ValueError(f"next_tokens has no {name}")
         ids = self._ids(prompt)
         with self._decoder() as decoder:
             start = _Start(self, decoder, ids, plan)
@@ -481,7 +523,13 @@ class Model:
                 raise ValueError(f"a stored session has its own options: leave out {', '.join(options)}")
             return resumed(self, data)
         plan = self._plan(options)
-        for name, neutral in (("n", 1), ("best_of", None), ("echo", False), ("prompt_logprobs", False)):
+        for name, neutral in (
+            ("n", 1),
+            ("num_beams", 1),
+            ("best_of", None),
+            ("echo", False),
+            ("prompt_logprobs", False),
+        ):
             if getattr(plan.options, name) != neutral:
                 raise ValueError(f"a session writes one text and has no {name}")
         return Session(self, plan, options, _seed(options))
@@ -597,6 +645,13 @@ class _Start:
         if self._keeps and not self.unread:
             self.model._prefixes.keep(self.ids, self.state)
 
+    def beam(self) -> Beam:
+        """Where a search begins."""
+        form = self.plan.form
+        return Beam(
+            self.state, self.unread, memory=self.memory, guide=None if form is None else form.guide(self.plan.allowed)
+        )
+
     def texts(self, seed: int) -> list[Text]:
         known = self.model.tokenizer
         stream = None if known is None else partial(known.stream, self.ids)
@@ -621,6 +676,18 @@ def _best(texts: list[Text], options: GenerationOptions) -> list[Text]:
     if options.best_of is None:
         return texts
     return sorted(texts, key=lambda text: -text.mean_logprob)[: options.n]
+
+
+def _over(limits: Mapping[str, Any]) -> Over:
+    """Why a search has to end now, or None."""
+    deadline, cancelled = limits["deadline"], limits["cancelled"]
+
+    def over() -> str | None:
+        if deadline and _engine.clock() >= deadline:
+            return "deadline"
+        return "cancelled" if cancelled is not None and cancelled() else None
+
+    return over
 
 
 def _seed(options: Mapping[str, Any]) -> int:

@@ -58,11 +58,7 @@ _ELSEWHERE = {
 
 # Names that belong to the API and come with later versions.
 _PLANNED = {
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "num_beam_groups",
-    "diversity_penalty",
+    "must_include",
 }
 
 FORMS = ("regex", "json_schema", "grammar", "choices")
@@ -107,6 +103,10 @@ _NEEDED_BY = {
     "mirostat_eta": ("mirostat_tau",),
     "contrastive_alpha": ("contrastive_model",),
     "contrastive_beta": ("contrastive_model",),
+    "length_penalty": ("num_beams",),
+    "early_stopping": ("num_beams",),
+    "num_beam_groups": ("num_beams",),
+    "diversity_penalty": ("num_beam_groups",),
 }
 """Options that do nothing without one of others."""
 
@@ -124,6 +124,8 @@ NEUTRAL: Mapping[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "dry_multiplier": 0.0,
+    "num_beams": 1,
+    "num_beam_groups": 1,
 }
 """Values that do nothing."""
 
@@ -173,6 +175,11 @@ class Options(TypedDict, total=False):
     deadline_ms: float | None
     cancelled: Callable[[], bool] | None
     logits_processor: Callable[[list[int], Any], Any] | None
+    num_beams: int
+    length_penalty: float | None
+    early_stopping: bool | str | None
+    num_beam_groups: int | None
+    diversity_penalty: float | None
     regex: str | None
     json_schema: Mapping[str, Any] | str | bool | None
     grammar: str | None
@@ -277,6 +284,18 @@ class GenerationOptions:
     logits_processor : callable
         Called at each token with all token ids so far (the prompt's and those written: list of int) and the logits
         (float32 array of V, which may be changed in place); gives logits, or None for those. Before all other steps.
+    num_beams : int
+        Above 1: nothing is drawn, but a beam search of so many texts side by side gives the n (at most that many)
+        that it finds likeliest, the best first; see `fastlm.search`. Controls that change logits act on
+        log-probabilities.
+    length_penalty : float
+        A text's score is its log-probability (with its end) by its number of tokens to this power; default 1.
+    early_stopping : bool or "never"
+        When a beam search ends: with so many whole texts as beams (True), when an unfinished one is not better as it
+        is (False, the default), or when it cannot become better ("never").
+    num_beam_groups, diversity_penalty : int, float
+        Diverse beams (Vijayakumar et al. 2016): groups choose in turn, and a token loses the penalty for each beam of
+        the groups before that chose it at this step.
     regex, json_schema, grammar, choices : str, mapping or JSON, str, sequence of str
         The whole text matches a regular expression (Rust's syntax), is JSON of this schema, is derived from a Lark
         grammar, or is one of several (with the ``llguidance`` package). One of them at a time. The text ends when
@@ -333,6 +352,11 @@ class GenerationOptions:
     deadline_ms: float | None = None
     cancelled: Callable[[], bool] | None = None
     logits_processor: Callable[[list[int], Any], Any] | None = None
+    num_beams: int = 1
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    num_beam_groups: int | None = None
+    diversity_penalty: float | None = None
     regex: str | None = None
     json_schema: Mapping[str, Any] | str | bool | None = None
     grammar: str | None = None
@@ -352,6 +376,7 @@ class GenerationOptions:
             return
         self._check_companions(given)
         self._check_greedy(given)
+        self._check_beams(given)
         self._check_samplers(given)
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
@@ -377,7 +402,7 @@ class GenerationOptions:
             raise ValueError("contrastive_model together with logits_processor is not supported: leave one out")
 
     def _check_greedy(self, given: Mapping[str, Any]) -> None:
-        if self.temperature != 0:
+        if self.temperature != 0 or self.num_beams > 1:
             return
         for name in ("n", "best_of", *_RESTRICTING, "mirostat_tau", "samplers"):
             if name in given and (name in ("n", "best_of") or _acts(name, given[name])):
@@ -385,6 +410,19 @@ class GenerationOptions:
                     f"temperature=0 always takes the likeliest token, so {name}={given[name]!r} would do "
                     f"nothing: leave it out, or raise the temperature"
                 )
+
+    def _check_beams(self, given: Mapping[str, Any]) -> None:
+        if self.num_beams == 1:
+            return
+        for name in (*_DRAWING, "best_of", "stop", "stop_repeats", "logits_processor", "logprobs", "seed"):
+            if name in given and (name not in _DRAWING or _acts(name, given[name])):
+                raise ValueError(f"num_beams={self.num_beams} draws nothing, so there is no {name}: leave one out")
+        if self.n > self.num_beams:
+            raise ValueError(f"n={self.n}: a search of num_beams={self.num_beams} finds no more than these")
+        if self.num_beams % (groups := self.num_beam_groups or 1):
+            raise ValueError(f"num_beams={self.num_beams} cannot be shared out to num_beam_groups={groups}")
+        if groups > 1 and not self.diversity_penalty:
+            raise ValueError(f"num_beam_groups={groups} without a diversity_penalty would all find the same")
 
     def _check_samplers(self, given: Mapping[str, Any]) -> None:
         if self.samplers is None:
@@ -440,6 +478,8 @@ _RESTRICTING = (
     "eta_cutoff",
     "xtc_probability",
 )
+
+_DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
 
 
 # ---- checks of single values ---------------------------------------------------------------------------
@@ -502,6 +542,11 @@ def _texts(name: str, value: object) -> None:
         return
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r:.60}: expected text, or several texts in a list")
+
+
+def _stopping(name: str, value: object) -> None:
+    if value is not None and value is not True and value is not False and value != "never":
+        raise ValueError(f'{name}={value!r:.60}: expected True, False or "never"')
 
 
 def _text(name: str, value: object) -> None:
@@ -586,6 +631,11 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "deadline_ms": _real(0.0, 1e9),
     "cancelled": _callable,
     "logits_processor": _callable,
+    "num_beams": _whole(1, 64),
+    "length_penalty": _real(-10.0, 10.0),
+    "early_stopping": _stopping,
+    "num_beam_groups": _whole(1, 64),
+    "diversity_penalty": _real(0.0, 100.0),
     "regex": _text,
     "json_schema": lambda name, value: None,  # read by fastlm.constraints
     "grammar": _text,
@@ -648,6 +698,8 @@ class Completion:
         For each place the likeliest tokens (ids) with their log-probabilities, the likeliest first, if asked for.
     prompt_logprobs : list of float or None
         Natural log-probability of each of the prompt's tokens, if asked for; None for a start of text, which is given.
+    score : float or None
+        Of a search: by which texts are ranked.
     satisfied : bool or None
         Whether the text has the form that was asked for (``regex`` and the like); None if none was.
     seed : int
@@ -667,6 +719,7 @@ class Completion:
     top_logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[float | None] | None = None
     satisfied: bool | None = None
+    score: float | None = None
 
     def __str__(self) -> str:
         return self.text
