@@ -831,3 +831,89 @@ cdef class Round:
             job = self.jobs[i]
             job._take(&self.requests[i], self.reading)
         return 0
+
+
+@cython.final
+cdef class Coder:
+    """Tokens as bytes and back, by what the model expects after a state (which it reads along). data: to read from."""
+
+    cdef fl_coder *_coder
+    cdef Decoder _decoder
+    cdef State _state
+    cdef bint _escapes
+
+    def __cinit__(self, Decoder decoder not None, State state not None, bint escapes, const uint8_t[::1] data=None):
+        cdef fl_error error
+        cdef const uint8_t *begin = NULL
+        decoder._check(state, NOTHING)
+        self._decoder, self._state, self._escapes = decoder, state, escapes
+        if data is not None:
+            begin = &data[0] if data.shape[0] else <const uint8_t *>&error
+        if fl_coder_new(begin, 0 if data is None else data.shape[0], &self._coder, &error) != FL_OK:
+            raise _error(&error, None)
+
+    def __dealloc__(self):
+        fl_coder_free(self._coder)
+
+    def encode(self, const int32_t[::1] tokens not None):
+        """Writes tokens."""
+        cdef Py_ssize_t at = 0, n, size = tokens.shape[0]
+        self._decoder._check(self._state, tokens)
+        while at < size:
+            n = min(<Py_ssize_t>READ, size - at)
+            with nogil:
+                fl_encode(self._decoder._decoder, self._state._state, self._coder, &tokens[at], n, self._escapes)
+            PyErr_CheckSignals()
+            at += n
+
+    def encode_raw(self, const uint8_t[::1] data not None):
+        """Writes bytes that no tokens stand for: an escape, their number, themselves."""
+        cdef Py_ssize_t i
+        cdef uint32_t number
+        fl_encode_escape(self._decoder._decoder, self._state._state, self._coder)
+        for i in range(4):
+            number = <uint32_t>data.shape[0] >> 8 * i & 255
+            fl_encode_bits(self._coder, number, 8)
+        for i in range(data.shape[0]):
+            fl_encode_bits(self._coder, data[i], 8)
+
+    def finish(self):
+        """All that was written: bytes."""
+        cdef fl_error error
+        cdef const uint8_t *data
+        cdef size_t size
+        if fl_coder_finish(self._coder, &data, &size, &error) != FL_OK:
+            raise _error(&error, None)
+        return (<const char *>data)[:size] if size else b""
+
+    def decode(self, Py_ssize_t most):
+        """Reads up to so many tokens: (array of them, whether an escape follows)."""
+        cdef size_t n
+        cdef Py_ssize_t size = min(<Py_ssize_t>CHUNK, most)
+        found = array("i", bytes(4 * size))
+        cdef int32_t[::1] tokens = found
+        with nogil:
+            n = fl_decode(self._decoder._decoder, self._state._state, self._coder, &tokens[0], size, self._escapes)
+        PyErr_CheckSignals()
+        self._check_end()
+        return found[:n], <Py_ssize_t>n < size
+
+    def decode_raw(self, Py_ssize_t most):
+        """The bytes behind an escape, at most so many. Raises ValueError if there would be more."""
+        cdef Py_ssize_t i
+        cdef uint32_t size = 0
+        for i in range(4):
+            size |= fl_decode_bits(self._coder, 8) << 8 * i
+        if size > most:
+            raise ValueError(f"{size} bytes where at most {most} can be")
+        found = bytearray(size)
+        cdef uint8_t[::1] room = found
+        for i in range(size):
+            room[i] = <uint8_t>fl_decode_bits(self._coder, 8)
+        self._check_end()
+        return bytes(found)
+
+    cdef int _check_end(self) except -1:
+        if fl_coder_is_past_end(self._coder):
+            raise ValueError("more was read than was written")
+        return 0

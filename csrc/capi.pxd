@@ -205,5 +205,21 @@ cdef extern from "fastlm.h" nogil:
     void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline) noexcept
     void fl_expand(fl_decoder *decoder, fl_request *requests, size_t n) noexcept
     uint64_t fl_clock() noexcept
+
+    ctypedef struct fl_coder:
+        pass
+
+    fl_status fl_coder_new(const void *data, size_t size, fl_coder **coder, fl_error *error) noexcept
+    void fl_coder_free(fl_coder *coder) noexcept
+    void fl_encode(fl_decoder *decoder, fl_state *state, fl_coder *coder, const int32_t *tokens, size_t n,
+                   int escapes) noexcept
+    void fl_encode_escape(fl_decoder *decoder, const fl_state *state, fl_coder *coder) noexcept
+    void fl_encode_bits(fl_coder *coder, uint32_t value, int bits) noexcept
+    fl_status fl_coder_finish(fl_coder *coder, const uint8_t **data, size_t *size, fl_error *error) noexcept
+    size_t fl_decode(fl_decoder *decoder, fl_state *state, fl_coder *coder, int32_t *tokens, size_t n,
+                     int escapes) noexcept
+    uint32_t fl_decode_bits(fl_coder *coder, int bits) noexcept
+    int fl_coder_is_past_end(const fl_coder *coder) noexcept
+
     void fl_draw(fl_decoder *decoder, const float *logits, fl_request *request) noexcept
     size_t fl_candidates(fl_decoder *decoder, const fl_request *request, int32_t *ids, float *logits) noexcept

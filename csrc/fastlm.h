@@ -296,6 +296,30 @@ void fl_draw(fl_decoder *decoder, const float *logits, fl_request *request);
  * controls may have changed. ids and logits have room for V. Returns how many. */
 size_t fl_candidates(fl_decoder *decoder, const fl_request *request, int32_t *ids, float *logits);
 
+/* ---- compression ------------------------------------------------------------------------------------- */
+
+/* A range coder on a model's probabilities. What follows the same calls with the same model reads what was written, on
+ * every machine (docs/format.md). */
+typedef struct fl_coder fl_coder;
+
+/* bytes NULL: writes; else reads them (a copy). */
+fl_status fl_coder_new(const void *bytes, size_t size, fl_coder **coder, fl_error *error);
+void fl_coder_free(fl_coder *coder); /* NULL is allowed */
+/* Writes tokens as the model expects them after the state, which reads them. escapes: 1 if there may be an escape among
+ * them, here or later; the reader must say the same. */
+void fl_encode(fl_decoder *decoder, fl_state *state, fl_coder *coder, const int32_t *tokens, size_t n, int escapes);
+/* Something that is no token follows. */
+void fl_encode_escape(fl_decoder *decoder, const fl_state *state, fl_coder *coder);
+/* A number below 2^bits, bits at most 16, each as likely. */
+void fl_encode_bits(fl_coder *coder, uint32_t value, int bits);
+/* What was written, after which nothing may be. */
+fl_status fl_coder_finish(fl_coder *coder, const uint8_t **bytes, size_t *size, fl_error *error);
+/* Reads up to n tokens, fewer before an escape (which is then read) or where the bytes are at an end. */
+size_t fl_decode(fl_decoder *decoder, fl_state *state, fl_coder *coder, int32_t *tokens, size_t n, int escapes);
+uint32_t fl_decode_bits(fl_coder *coder, int bits);
+/* 1 if more was read than anybody has written. */
+int fl_coder_is_past_end(const fl_coder *coder);
+
 #ifdef __cplusplus
 }
 #endif

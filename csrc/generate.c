@@ -8,13 +8,12 @@
  * keeps a row of logits for each. */
 enum { FEED = FL_MOST_COLUMNS, SCORE = 32 };
 
-/* The caller's floating-point mode is set aside, and workers are borrowed, for one call. */
-static void enter(fl_decoder *d, fenv_t *caller) {
+void fl_enter(fl_decoder *d, fenv_t *caller) {
     fl_fp_enter(caller);
     fl_team_begin(&d->team, d->model->threads);
 }
 
-static void leave(fl_decoder *d, const fenv_t *caller) {
+void fl_leave(fl_decoder *d, const fenv_t *caller) {
     fl_team_end(&d->team);
     fl_fp_leave(caller);
 }
@@ -33,17 +32,17 @@ static void feed(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n
 
 void fl_feed(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n) {
     fenv_t caller;
-    enter(d, &caller);
+    fl_enter(d, &caller);
     feed(d, state, tokens, n);
-    leave(d, &caller);
+    fl_leave(d, &caller);
 }
 
 const float *fl_logits(fl_decoder *d, const fl_state *state) {
     fenv_t caller;
-    enter(d, &caller);
+    fl_enter(d, &caller);
     fl_load(d, 0, false, state);
     fl_step_logits(d, 1, false);
-    leave(d, &caller);
+    fl_leave(d, &caller);
     return d->logits[0];
 }
 
@@ -86,9 +85,9 @@ static void score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t 
 
 void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) {
     fenv_t caller;
-    enter(d, &caller);
+    fl_enter(d, &caller);
     score(d, state, tokens, n, logprobs);
-    leave(d, &caller);
+    fl_leave(d, &caller);
 }
 
 /* ---- many texts ---------------------------------------------------------------------------------------- */
@@ -147,7 +146,7 @@ void fl_score_texts(fl_decoder *d, const fl_text *texts, size_t n) {
     shelf s = {.decoder = d};
     fenv_t caller;
     size_t next = 0;
-    enter(d, &caller);
+    fl_enter(d, &caller);
     for (; next < n && s.n < FL_MOST_COLUMNS; next++)
         if (texts[next].n) put_up(&s, s.n++, &texts[next]);
     while (s.n >= FL_WIDTH / 2) {
@@ -167,7 +166,7 @@ void fl_score_texts(fl_decoder *d, const fl_text *texts, size_t n) {
         const fl_text *t = s.text[j];
         score(d, t->state, t->tokens + s.at[j], t->n - s.at[j], t->logprobs + s.at[j]);
     }
-    leave(d, &caller);
+    fl_leave(d, &caller);
 }
 
 /* ---- generate ---------------------------------------------------------------------------------------- */
@@ -388,7 +387,7 @@ void fl_generate(fl_decoder *d, fl_request *requests, size_t n, uint64_t deadlin
     const size_t room = d->model->output.dtype == FL_INT4 && n <= FEW_INT4 ? 1 : FL_MOST_COLUMNS;
     fenv_t caller;
     batch b = {.decoder = d, .amateur = n ? requests->sampling->amateur : NULL};
-    enter(d, &caller);
+    fl_enter(d, &caller);
     for (size_t next = 0; next < n || b.n;) {
         next += admit(&b, requests + next, n - next, room);
         if (b.n) write_on(&b, deadline);
@@ -397,7 +396,7 @@ void fl_generate(fl_decoder *d, fl_request *requests, size_t n, uint64_t deadlin
             break;
         }
     }
-    leave(d, &caller);
+    fl_leave(d, &caller);
 }
 
 static void expand_part(void *context, uint32_t part, uint32_t parts) {
@@ -410,7 +409,7 @@ static void expand_part(void *context, uint32_t part, uint32_t parts) {
 
 void fl_expand(fl_decoder *d, fl_request *requests, size_t n) {
     fenv_t caller;
-    enter(d, &caller);
+    fl_enter(d, &caller);
     for (size_t next = 0; next < n;) {
         batch b = {.decoder = d};
         next += admit(&b, requests + next, n - next, FL_MOST_COLUMNS);
@@ -422,7 +421,7 @@ void fl_expand(fl_decoder *d, fl_request *requests, size_t n) {
         for (size_t j = 0; j < b.n; j++) store(&b, j);
         fl_team_pause(&d->team);
     }
-    leave(d, &caller);
+    fl_leave(d, &caller);
 }
 
 /* ---- one token at a time ------------------------------------------------------------------------------- */

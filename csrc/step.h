@@ -6,6 +6,10 @@
 
 #include "kernels.h"
 
+/* The caller's floating-point mode is set aside, and workers are borrowed, for one call. */
+void fl_enter(fl_decoder *decoder, fenv_t *caller);
+void fl_leave(fl_decoder *decoder, const fenv_t *caller);
+
 /* Part `part` of `parts` of n things, cut at multiples of `unit`. */
 void fl_slice(size_t n, size_t unit, uint32_t part, uint32_t parts, size_t *begin, size_t *end);
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import fastlm
+from fastlm.format import atomic
 from fastlm.scoring import rescore, score_lines
 from fastlm.tokenizer import DOCUMENTS, read_text
 
@@ -168,6 +169,35 @@ def _rescore(model: str, file: str, weight: float, length_weight: float, best: b
     return 0
 
 
+def _compress(file: str, output: str, model: str, threads: int | None) -> int:
+    lm = fastlm.load(model, threads=threads)
+    data = _read_bytes(file)
+    packed = lm.compress(data)
+    with atomic(output) as path, open(path, "wb") as out:
+        out.write(packed)
+    share = f", {100 * len(packed) / len(data):.1f} %" if data else ""
+    print(f"{output}: {len(data):,} bytes in {len(packed):,}{share}", file=sys.stderr)
+    return 0
+
+
+def _decompress(file: str, output: str, model: str, threads: int | None) -> int:
+    lm = fastlm.load(model, threads=threads)
+    data = lm.decompress(_read_bytes(file))
+    if output == "-":
+        sys.stdout.buffer.write(data)
+        return 0
+    with atomic(output) as path, open(path, "wb") as out:
+        out.write(data)
+    return 0
+
+
+def _read_bytes(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    with open(name, "rb") as file:
+        return file.read()
+
+
 def _info(model: str, as_json: bool) -> int:
     lm = fastlm.load(model)
     if as_json:
@@ -252,6 +282,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_score(commands)
     _add_rescore(commands)
+    for name, run, about in (
+        ("compress", _compress, "write a file in as few bytes as a model finds it likely"),
+        ("decompress", _decompress, "bring a compressed file back, byte for byte, on any machine"),
+    ):
+        command = _add(commands, name, run, about)
+        command.add_argument("file", help="to read; '-' reads standard input")
+        command.add_argument("output", help="to write" + ("; '-' is standard output" if run is _decompress else ""))
+        command.add_argument("--model", default="stories", help="model file, or bundled name (default: stories)")
+        _add_threads_argument(command)
     _add_export(commands)
     _add_quantize(commands)
     info = _add(commands, "info", _info, "show what is in a model file")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
 import numpy as np
 
 from fastlm import _engine, controls, tokenizer
+from fastlm.codec import compress, decompress
 from fastlm.constraints import Form
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
@@ -570,6 +571,29 @@ class Model:
         if documents:
             raise ValueError("documents=True wants a text, or a list of texts")
         return score_each(self, text)
+
+    # ---- compression ---------------------------------------------------------------------------------
+
+    def compress(self, data: str | bytes) -> bytes:
+        """A text (or any bytes) in as few bytes as the model finds it likely; `decompress` gives it back, on any
+        machine.
+
+        Raises
+        ------
+        ValueError
+            This model's tokens are not text as they are.
+        """
+        return compress(self, data)
+
+    def decompress(self, data: bytes) -> bytes:
+        """What `compress` was given, as bytes (a text in UTF-8).
+
+        Raises
+        ------
+        ValueError
+            The bytes are not compressed text, are damaged, or were written with another model.
+        """
+        return decompress(self, data)
 
     def _score(self, text: Prompt, documents: bool) -> Score:
         if not isinstance(text, str):
