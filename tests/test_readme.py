@@ -29,9 +29,10 @@ def test_first_two_blocks_are_the_two_commands():
     assert tests == 'pip install ".[test]" && pytest'
 
 
-def test_python_example_runs(capsys):
+def test_python_examples_run(capsys):
     exec(compile(blocks("python")[0], "README", "exec"), {})
     assert len(capsys.readouterr().out) > 200
+    exec(compile(blocks("python")[1], "README", "exec"), {})
 
 
 def test_export_example_runs(tmp_path, monkeypatch):
@@ -44,7 +45,7 @@ def test_export_example_runs(tmp_path, monkeypatch):
         [layers.Embedding(300, 8), layers.LSTM(9, return_sequences=True), layers.Dense(300, activation="softmax")]
     )
     model(keras.ops.zeros((1, 3), "int32"))
-    exec(compile(blocks("python")[1], "README", "exec"), {"fastlm": fastlm, "keras_model": model})
+    exec(compile(blocks("python")[2], "README", "exec"), {"fastlm": fastlm, "keras_model": model})
     assert fastlm.load("my.gguf").encode("some text") == tokens.encode("some text")
 
 
