@@ -345,6 +345,29 @@ cdef class Decoder:
             fl_logprobs(self._decoder, state._state, &logprobs[0])
         return found
 
+    def advance(self, list states not None, const int32_t[::1] tokens not None):
+        """States read a token each; the log-probabilities of what follows: array of n * V floats."""
+        cdef Py_ssize_t i, n = len(states)
+        cdef fl_state **each
+        if tokens.shape[0] != n:
+            raise ValueError(f"{tokens.shape[0]} tokens for {n} states")
+        found = array("f", bytes(4 * self.model.vocab_size * n))
+        cdef float[::1] logprobs = found
+        if not n:
+            return found
+        each = <fl_state **>PyMem_Calloc(n, sizeof(fl_state *))
+        if each == NULL:
+            raise MemoryError
+        try:
+            for i in range(n):
+                self._check(states[i], tokens)
+                each[i] = (<State>states[i])._state
+            with nogil:
+                fl_advance(self._decoder, each, &tokens[0], n, &logprobs[0])
+        finally:
+            PyMem_Free(each)
+        return found
+
     def score(self, State state not None, const int32_t[::1] tokens not None):
         """Reads tokens; the natural log-probability of each given what was read before: array of floats."""
         cdef Py_ssize_t at = 0, n, size = tokens.shape[0]

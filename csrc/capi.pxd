@@ -94,6 +94,7 @@ cdef extern from "fastlm.h" nogil:
     void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n) noexcept
     const float *fl_logits(fl_decoder *decoder, const fl_state *state) noexcept
     void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs) noexcept
+    void fl_advance(fl_decoder *decoder, fl_state **states, const int32_t *tokens, size_t n, float *logprobs) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
     ctypedef struct fl_text:

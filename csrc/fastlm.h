@@ -143,6 +143,8 @@ void fl_feed(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t
 const float *fl_logits(fl_decoder *decoder, const fl_state *state);
 /* Natural log-probabilities of the next token: V of them. */
 void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs);
+/* n states read a token each, side by side; [n][V] natural log-probabilities of what follows each. */
+void fl_advance(fl_decoder *decoder, fl_state *const *states, const int32_t *tokens, size_t n, float *logprobs);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
 

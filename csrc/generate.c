@@ -54,6 +54,40 @@ void fl_logprobs(fl_decoder *d, const fl_state *state, float *logprobs) {
     fl_fp_leave(&caller);
 }
 
+typedef struct rows {
+    const fl_decoder *decoder;
+    float *logprobs;
+    size_t n;
+} rows;
+
+static void rows_part(void *context, uint32_t part, uint32_t parts) {
+    const rows *r = context;
+    const fl_decoder *d = r->decoder;
+    size_t begin, end;
+    fl_slice(r->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) fl_log_softmax(d->model, d->logits[j], r->logprobs + j * d->model->vocab_size);
+}
+
+void fl_advance(fl_decoder *d, fl_state *const *states, const int32_t *tokens, size_t n, float *logprobs) {
+    fenv_t caller;
+    fl_enter(d, &caller);
+    for (size_t at = 0, part; at < n; at += part) {
+        part = n - at < FL_MOST_COLUMNS ? n - at : FL_MOST_COLUMNS;
+        const bool many = part > 1;
+        for (size_t j = 0; j < part; j++) fl_load(d, j, many, states[at + j]);
+        fl_step(d, tokens + at, part, many);
+        fl_step_logits(d, part, many);
+        rows r = {d, logprobs + at * d->model->vocab_size, part};
+        fl_team_run(&d->team, rows_part, &r);
+        for (size_t j = 0; j < part; j++) {
+            fl_store(d, j, states[at + j]);
+            states[at + j]->position++;
+        }
+        fl_team_pause(&d->team);
+    }
+    fl_leave(d, &caller);
+}
+
 typedef struct scoring {
     fl_decoder *decoder;
     const int32_t *tokens;

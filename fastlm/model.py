@@ -26,6 +26,7 @@ from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options
 from fastlm.scoring import score_each
 from fastlm.search import Beam, Found, Over, beam_search
 from fastlm.state import PrefixCache, Session, State, restored, resumed
+from fastlm.suggest import Suggestions, Words, suggest
 from fastlm.writing import Text
 
 if TYPE_CHECKING:
@@ -488,6 +489,32 @@ class Model:
         if not as_ids:
             names = [self._need_tokenizer().decode([token], context=ids) for token in names]
         return list(zip(names, (scaled[order] - total).tolist(), strict=True))
+
+    def suggest(self, prefix: str, k: int = 5) -> Suggestions:
+        """The likeliest words that the text may go on with, for keyboards and editors.
+
+        Parameters
+        ----------
+        prefix : str
+            What was typed, perhaps up to the middle of a word. What is known of it is kept (`load`'s
+            prefix_cache_mb), so that a further keystroke costs only what it adds.
+        k : int
+
+        Returns
+        -------
+        Suggestions
+            A list of (what completes the word, natural log-probability of the word given what was typed of it), the
+            likeliest first; ``""`` says that the word may be whole. Its ``exact`` and ``bound`` say how sure that is.
+        """
+        if not isinstance(prefix, str):
+            raise TypeError(f"prefix={prefix!r:.60}: expected text, found {type(prefix).__name__}")
+        if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+            raise ValueError(f"k={k!r}: expected a whole number from 1 on")
+        return suggest(self, prefix, int(k))
+
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self._need_tokenizer(), self.vocab_size)
 
     # ---- the past as a value -------------------------------------------------------------------------
 
