@@ -24,7 +24,7 @@ from fastlm.codec import compress, decompress
 from fastlm.constraints import Form
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
-from fastlm.search import Beam, Found, Over, beam_search
+from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.suggest import Suggestions, Words, suggest
 from fastlm.writing import Text
@@ -302,6 +302,44 @@ class Model:
             for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
             for text in _best(group, options)
         ]
+
+    def most_likely(
+        self, prompt: Prompt, n: int = 1, *, max_steps: int = 10_000, **options: Any
+    ) -> tuple[list[Completion], Proof]:
+        """The likeliest of all texts of at most ``max_tokens``, with the proof: for short answers. (The likeliest
+        text of a language model is often a very short one: see ``min_tokens`` and ``length_penalty``, which is 0 by
+        default here.)
+
+        Parameters
+        ----------
+        prompt : str or sequence of int
+        n : int
+            So many texts, 1 to 64.
+        max_steps : int
+            Texts in the making that are followed before the search gives up.
+        **options
+            As for a beam search.
+
+        Returns
+        -------
+        list of Completion, Proof
+            The texts, the likeliest first. ``Proof.proven`` says whether there are none better; ``Proof.bound`` what
+            others could have at most.
+        """
+        check_option("num_beams", n)
+        check_option("n", max_steps)
+        plan = self._plan({"length_penalty": 0.0, "num_beams": max(4, n), "early_stopping": "never", **options})
+        if plan.options.num_beam_groups:
+            raise ValueError("num_beam_groups: there is one likeliest text, however diverse: leave it out")
+        limits, begin, ids = self._limits(plan.options), time.perf_counter(), self._ids(prompt)
+        with self._decoder() as decoder:
+            start = _Start(self, decoder, ids, plan)
+            self._read(decoder, [start], limits)
+            known, _ = beam_search(decoder, plan, start.beam(), _over(limits))
+            whole = [one for one in known if one.finish in ("stop", "length")]
+            proof = exact_search(decoder, plan, start.beam(), n, max_steps, _over(limits), whole)
+        timings = timed(begin, len(ids) + proof.steps)
+        return [self._found_completion(prompt, start, one, timings) for one in proof.found], proof
 
     def _found(
         self, prompts: list[Prompt], starts: list[_Start], found: list[tuple[list[Found], str | None]], begin: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Searches for the likeliest texts: beam search as Hugging Face defines it (transformers 5), with diverse groups.
+"""Searches for the likeliest texts: beam search as Hugging Face defines it (transformers 5), and exact search.
 
 A text's score is the sum of its tokens' log-probabilities, its end among them, by ``length ** length_penalty``, its
 end counted. At each step the max(2, 1 + ends) * beams likeliest continuations are looked at; those among the first
@@ -70,7 +70,7 @@ def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -
         _advance(decoder, plan, groups, width)
     found = [one for group in groups for one in group.finished]
     if reason is not None or not found:  # what there is
-        found += [_cut(beam, options.length_penalty, reason or "length") for group in groups for beam in group.beams]
+        found += [_cut(plan, beam, reason or "length") for group in groups for beam in group.beams]
     return sorted(found, key=lambda one: -one.score), reason
 
 
@@ -162,20 +162,25 @@ def _completes(beam: Beam, token: int) -> bool:
     return beam.guide is not None and beam.guide.copy().accept(token) == "stop"
 
 
-def _finish(plan: Plan, group: Group, candidate: tuple[float, int, int, float], width: int) -> None:
-    minus, place, token, logprob = candidate
-    beam = group.beams[place]
-    ended = token in plan.ends
-    power = 1.0 if plan.options.length_penalty is None else plan.options.length_penalty
-    complete = _completes(beam, token)
-    satisfied = None if beam.guide is None else ended or complete
+def _power(plan: Plan) -> float:
+    asked = plan.options.length_penalty
+    return 1.0 if asked is None else float(asked)
+
+
+def _ended(plan: Plan, beam: Beam, token: int, logprob: float, total: float) -> Found:
+    """A text that ends with a token: its end, or its last. total: what is divided for the score."""
+    ended, complete = token in plan.ends, _completes(beam, token)
     tokens = beam.tokens if ended else (*beam.tokens, token)
     logprobs = beam.logprobs if ended else (*beam.logprobs, logprob)
-    score = -minus / (len(beam.tokens) + 1) ** power
-    found = Found(
-        tokens, logprobs, "stop" if ended or complete else "length", token if ended else None, score, satisfied
-    )
-    group.finished.append(found)  # stays behind those that are as good
+    finish = "stop" if ended or complete else "length"
+    satisfied = None if beam.guide is None else ended or complete
+    score = total / (len(beam.tokens) + 1) ** _power(plan)
+    return Found(tokens, logprobs, finish, token if ended else None, score, satisfied)
+
+
+def _finish(plan: Plan, group: Group, candidate: tuple[float, int, int, float], width: int) -> None:
+    minus, place, token, logprob = candidate
+    group.finished.append(_ended(plan, group.beams[place], token, logprob, -minus))  # behind those that are as good
     group.finished.sort(key=lambda one: -one.score)
     del group.finished[width:]
 
@@ -187,13 +192,114 @@ def _settled(plan: Plan, group: Group, length: int, width: int) -> bool:
         return False
     if options.early_stopping is True:
         return True
-    power = 1.0 if options.length_penalty is None else options.length_penalty
+    power = _power(plan)
     farthest = options.max_tokens if options.early_stopping == "never" and power > 0 else length
     return not group.beams[0].score / farthest**power > group.finished[-1].score
 
 
-def _cut(beam: Beam, length_penalty: float | None, finish: str) -> Found:
-    power = 1.0 if length_penalty is None else length_penalty
-    score = beam.score / max(1, len(beam.tokens)) ** power
+def _cut(plan: Plan, beam: Beam, finish: str) -> Found:
+    score = beam.score / max(1, len(beam.tokens)) ** _power(plan)
     satisfied = None if beam.guide is None else beam.guide.complete
     return Found(beam.tokens, beam.logprobs, finish, None, score if beam.tokens else -math.inf, satisfied)
+
+
+# ---- exact search --------------------------------------------------------------------------------------
+
+TOGETHER = 8
+"""Texts that exact search follows at once: as many as the engine computes side by side."""
+
+MOST_SUCCESSORS = 512
+"""Of a text that are looked at; what others could still give is in the bound."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What an exact search has found.
+
+    Attributes
+    ----------
+    found : list of Found
+        The likeliest texts, the best first.
+    proven : bool
+        Whether there are none better.
+    bound : float
+        No other text has a better score than this.
+    steps : int
+        Texts that were followed.
+    """
+
+    found: list[Found]
+    proven: bool
+    bound: float
+    steps: int
+
+
+def exact_search(
+    decoder: _engine.Decoder, plan: Plan, start: Beam, n: int, most_steps: int, over: Over, known: list[Found]
+) -> Proof:
+    """The n texts of the best scores of all there are: best-first search (Dijkstra 1959), which a score that only
+    falls with length makes exact. ``known``: texts that were found already, with which the search need not begin at
+    nothing.
+    """
+    best = sorted(known, key=lambda one: -one.score)[:n]
+    order, steps, lost = 0, 0, -math.inf
+    heap: list[tuple[float, int, Beam]] = [(-math.inf, order, start)]
+
+    def worst() -> float:
+        return best[-1].score if len(best) == n else -math.inf
+
+    while heap and -heap[0][0] > worst() and steps < most_steps and over() is None:
+        chosen = []
+        while heap and len(chosen) < TOGETHER and -heap[0][0] > worst():
+            chosen.append(heapq.heappop(heap)[2])
+        steps += len(chosen)
+        for beam, (tokens, logprobs) in zip(chosen, _successors(decoder, plan, chosen), strict=True):
+            for token, logprob in zip(tokens, logprobs, strict=True):
+                ended = _whole(plan, beam, token, logprob)
+                if ended is not None:
+                    best = _among(best, ended, n)
+                elif (bound := _bound(plan, beam.score + logprob, len(beam.tokens) + 1)) > worst():
+                    order += 1
+                    heapq.heappush(heap, (-bound, order, _grown(beam, token, logprob)))
+            if len(tokens) == MOST_SUCCESSORS:
+                lost = max(lost, _bound(plan, beam.score + logprobs[-1], len(beam.tokens)))
+    open_bound = max(lost, -heap[0][0] if heap else -math.inf)
+    return Proof(best, open_bound <= worst(), max(open_bound, worst()), steps)
+
+
+def _successors(decoder: _engine.Decoder, plan: Plan, beams: list[Beam]) -> list[tuple[list[int], list[float]]]:
+    jobs = []
+    for beam in beams:
+        beam.state = beam.state.copy()  # its parent's, which others begin with too
+        jobs.append(_job(plan, beam, min(MOST_SUCCESSORS, plan.vocab_size)))
+    return decoder.expand(jobs)
+
+
+def _grown(parent: Beam, token: int, logprob: float) -> Beam:
+    memory, guide = parent.memory and parent.memory.copy(), parent.guide and parent.guide.copy()
+    if memory is not None:
+        memory.add(array("i", [token]), True)
+    if guide is not None:
+        guide.accept(token)
+    logprobs = (*parent.logprobs, logprob)
+    tokens = (*parent.tokens, token)
+    return Beam(parent.state, array("i", [token]), tokens, parent.score + logprob, logprobs, memory, guide)
+
+
+def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:
+    """The text that ends with this token, if it does."""
+    if token not in plan.ends and len(beam.tokens) + 1 < plan.options.max_tokens and not _completes(beam, token):
+        return None
+    return _ended(plan, beam, token, logprob, beam.score + logprob)
+
+
+def _bound(plan: Plan, total: float, length: int) -> float:
+    """No text that begins with so many tokens of this log-probability has a better score."""
+    power = _power(plan)
+    return total / float(plan.options.max_tokens if power > 0 else length + 1) ** power
+
+
+def _among(best: list[Found], one: Found, n: int) -> list[Found]:
+    if any(other.tokens == one.tokens and other.finish == one.finish for other in best):
+        return best
+    return sorted([*best, one], key=lambda found: -found.score)[:n]

@@ -114,6 +114,39 @@ def test_enough_beams_find_the_likeliest_of_all_texts(toys):
         assert found.score == pytest.approx(best[0], abs=1e-5)
 
 
+@pytest.mark.parametrize("power", [0.0, 1.0, -0.5])
+def test_exact_search_finds_the_likeliest_of_all_texts(toys, power):
+    most = 4
+    for model, weights in toys:
+        logprobs, texts = Oracle(weights, [4]), []
+        for length in range(1, most + 1):
+            for tokens in itertools.product(range(VOCAB), repeat=length):
+                if END in tokens[:-1] or (length < most and tokens[-1] != END):
+                    continue
+                score = sum(logprobs(tokens[:n])[tokens[n]] for n in range(length)) / length**power
+                texts.append((score, tokens))
+        expected = sorted(texts, reverse=True)[:3]
+        found, proof = model.most_likely([4], 3, max_tokens=most, length_penalty=power)
+        assert proof.proven
+        assert [whole(one) for one in found] == [tokens for _, tokens in expected]
+        assert [one.score for one in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
+        assert proof.bound == pytest.approx(expected[-1][0], abs=1e-5)
+        (once,), proof = model.most_likely([4], max_tokens=most, length_penalty=power, max_steps=1)
+        assert proof.bound >= expected[0][0] - 1e-5
+        assert proof.proven == (whole(once) == expected[0][1] and proof.bound <= once.score)
+
+
+def test_exact_search_follows_controls_and_forms(lm):
+    (found,), proof = lm.most_likely("ab", max_tokens=5, regex="[a-c]{2,4}x")
+    assert proof.proven
+    assert re.fullmatch("[a-c]{2,4}x", found.text)
+    texts = ["".join(t) + "x" for n in (2, 3, 4) for t in itertools.product("abc", repeat=n)]
+    scores = {t: sum(lm.score([lm.bos, *b"ab", *t.encode()]).logprobs[3:]) for t in texts}
+    assert scores[found.text] == pytest.approx(max(scores.values()), abs=1e-4)
+    with pytest.raises(ValueError, match="draws nothing"):
+        lm.most_likely("ab", top_k=5)
+
+
 def test_controls_and_forms_act_on_beams(lm):
     found = lm.generate("ab", num_beams=4, n=4, max_tokens=12, no_repeat_ngram_size=2)
     for one in found:
