@@ -249,7 +249,7 @@ def exact_search(
         return best[-1].score if len(best) == n else -math.inf
 
     while heap and -heap[0][0] > worst() and steps < most_steps and over() is None:
-        chosen = []
+        chosen: list[Beam] = []
         while heap and len(chosen) < TOGETHER and -heap[0][0] > worst():
             chosen.append(heapq.heappop(heap)[2])
         steps += len(chosen)
@@ -296,7 +296,7 @@ def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:
 def _bound(plan: Plan, total: float, length: int) -> float:
     """No text that begins with so many tokens of this log-probability has a better score."""
     power = _power(plan)
-    return total / float(plan.options.max_tokens if power > 0 else length + 1) ** power
+    return total / math.pow(plan.options.max_tokens if power > 0 else length + 1, power)
 
 
 def _among(best: list[Found], one: Found, n: int) -> list[Found]:
