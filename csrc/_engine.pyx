@@ -671,7 +671,7 @@ cdef class Job:
     """A text being written: what it goes on from, how, and what has come of it. `Decoder.write` goes on with it.
 
     guide: what says, token by token, which may come: `allowed()` gives the words of a bit mask or None, `accept(token)`
-    the reason why the text is done or None. check: called with the job where the text may be done, and with `often` after
+    the reason why the text is done or None, and `over` says that anything may come from now on. check: called with the job where the text may be done, and with `often` after
     every round, says the same.
     processor: from an array of logits to another.
     """
@@ -684,7 +684,7 @@ cdef class Job:
     cdef uint64_t _seed
     cdef uint32_t _index, _alternatives
     cdef Py_ssize_t _min, _max
-    cdef const uint32_t[::1] _allowed
+    cdef const uint32_t[::1] _allowed, _always  # of the next token, and of all
     cdef object _guide, _check, _processor
     cdef bint _often
     cdef readonly list tokens
@@ -718,6 +718,7 @@ cdef class Job:
         self._memory, self._amateur, self._min = memory, amateur, min_tokens
         self._seed, self._index = seed, index
         self._allowed, self._guide, self._check, self._processor = allowed, guide, check, processor
+        self._always = allowed
         self._alternatives, self._often = alternatives, often
         self.tokens, self.logprobs = [], [] if logprobs else None
         self.alternatives = [] if alternatives else None
@@ -779,6 +780,8 @@ cdef class Job:
             self.finish = _FINISH[request.finish]
         elif self._guide is not None and request.written:
             self.finish = self._guide.accept(last[0])
+            if self._guide.over:
+                self._allowed, self._guide = self._always, None
         if self.finish is None and (self._often or request.finish == FL_FINISH_PAUSE):
             self.finish = self._check(self)
         if self.finish is None and len(self.tokens) >= self._max:

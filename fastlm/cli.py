@@ -333,6 +333,7 @@ def _add_generate(commands: Any) -> None:
     more = command.add_argument_group("more control (docs/options.md defines all of them)")
     for name, kind, about in _CONTROLS:
         more.add_argument(f"--{name}", type=kind, help=about)
+    more.add_argument("--token-healing", action="store_const", const=True, help="write the prompt's last tokens anew")
     for name, kind, metavar, about in _REPEATED:
         more.add_argument(f"--{name}", type=kind, metavar=metavar, action="append", help=f"{about}; may be repeated")
     _add_threads_argument(command)

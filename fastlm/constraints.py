@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastlm.model import Model
+    from fastlm.suggest import Words
+
+
+MOST_HEALED = 4
+"""Tokens of a prompt that are written anew at most."""
 
 
 class _Vocabulary:
@@ -67,6 +72,46 @@ class Form:
         return Guide(self._matcher.deep_copy(), texts, ends)
 
 
+class Healing:
+    """Lets a prompt's last bytes be written anew, by tokens that may go on where the prompt's had to end: tokens
+    that write them, their beginning, or more (token healing, as in Microsoft's ``guidance``)."""
+
+    def __init__(self, words: Words, bytes_left: bytes, allowed: npt.NDArray[np.uint32] | None) -> None:
+        self._words, self._left, self._also = words, bytes_left, allowed
+
+    def allowed(self) -> npt.NDArray[np.uint32]:
+        """A bit for each token that may come next."""
+        mask = token_mask(self._words.size, self._words.covering(self._left))
+        return mask if self._also is None else mask & self._also
+
+    def accept(self, token: int) -> str | None:
+        """Notes a token."""
+        self._left = self._left[len(self._words.known.pieces[token]) :]
+        return None
+
+    @property
+    def over(self) -> bool:
+        """Whether all is written."""
+        return not self._left
+
+
+def healed(words: Words, ids: array[int]) -> tuple[array[int], str]:
+    """A prompt without the last tokens that a longer one might have begun like, and their text."""
+    if not words.known.exact_pieces:
+        raise ValueError("token_healing needs tokens that are text as they are; this model joins them with spaces")
+    cut, text = 0, ""
+    for n in range(1, min(MOST_HEALED, len(ids) - 1) + 1):
+        pieces = [words.known.pieces[token] if token < words.known.vocab_size else b"" for token in ids[-n:]]
+        tail = b"".join(pieces)
+        if not all(pieces) or not words.longer(tail):
+            break
+        try:
+            cut, text = n, tail.decode()
+        except UnicodeDecodeError:  # half a character
+            continue
+    return ids[: len(ids) - cut], text
+
+
 class Guide:
     """Which tokens may come in one text, and when it is done."""
 
@@ -95,6 +140,8 @@ class Guide:
         if not self._matcher.is_stopped():
             return None
         return "stop" if self.complete else "unsatisfiable"
+
+    over = False  # a form is never behind
 
     @property
     def complete(self) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from fastlm import _engine, controls, tokenizer
 from fastlm.codec import compress, decompress
-from fastlm.constraints import Form
+from fastlm.constraints import Form, Guide, Healing, healed
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
 from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search
@@ -359,7 +359,7 @@ class Model:
         text = "" if self.tokenizer is None else self.tokenizer.decode(one.tokens, context=ids)
         count = len(one.tokens)
         return Completion(
-            text=self._echo(prompt, ids, options) + text if options.echo else text,
+            text=self._echo(prompt, ids) + text if options.echo else text,
             token_ids=list(one.tokens),
             finish_reason=one.finish,
             logprobs=None,
@@ -398,7 +398,7 @@ class Model:
         stopped_by = text.written.stopped_by
         ids_and_logprobs = job.alternatives
         return Completion(
-            text=self._echo(prompt, ids, options) + written if options.echo else written,
+            text=self._echo(prompt, ids, text.skip) + written if options.echo else written,
             token_ids=job.tokens,
             finish_reason="stop" if stopped_by is not None else job.finish or "",
             logprobs=None if options.logprobs is None or options.logprobs is False else job.logprobs,
@@ -414,7 +414,7 @@ class Model:
             if ids_and_logprobs is None
             else [dict(zip(*one, strict=True)) for one in ids_and_logprobs],
             prompt_logprobs=said,
-            satisfied=None if text.guide is None else text.guide.complete,
+            satisfied=text.guide.complete if isinstance(text.guide, Guide) else None,
         )
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
@@ -434,22 +434,14 @@ class Model:
         plan = self._plan(options)
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
-        for name, neutral in (
-            ("n", (1,)),
-            ("num_beams", (1,)),
-            ("best_of", (None,)),
-            ("logprobs", (None,)),
-            ("prompt_logprobs", ()),
-        ):
-            value = getattr(plan.options, name)
-            if value is not False and value not in neutral:
-                raise ValueError(f"stream yields one text and no {name}; use generate")
+        for name in plan.options.given("n", "num_beams", "best_of", "logprobs", "prompt_logprobs"):
+            raise ValueError(f"stream yields one text and no {name}; use generate")
         self._need_tokenizer()
         ids, seed, deadline = self._ids(prompt), _seed(options), _deadline(plan.options)
         return self._pieces(prompt, ids, plan, seed, deadline)
 
     def _pieces(self, prompt: Prompt, ids: array[int], plan: controls.Plan, seed: int, deadline: int) -> Iterator[str]:
-        if plan.options.echo and (echo := self._echo(prompt, ids, plan.options)):
+        if plan.options.echo and (echo := self._echo(prompt, ids)):
             yield echo
         limits: dict[str, Any] = {"deadline": deadline, "cancelled": plan.options.cancelled}
         with self._decoder() as decoder:
@@ -484,8 +476,9 @@ class Model:
         while (piece := await asyncio.to_thread(next, pieces, end)) is not end:
             yield cast(str, piece)
 
-    def _echo(self, prompt: Prompt, ids: array[int], options: GenerationOptions) -> str:
-        return prompt if isinstance(prompt, str) else self._need_tokenizer().decode(ids)
+    def _echo(self, prompt: Prompt, ids: array[int], healed: str = "") -> str:
+        """The prompt's text; of ids without what is written anew, and that."""
+        return prompt if isinstance(prompt, str) else self._need_tokenizer().decode(ids) + healed
 
     def next_tokens(
         self, prompt: Prompt, k: int | None = 5, *, as_ids: bool = False, **options: Unpack[Options]
@@ -510,9 +503,8 @@ class Model:
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"k={k!r}: expected a whole number from 1 on, or None for all tokens")
         plan = self._plan(options)
-        for name, neutral in (("contrastive_model", None), ("logits_processor", None), ("num_beams", 1)):
-            if getattr(plan.options, name) != neutral:
-                raise ValueError(f"next_tokens has no {name}")
+        for name in plan.options.given("contrastive_model", "logits_processor", "num_beams", "token_healing"):
+            raise ValueError(f"next_tokens has no {name}")
         ids = self._ids(prompt)
         with self._decoder() as decoder:
             start = _Start(self, decoder, ids, plan)
@@ -589,15 +581,8 @@ class Model:
                 raise ValueError(f"a stored session has its own options: leave out {', '.join(options)}")
             return resumed(self, data)
         plan = self._plan(options)
-        for name, neutral in (
-            ("n", 1),
-            ("num_beams", 1),
-            ("best_of", None),
-            ("echo", False),
-            ("prompt_logprobs", False),
-        ):
-            if getattr(plan.options, name) != neutral:
-                raise ValueError(f"a session writes one text and has no {name}")
+        for name in plan.options.given("n", "num_beams", "best_of", "echo", "prompt_logprobs", "token_healing"):
+            raise ValueError(f"a session writes one text and has no {name}")
         return Session(self, plan, options, _seed(options))
 
     # ---- score ---------------------------------------------------------------------------------------
@@ -632,7 +617,7 @@ class Model:
                 return self._score(text, documents)
             return [self._score(one, True) for one in text] if documents else list(score_each(self, text))
         if not isinstance(text, Iterable) or isinstance(text, (bytes, bytearray, memoryview, Mapping)):
-            raise TypeError(f"text={text!r:.60}: expected a text, token ids, or several of them")
+            raise TypeError(f"expected a text, token ids, or several of them, found {type(text).__name__}")
         if documents:
             raise ValueError("documents=True wants a text, or a list of texts")
         return score_each(self, text)
@@ -695,7 +680,9 @@ class _Start:
     """Where the texts of one prompt begin: its state, what of it was not read yet, and what controls remember."""
 
     def __init__(self, model: Model, decoder: _engine.Decoder, ids: array[int], plan: controls.Plan) -> None:
-        self.model, self.ids, self.plan = model, ids, plan
+        self.model, self.plan = model, plan
+        self.ids, self.healed = healed(model._words, ids) if plan.options.token_healing else (ids, "")
+        ids = self.ids
         self.state = _engine.State(model._engine)
         self.amateur = None if plan.amateur is None else _engine.State(plan.amateur._engine)
         self.memory = None
@@ -756,6 +743,8 @@ class _Start:
                 index,
                 self.memory.copy() if copied and self.memory is not None else self.memory,
                 self.amateur.copy() if copied and self.amateur is not None else self.amateur,
+                guide=Healing(self.model._words, self.healed.encode(), self.plan.allowed) if self.healed else None,
+                skip=self.healed,
             )
             for index in range(count)
         ]

@@ -184,6 +184,7 @@ class Options(TypedDict, total=False):
     json_schema: Mapping[str, Any] | str | bool | None
     grammar: str | None
     choices: Sequence[str] | None
+    token_healing: bool
     logprobs: bool | int | None
     prompt_logprobs: bool
     echo: bool
@@ -301,6 +302,9 @@ class GenerationOptions:
         grammar, or is one of several (with the ``llguidance`` package). One of them at a time. The text ends when
         nothing more may come, or where it may end and the model says so; if it ends otherwise (``max_tokens``),
         ``Completion.satisfied`` is False.
+    token_healing : bool
+        Where the prompt ends inside what a token could write whole, its last tokens (4 at most) are written anew,
+        with what comes. The text is what follows the prompt all the same.
     logprobs : bool or int
         Also return each drawn token's natural log-probability (full softmax, temperature 1, of the model itself
         before any control); a number: with so many likeliest tokens at each place.
@@ -361,6 +365,7 @@ class GenerationOptions:
     json_schema: Mapping[str, Any] | str | bool | None = None
     grammar: str | None = None
     choices: Sequence[str] | None = None
+    token_healing: bool = False
     logprobs: bool | int | None = None
     prompt_logprobs: bool = False
     echo: bool = False
@@ -377,6 +382,9 @@ class GenerationOptions:
         self._check_companions(given)
         self._check_greedy(given)
         self._check_beams(given)
+        for name in FORMS if self.token_healing else ():
+            if name in given:
+                raise ValueError(f"token_healing and {name} both say what the first tokens are: leave one out")
         self._check_samplers(given)
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
@@ -389,6 +397,11 @@ class GenerationOptions:
         """Options with a value that is not their default."""
         found = {name: getattr(self, name) for name in _DEFAULTS}
         return {name: value for name, value in found.items() if value is not _DEFAULTS[name]}
+
+    def given(self, *names: str) -> list[str]:
+        """Those of these options that ask for something."""
+        neutral = (None, False)
+        return [name for name in names if (value := getattr(self, name)) not in neutral and value != _DEFAULTS[name]]
 
     def _check_companions(self, given: Mapping[str, Any]) -> None:
         for name, others in _NEEDED_BY.items():
@@ -414,7 +427,16 @@ class GenerationOptions:
     def _check_beams(self, given: Mapping[str, Any]) -> None:
         if self.num_beams == 1:
             return
-        for name in (*_DRAWING, "best_of", "stop", "stop_repeats", "logits_processor", "logprobs", "seed"):
+        for name in (
+            *_DRAWING,
+            "best_of",
+            "stop",
+            "stop_repeats",
+            "logits_processor",
+            "token_healing",
+            "logprobs",
+            "seed",
+        ):
             if name in given and (name not in _DRAWING or _acts(name, given[name])):
                 raise ValueError(f"num_beams={self.num_beams} draws nothing, so there is no {name}: leave one out")
         if self.n > self.num_beams:
@@ -478,6 +500,8 @@ _RESTRICTING = (
     "eta_cutoff",
     "xtc_probability",
 )
+
+_WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "logprobs", "seed")
 
 _DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
 
@@ -641,6 +665,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "grammar": _text,
     "choices": _choices,
     "logprobs": _truth_or_count,
+    "token_healing": _truth,
     "prompt_logprobs": _truth,
     "echo": _truth,
     "seed": _whole(0, 2**64 - 1),

@@ -79,6 +79,12 @@ class Words:
         ranked = sorted((piece, token) for token, piece in enumerate(self._pieces) if piece)
         return [piece for piece, _ in ranked], [token for _, token in ranked]
 
+    def longer(self, text: bytes) -> list[int]:
+        """Tokens that begin with a text and go on."""
+        pieces, tokens = self._sorted
+        first, last = bisect.bisect_right(pieces, text), bisect.bisect_left(pieces, text + b"\xff" * 64)
+        return tokens[first:last]
+
     def covering(self, typed: bytes) -> list[int]:
         """Tokens that write a text, its beginning, or more."""
         pieces, tokens = self._sorted

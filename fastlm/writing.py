@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Guide
+from fastlm.constraints import Guide, Healing
 from fastlm.controls import Plan
 from fastlm.tokenizer import TextStream
 
@@ -18,8 +18,8 @@ from fastlm.tokenizer import TextStream
 class Written:
     """The text of tokens as they come, up to where the first of some stop texts begins."""
 
-    def __init__(self, stream: TextStream | None, stops: Sequence[str]) -> None:
-        self._stream, self._stops = stream, stops
+    def __init__(self, stream: TextStream | None, stops: Sequence[str], skip: str = "") -> None:
+        self._stream, self._stops, self._skip = stream, stops, skip
         self._longest = max(map(len, stops), default=0)
         self._text, self._given, self._read = "", 0, 0
         self.stopped_by: str | None = None
@@ -54,6 +54,9 @@ class Written:
         return self.finish(tokens)[self._given :]
 
     def _add(self, new: str) -> None:
+        if self._skip:  # what the prompt has said already
+            skipped = min(len(self._skip), len(new))
+            self._skip, new = self._skip[skipped:], new[skipped:]
         begin = max(0, len(self._text) - self._longest + 1)
         self._text += new
         if not self._stops or not new:
@@ -87,13 +90,14 @@ class Text:
         memory: _engine.Memory | None = None,
         amateur: _engine.State | None = None,
         limits: tuple[int, int] | None = None,
-        guide: Guide | None = None,
+        guide: Guide | Healing | None = None,
+        skip: str = "",
     ) -> None:
         options = plan.options
         least, most = (options.min_tokens, options.max_tokens) if limits is None else limits
-        self.ids, self.plan = ids, plan
+        self.ids, self.plan, self.skip = ids, plan, skip
         self.guide = guide if guide is not None or plan.form is None else plan.form.guide(plan.allowed)
-        self.written = Written(None if stream is None else stream(), plan.stops)
+        self.written = Written(None if stream is None else stream(), plan.stops, skip)
         self.job = _engine.Job(
             state,
             unread,

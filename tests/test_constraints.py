@@ -139,3 +139,27 @@ def test_words_joined_by_spaces_have_no_form(tmp_path):
     fastlm.export(random_weights(known.vocab_size, 6, (10,)), tmp_path / "m.gguf", tokenizer=known)
     with pytest.raises(ValueError, match="joins its tokens with spaces"):
         fastlm.load(tmp_path / "m.gguf").generate("", regex="a")
+
+
+def test_healing_writes_the_end_of_a_prompt_anew(tmp_path):
+    """The text follows the prompt, and its tokens may be such as the prompt's own tokens did not allow."""
+    known = train_bpe(["the cat sat on the mat. " * 50], 280)
+    fastlm.export(random_weights(known.vocab_size, 8, (12,), seed=5), tmp_path / "m.gguf", tokenizer=known)
+    lm, healed = fastlm.load(tmp_path / "m.gguf"), 0
+    for seed, prompt in enumerate(["the c", "the cat s", "on th", "the cat sat on the", "q", "the ca"] * 10):
+        found = lm.generate(prompt, seed=seed, max_tokens=12, token_healing=True, temperature=1.0)
+        ids = lm.encode(prompt)
+        kept = next(
+            n for n in range(len(ids), -1, -1) if known.decode(ids[:n] + found.token_ids) == prompt + found.text
+        )
+        healed += kept < len(ids)
+        assert len(ids) - kept <= 4
+        pieces = lm.stream(prompt, seed=seed, max_tokens=12, token_healing=True, temperature=1.0)
+        assert "".join(pieces) == found.text
+        assert (
+            prompt + found.text
+            == lm.generate(prompt, seed=seed, max_tokens=12, token_healing=True, temperature=1.0, echo=True).text
+        )
+    assert healed > 20
+    with pytest.raises(ValueError, match="token_healing and regex"):
+        lm.generate("the", token_healing=True, regex="a")

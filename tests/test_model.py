@@ -249,9 +249,9 @@ BAD_CALLS = [
     (lambda lm: lm.generate("a", temperatur=1), TypeError, "did you mean temperature"),
     (lambda lm: lm.generate("a", do_sample=True), TypeError, "temperature"),
     (
-        lambda lm: lm.generate("a", num_beams=2),
+        lambda lm: lm.generate("a", must_include=["b"]),
         TypeError,
-        "option 'num_beams' is not in this version; it has n, best_of",
+        "option 'must_include' is not in this version; it has n, best_of",
     ),
     (lambda lm: lm.generate("a", zzz=1), TypeError, "unknown option 'zzz': expected one of n, best_of"),
     (lambda lm: lm.generate("a", temperature=-0.1), ValueError, "temperature=-0.1: expected 0 to 1000"),

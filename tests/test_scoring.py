@@ -52,7 +52,7 @@ def test_any_iterable_is_scored_as_it_comes(lm):
 def test_what_cannot_be_scored_is_said(lm):
     with pytest.raises(TypeError, match="text 1: a prompt is a str"):
         list(lm.score(iter(["a", 5.5])))
-    with pytest.raises(TypeError, match="expected a text, token ids"):
+    with pytest.raises(TypeError, match="expected a text, token ids, or several of them, found int"):
         lm.score(5)
     with pytest.raises(ValueError, match="documents=True"):
         lm.score(iter(["a"]), documents=True)
