@@ -25,6 +25,7 @@ _HEAD = struct.Struct("<2sB4sI")
 _MAGIC = b"fL"
 _VERSION = 1  # of the file, in bits 4 to 6
 _ESCAPES = 0x80
+_MOST_RAW = 1 << 30  # bytes behind one escape: their number has 32 bits
 
 
 def compress(model: Model, data: str | bytes) -> bytes:
@@ -38,7 +39,8 @@ def compress(model: Model, data: str | bytes) -> bytes:
         coder = _engine.Coder(decoder, model.state()._engine, escapes)
         for part in parts:
             if isinstance(part, bytes):
-                coder.encode_raw(part)
+                for at in range(0, len(part), _MOST_RAW):
+                    coder.encode_raw(part[at : at + _MOST_RAW])
             else:
                 coder.encode(part)
         code = coder.finish()

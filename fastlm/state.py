@@ -4,6 +4,7 @@ decoder does, and a cache of the states of prompts."""
 
 from __future__ import annotations
 
+import bisect
 import json
 import struct
 import threading
@@ -148,7 +149,8 @@ class PrefixCache:
     def __init__(self, most_bytes: int) -> None:
         self._most, self._bytes = most_bytes, 0
         self._states: OrderedDict[bytes, _engine.State] = OrderedDict()
-        self._lengths: Counter[int] = Counter()
+        self._lengths: Counter[int] = Counter()  # how many prompts are so long
+        self._sorted: list[int] = []  # those of which there are some
         self._lock = threading.Lock()
         self.hits = self.misses = 0
 
@@ -159,9 +161,9 @@ class PrefixCache:
     def find(self, ids: array[int]) -> tuple[_engine.State, int] | None:
         """A copy of the state after the longest known beginning of these tokens, and how many they are."""
         with self._lock:
-            for length in sorted(self._lengths, reverse=True):
+            for length in reversed(self._sorted[: bisect.bisect_right(self._sorted, len(ids))]):
                 key = ids[:length].tobytes()
-                if length <= len(ids) and (state := self._states.get(key)) is not None:
+                if (state := self._states.get(key)) is not None:
                     self._states.move_to_end(key)
                     self.hits += 1
                     return state.copy(), length
@@ -176,6 +178,8 @@ class PrefixCache:
                 self._states.move_to_end(key)
                 return
             self._states[key] = state.copy()
+            if not self._lengths[len(ids)]:
+                bisect.insort(self._sorted, len(ids))
             self._lengths[len(ids)] += 1
             self._bytes += self._size(key, state)
             while self._bytes > self._most and self._states:
@@ -183,7 +187,7 @@ class PrefixCache:
                 length = len(old) // ids.itemsize
                 self._lengths[length] -= 1
                 if not self._lengths[length]:
-                    del self._lengths[length]
+                    self._sorted.remove(length)
                 self._bytes -= self._size(old, gone)
 
     @staticmethod
