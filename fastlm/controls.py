@@ -64,7 +64,8 @@ class Plan:
 
     @property
     def alternatives(self) -> int:
-        return 0 if self.options.logprobs in (None, True, False) else int(self.options.logprobs)
+        asked = self.options.logprobs
+        return 0 if asked is None or isinstance(asked, bool) else int(asked)
 
     @property
     def logprobs(self) -> bool:

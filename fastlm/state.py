@@ -336,9 +336,9 @@ class Session:
             self._kept.pop()
         if self._position > size:
             read, state, amateur = self._kept.pop() if self._kept else (0, None, None)
-            self._state = _engine.State(self.model._engine) if state is None else state
+            self._state = _engine.State(self.model._engine) if state is None else state.copy()
             if self._plan.amateur is not None:
-                self._amateur = _engine.State(self._plan.amateur._engine) if amateur is None else amateur
+                self._amateur = _engine.State(self._plan.amateur._engine) if amateur is None else amateur.copy()
         else:
             read = self._position
         self._memory.rewind(size)
