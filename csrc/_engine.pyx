@@ -239,6 +239,15 @@ cdef class Model:
         return largest, tolerance
 
 
+cdef int _check_tokens(Model model, const int32_t[::1] tokens) except -1:
+    cdef Py_ssize_t i
+    cdef int32_t vocab_size = <int32_t>model.vocab_size
+    for i in range(tokens.shape[0]):
+        if tokens[i] < 0 or tokens[i] >= vocab_size:
+            raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {vocab_size - 1}")
+    return 0
+
+
 @cython.final
 cdef class State:
     """A sequence's past. One thread at a time."""
@@ -304,14 +313,9 @@ cdef class Decoder:
         fl_decoder_free(self._decoder)
 
     cdef int _check(self, State state, const int32_t[::1] tokens) except -1:
-        cdef Py_ssize_t i
-        cdef int32_t vocab_size = <int32_t>self.model.vocab_size
         if state.model is not self.model:
             raise ValueError("the state belongs to another model")
-        for i in range(tokens.shape[0]):
-            if tokens[i] < 0 or tokens[i] >= vocab_size:
-                raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {vocab_size - 1}")
-        return 0
+        return _check_tokens(self.model, tokens)
 
     cdef int _feed(self, State state, const int32_t[::1] tokens, Py_ssize_t size) except -1:
         cdef Py_ssize_t at = 0, n
@@ -546,10 +550,7 @@ cdef class Memory:
 
     def add(self, const int32_t[::1] tokens not None, bint written=False):
         """Adds tokens that were read, or that the model wrote."""
-        cdef Py_ssize_t i
-        for i in range(tokens.shape[0]):
-            if tokens[i] < 0 or tokens[i] >= <int32_t>self.model.vocab_size:
-                raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {self.model.vocab_size - 1}")
+        _check_tokens(self.model, tokens)
         self._reserve(tokens.shape[0])
         if tokens.shape[0]:
             fl_memory_add(self._memory, &tokens[0], tokens.shape[0], written)
@@ -698,10 +699,7 @@ cdef class Job:
                   Py_ssize_t min_tokens=0, bint logprobs=False, uint32_t alternatives=0,
                   const uint32_t[::1] allowed=None, guide=None, check=None, bint often=False, processor=None):
         state_model, vocab_size = state.model, <int32_t>state.model.vocab_size
-        cdef Py_ssize_t i
-        for i in range(prompt.shape[0]):
-            if prompt[i] < 0 or prompt[i] >= <int32_t>vocab_size:
-                raise ValueError(f"token {prompt[i]} at place {i}: expected 0 to {vocab_size - 1}")
+        _check_tokens(state.model, prompt)
         if sampling.model is not state_model or (memory is not None and memory.model is not state_model):
             raise ValueError("parts of different models")
         if memory is None and sampling.needs_memory:

@@ -205,8 +205,3 @@ def token_mask(vocab_size: int, tokens: Sequence[int]) -> npt.NDArray[np.uint32]
     bits = np.zeros(-(-vocab_size // 32) * 32, bool)
     bits[np.asarray(tokens, np.int64)] = True
     return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
-
-
-def ends_of(stop: array[int]) -> tuple[int, ...]:
-    """Tokens that may end a text when it has its form."""
-    return tuple(dict.fromkeys(stop))

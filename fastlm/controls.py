@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Form, ends_of, grammar_of, token_mask
+from fastlm.constraints import Form, grammar_of, token_mask
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ _DEFAULTS = {
     "contrastive_beta": 0.5,
 }
 """Of options that belong to another one."""
+
+_PASSED_ON = tuple(name for name in (*NEUTRAL, *_DEFAULTS) if not name.startswith(("contrastive_", "num_beam")))
+"""Options that the engine takes as they are."""
 
 _FIRST_RESTRICTING = SAMPLERS.index("top_n_sigma")
 
@@ -84,27 +87,15 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
         steps = [step for step in steps if SAMPLERS.index(step) < _FIRST_RESTRICTING and step != "temperature"]
     stops, stop = _stop_texts(options.stop), _stop_tokens(model, options)
     form = _form(model, options, stop)
-    names = ("top_n_sigma", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "temperature")
-    values = {name: settled[name] for name in names}
     bias_ids, biases = _biases(model, options)
     sampling = _engine.Sampling(
         model._engine,
         steps=steps,
-        **values,
+        **{name: settled[name] for name in _PASSED_ON},
         bias_ids=bias_ids,
         biases=biases,
-        repetition_penalty=settled["repetition_penalty"],
-        frequency_penalty=settled["frequency_penalty"],
-        presence_penalty=settled["presence_penalty"],
-        dry_multiplier=settled["dry_multiplier"],
-        dry_base=settled["dry_base"],
-        dry_allowed_length=settled["dry_allowed_length"],
-        dry_window=settled["dry_window"],
         dry_breakers=_breakers(model, options) if "dry" in steps else None,
-        xtc_probability=settled["xtc_probability"],
-        xtc_threshold=settled["xtc_threshold"],
         mirostat_tau=settled["mirostat_tau"] or 0,
-        mirostat_eta=settled["mirostat_eta"],
         no_repeat_ngram_size=options.no_repeat_ngram_size,
         bad_words=_bad_words(model, options.bad_words),
         amateur=None if amateur is None else _engine.Decoder(amateur._engine),
@@ -124,7 +115,7 @@ def _form(model: Model, options: GenerationOptions, stop: array[int]) -> Form | 
     grammar = grammar_of(options)
     if grammar is None:
         return None
-    key = grammar, ends_of(stop)
+    key = grammar, tuple(dict.fromkeys(stop))
     if key not in model._forms:
         while len(model._forms) >= KEPT_FORMS:
             model._forms.pop(next(iter(model._forms)), None)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
 
+from fastlm import _engine
+
 if TYPE_CHECKING:
     from fastlm.model import Model
 
@@ -64,21 +66,7 @@ _PLANNED = {
 FORMS = ("regex", "json_schema", "grammar", "choices")
 """Options that say what form a text has; only one at a time."""
 
-SAMPLERS = (
-    "logit_bias",
-    "penalties",
-    "dry",
-    "temperature",
-    "top_n_sigma",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "xtc",
-    "mirostat",
-)
+SAMPLERS = tuple(_engine.CONTROLS)
 """The steps from logits to a token, in their usual order, which is Hugging Face's where it has them."""
 
 _CHANGING = SAMPLERS[:3]
