@@ -63,6 +63,8 @@ static void add_biases(const fl_sampling *s, float *logits) {
     for (size_t i = 0; i < s->n_biases; i++) logits[s->bias_ids[i]] += s->biases[i];
 }
 
+#define MOST_LOGIT 0x1p60f /* far beyond any trained model's */
+
 /* Each token of the window once. repetition_penalty (CTRL, Keskar et al. 2019) divides a positive logit and multiplies a
  * negative one, whether the token was read or written; the other two (OpenAI) count what was written. */
 static void penalise(const fl_sampling *s, const fl_memory *m, float *logits) {
@@ -72,7 +74,8 @@ static void penalise(const fl_sampling *s, const fl_memory *m, float *logits) {
         float changed = logit > 0 ? logit / s->repetition_penalty : logit * s->repetition_penalty;
         changed -= times * s->frequency_penalty;
         if (m->times[token]) changed -= s->presence_penalty;
-        logits[token] = changed;
+        /* Beyond measure it stays a number: infinity less infinity would be none. What is banned stays so. */
+        if (logit > -INFINITY) logits[token] = fminf(fmaxf(changed, -MOST_LOGIT), MOST_LOGIT);
     }
 }
 

@@ -67,7 +67,7 @@ static size_t select_run(fl_candidate *list, size_t n, uint64_t target) {
         uint64_t weight[256] = {0};
         for (size_t i = begin; i < n; i++) weight[list[i].order >> shift & 255] += list[i].mass;
         unsigned byte = 0;
-        for (; weight[byte] < target; byte++) target -= weight[byte];
+        for (; byte < 255 && weight[byte] < target; byte++) target -= weight[byte];
         if (byte) begin = gather(list, begin, n, shift, 0, byte - 1);
         n = gather(list, begin, n, shift, byte, byte);
     }

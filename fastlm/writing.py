@@ -15,6 +15,9 @@ from fastlm.controls import Plan
 from fastlm.tokenizer import TextStream
 
 
+_MOST_LOGIT = np.float32(2.0**60)  # what goes beyond is taken for that, as in the engine
+
+
 class Written:
     """The text of tokens as they come, up to where the first of some stop texts begins."""
 
@@ -131,7 +134,7 @@ class Text:
             raise ValueError(f"logits_processor: expected {given.shape[0]} logits, found shape {found.shape}")
         if np.isnan(found).any() or (found == np.inf).any():
             raise ValueError("logits_processor: expected numbers or minus infinity, found NaN or infinity")
-        return found
+        return np.clip(found, -_MOST_LOGIT, _MOST_LOGIT, out=found.copy(), where=found > -np.inf)
 
     @property
     def mean_logprob(self) -> float:

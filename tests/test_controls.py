@@ -264,3 +264,15 @@ def test_a_second_model_reads_what_the_first_reads(tmp_path):
     assert together == [model.generate(prompt, **options).token_ids for prompt in prompts]
     assert model.generate(prompts[0], n=3, **options)[0].token_ids == together[0]
     assert together != [one.token_ids for one in model.generate(prompts, max_tokens=30, seed=3, temperature=1.0)]
+
+
+@pytest.mark.parametrize("penalty", [1e-38, 1e-46, 100.0])
+@pytest.mark.parametrize("restriction", [{"min_p": 0.1}, {"top_n_sigma": 1.0}, {"mirostat_tau": 3.0}, {"top_p": 0.5}])
+def test_penalties_beyond_measure_draw_tokens_all_the_same(lm, penalty, restriction):
+    found = lm.generate("once upon", max_tokens=5, seed=1, repetition_penalty=penalty, **restriction)
+    assert all(0 <= token < 257 for token in found.token_ids)
+
+    def extreme(tokens, logits):
+        logits[:] = np.where(logits > 0, 3e38, -3e38)
+
+    lm.generate("once", max_tokens=5, seed=1, repetition_penalty=0.5, logits_processor=extreme, **restriction)
