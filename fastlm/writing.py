@@ -14,7 +14,6 @@ from fastlm.constraints import Guide, Healing
 from fastlm.controls import Plan
 from fastlm.tokenizer import TextStream
 
-
 _MOST_LOGIT = np.float32(2.0**60)  # what goes beyond is taken for that, as in the engine
 
 
