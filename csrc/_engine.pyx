@@ -487,8 +487,13 @@ cdef class Decoder:
         cdef fl_request request
         cdef const float *said
         cdef const float[::1] logits
-        self._feed(job._state, job._unread(), job._unread().shape[0])
-        job._read_all()
+        cdef const int32_t[::1] unread
+        while job._at < job._prompt.shape[0]:  # where it is stays true if a signal ends it
+            unread = job._prompt[job._at:job._at + READ]
+            with nogil:
+                fl_feed(self._decoder, job._state._state, &unread[0], unread.shape[0])
+            job._at += unread.shape[0]
+            PyErr_CheckSignals()
         if job._max == 0:
             job.finish = "length"
             return 0
@@ -721,9 +726,6 @@ cdef class Job:
         self.tokens, self.logprobs = [], [] if logprobs else None
         self.alternatives = [] if alternatives else None
 
-    cdef const int32_t[::1] _unread(self):
-        return self._prompt[self._at:]
-
     cdef void _read_all(self):
         self._at = self._prompt.shape[0]
 
@@ -774,12 +776,12 @@ cdef class Job:
             return 0
         if request.finish == FL_FINISH_STOP:
             self.ended_by = request.ended_by
-        if request.finish not in (FL_FINISH_LENGTH, FL_FINISH_PAUSE):
-            self.finish = _FINISH[request.finish]
-        elif self._guide is not None and request.written:
+        if self._guide is not None and request.written:
             self.finish = self._guide.accept(last[0])
             if self._guide.over:
                 self._allowed, self._guide = self._always, None
+        if self.finish is None and request.finish not in (FL_FINISH_LENGTH, FL_FINISH_PAUSE):
+            self.finish = _FINISH[request.finish]
         if self.finish is None and (self._often or request.finish == FL_FINISH_PAUSE):
             self.finish = self._check(self)
         if self.finish is None and len(self.tokens) >= self._max:

@@ -221,6 +221,11 @@ static fl_decoder *amateur_of(const batch *b) {
     return b->amateur;
 }
 
+/* Whom the amateur has given back meanwhile the decoder no longer has. */
+static void take_back_team(const batch *b) {
+    if (b->amateur) b->decoder->team = b->amateur->team;
+}
+
 static void load(const batch *b, size_t column, bool many) {
     fl_load(b->decoder, column, many, b->request[column]->state);
     if (b->amateur) fl_load(b->amateur, column, many, b->request[column]->amateur);
@@ -296,6 +301,7 @@ static size_t admit(batch *b, fl_request *requests, size_t n, size_t room) {
     }
     read_prompts(b->decoder, list, count);
     if (b->amateur) read_prompts(amateur_of(b), second, count);
+    take_back_team(b);
     return taken;
 }
 
@@ -367,6 +373,7 @@ static bool write_token(fl_request *r, int32_t token) {
     if (token < 0 || contains(s->stop, s->n_stop, token)) {
         r->finish = token < 0 ? FL_FINISH_UNSATISFIABLE : FL_FINISH_STOP;
         r->ended_by = token;
+        if (r->memory) fl_memory_undraw(r->memory);
         return false;
     }
     r->tokens[r->written++] = token;

@@ -80,14 +80,16 @@ void fl_memory_add(fl_memory *m, const int32_t *tokens, size_t n, int written) {
     }
 }
 
+void fl_memory_undraw(fl_memory *m) { m->surprise = m->n ? m->surprises[m->n - 1] : NAN; }
+
 void fl_memory_rewind(fl_memory *m, size_t n) {
     while (m->n > n) {
         const size_t place = --m->n;
         if (m->window && place >= m->window) enter_window(m, place - m->window);
         leave_window(m, place);
         m->last[m->tokens[place]] = m->before[place];
-        m->surprise = place ? m->surprises[place - 1] : NAN;
     }
+    fl_memory_undraw(m);
 }
 
 fl_status fl_memory_copy(fl_memory *m, const fl_memory *from, fl_error *error) {

@@ -22,6 +22,9 @@ struct fl_memory {
     float surprise;   /* mirostat's mu; NAN: not begun */
 };
 
+/* The token that was drawn last is not added: mirostat's mu is again what it was before. */
+void fl_memory_undraw(fl_memory *memory);
+
 /* Whether the last tokens, all written, are a pattern of 1 … 64 tokens `times` times in a row. */
 bool fl_memory_repeats(const fl_memory *memory, uint32_t times);
 

@@ -86,7 +86,7 @@ def _decode(model: Model, code: bytes, size: int, escapes: bool) -> bytes:
                     break
             else:
                 if escape:
-                    found += coder.decode_raw(size - len(found))
+                    found += coder.decode_raw(min(size - len(found), len(code)))  # each takes 8 bits of the code
     return bytes(found)
 
 

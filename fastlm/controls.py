@@ -7,6 +7,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,11 +117,18 @@ def _form(model: Model, options: GenerationOptions, stop: array[int]) -> Form | 
     if grammar is None:
         return None
     key = grammar, tuple(dict.fromkeys(stop))
-    if key not in model._forms:
-        while len(model._forms) >= KEPT_FORMS:
-            model._forms.pop(next(iter(model._forms)), None)
-        model._forms[key] = Form(model, *key)
-    return model._forms[key]
+    found = model._forms.get(key)
+    if found is None:
+        found = Form(model, *key)
+        remember(model._forms, KEPT_FORMS, key, found)
+    return found
+
+
+def remember(kept: dict[Any, Any], most: int, key: Any, value: Any) -> None:
+    """Puts a value into a cache, whose oldest go. Any number of threads."""
+    for old in list(kept)[: len(kept) + 1 - most]:
+        kept.pop(old, None)
+    kept[key] = value
 
 
 def _settled(model: Model, options: GenerationOptions) -> dict[str, Any]:
@@ -205,7 +213,7 @@ def _biases(model: Model, options: GenerationOptions) -> tuple[array[int] | None
         return None, None
     ids = _checked(model, options.logit_bias, "logit_bias")
     for token, bias in options.logit_bias.items():
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not -100 <= bias <= 100:
+        if isinstance(bias, bool) or not isinstance(bias, Real) or not -100 <= bias <= 100:
             raise ValueError(f"logit_bias: {bias!r} for token {token}: expected a number from -100 to 100")
     return ids, array("f", options.logit_bias.values())
 

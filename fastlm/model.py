@@ -39,6 +39,9 @@ BUNDLED = ("stories",)
 
 _KEPT_PLANS = 256
 
+_OF_A_CALL = ("n", "best_of", "num_beams", "deadline_ms", "cancelled", "contrastive_model")
+"""Options that all prompts of a call share."""
+
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
 
@@ -159,7 +162,11 @@ class Model:
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
         start = array("i", [] if self.bos is None else [self.bos])
-        ids = start + array("i", self.encode(prompt)) if isinstance(prompt, str) else _token_array(prompt) or start
+        if isinstance(prompt, str):
+            ids = start + array("i", self.encode(prompt))
+        else:
+            ids = _token_array(prompt) or start
+            self._check_tokens(ids)
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
         return ids
@@ -168,8 +175,7 @@ class Model:
         found = []
         for place, prompt in enumerate(prompts):
             try:
-                found.append(ids := self._ids(prompt))
-                self._check_tokens(ids)
+                found.append(self._ids(prompt))
             except (TypeError, ValueError) as e:
                 raise type(e)(f"prompt {place} of the list: {e}") from None
         return found
@@ -200,8 +206,9 @@ class Model:
         if found is not None:
             return found
         found = controls.plan(self, GenerationOptions.of(dict(given)))
-        if key is not None and found.amateur is None and len(self._plans) < _KEPT_PLANS:
-            self._plans[key] = found  # an amateur's decoder serves one call at a time
+        # An amateur's decoder serves one call at a time, and what is called is a new one each time.
+        if key is not None and not found.options.given("contrastive_model", "cancelled", "logits_processor"):
+            controls.remember(self._plans, _KEPT_PLANS, key, found)
         return found
 
     @overload
@@ -249,12 +256,9 @@ class Model:
         prompts = list(prompt) if batch else [prompt]
         plans, seeds = self._plans_of_each(each, options, plan, prompts if batch else None)
         ids = self._ids_of_each(prompts) if batch else [self._ids(prompt)]
-        found = self._write(prompts, ids, plans, seeds)
-        n = plan.options.n
-        if n == 1:
-            return found if batch else found[0]
-        grouped = [found[at : at + n] for at in range(0, len(found), n)]
-        return grouped if batch else grouped[0]
+        groups = self._write(prompts, ids, plans, seeds)
+        found = groups if plan.options.n > 1 else [group[0] for group in groups]
+        return found if batch else found[0]
 
     def _plans_of_each(
         self, each: Sequence[Options] | None, options: Options, plan: controls.Plan, prompts: list[Prompt] | None
@@ -264,17 +268,19 @@ class Model:
         if each is None:
             count = 1 if prompts is None else len(prompts)
             return [plan] * count, [seed] * count
-        if prompts is None or len(each) != len(prompts):
-            wanted = "a list of prompts" if prompts is None else f"one for each of {len(prompts)} prompts"
-            raise ValueError(f"each: {len(each)} mappings of options, expected {wanted}")
+        if prompts is None:
+            raise ValueError("each: expected a list of prompts, found one prompt: give it its options as they are")
+        if not isinstance(each, Sequence) or len(each) != len(prompts):
+            found = f"{len(each)} of them" if isinstance(each, Sequence) else type(each).__name__
+            raise ValueError(f"each: expected {len(prompts)} mappings of options, one for each prompt, found {found}")
+        shared = {name: getattr(plan.options, name) for name in options}
         plans, seeds = [], []
         for place, own in enumerate(each):
             try:
-                for name in ("n", "best_of", "deadline_ms", "cancelled", "contrastive_model"):
+                for name in _OF_A_CALL:
                     if name in own:
                         raise ValueError(f"{name} belongs to the whole call")
-                together: Options = {**options, **own}
-                plans.append(self._plan(together))
+                plans.append(self._plan({**shared, **own}))
                 seeds.append(_seed(own) if own.get("seed") is not None else seed)
             except (TypeError, ValueError) as e:
                 raise type(e)(f"each[{place}]: {e}") from None
@@ -282,8 +288,8 @@ class Model:
 
     def _write(
         self, prompts: list[Prompt], ids: list[array[int]], plans: list[controls.Plan], seeds: list[int]
-    ) -> list[Completion]:
-        """All completions of all prompts, side by side; the n of one prompt follow one another."""
+    ) -> list[list[Completion]]:
+        """The completions of each prompt, all written side by side."""
         begin = time.perf_counter()
         options = plans[0].options if plans else GenerationOptions()
         limits = self._limits(options)
@@ -298,9 +304,8 @@ class Model:
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
         timings = timed(begin, total)
         return [
-            self._completion(prompt, text, start.logprobs, seed, timings)
+            [self._completion(prompt, text, start.logprobs, seed, timings) for text in _best(group, options)]
             for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
-            for text in _best(group, options)
         ]
 
     def most_likely(
@@ -326,11 +331,11 @@ class Model:
             The texts, the likeliest first. ``Proof.proven`` says whether there are none better; ``Proof.bound`` what
             others could have at most.
         """
-        check_option("num_beams", n)
-        check_option("n", max_steps)
+        n, max_steps = check_option("num_beams", n, "n"), check_option("n", max_steps, "max_steps")
         plan = self._plan({"length_penalty": 0.0, "num_beams": max(4, n), "early_stopping": "never", **options})
         if plan.options.num_beam_groups:
             raise ValueError("num_beam_groups: there is one likeliest text, however diverse: leave it out")
+        _check_only_falling(plan.options)
         limits, begin, ids = self._limits(plan.options), time.perf_counter(), self._ids(prompt)
         with self._decoder() as decoder:
             start = _Start(self, decoder, ids, plan)
@@ -343,16 +348,15 @@ class Model:
 
     def _found(
         self, prompts: list[Prompt], starts: list[_Start], found: list[tuple[list[Found], str | None]], begin: float
-    ) -> list[Completion]:
+    ) -> list[list[Completion]]:
         """The n best of each search."""
-        kept = [
-            (p, s, one)
-            for p, s, (all_of_them, _) in zip(prompts, starts, found, strict=True)
-            for one in all_of_them[: s.plan.options.n]
-        ]
-        total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for _, _, one in kept)
+        kept = [texts[: start.plan.options.n] for start, (texts, _) in zip(starts, found, strict=True)]
+        total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
-        return [self._found_completion(prompt, start, one, timings) for prompt, start, one in kept]
+        return [
+            [self._found_completion(prompt, start, one, timings) for one in group]
+            for prompt, start, group in zip(prompts, starts, kept, strict=True)
+        ]
 
     def _found_completion(self, prompt: Prompt, start: _Start, one: Found, timings: Timings) -> Completion:
         ids, options = start.ids, start.plan.options
@@ -583,7 +587,7 @@ class Model:
         plan = self._plan(options)
         for name in plan.options.given("n", "num_beams", "best_of", "echo", "prompt_logprobs", "token_healing"):
             raise ValueError(f"a session writes one text and has no {name}")
-        return Session(self, plan, options, _seed(options))
+        return Session(self, plan, {name: getattr(plan.options, name) for name in options}, _seed(options))
 
     # ---- score ---------------------------------------------------------------------------------------
 
@@ -756,6 +760,16 @@ def _best(texts: list[Text], options: GenerationOptions) -> list[Text]:
     return sorted(texts, key=lambda text: -text.mean_logprob)[: options.n]
 
 
+def _check_only_falling(options: GenerationOptions) -> None:
+    """A proof needs scores that a further token never raises."""
+    raising = [name for name in ("frequency_penalty", "presence_penalty") if (getattr(options, name) or 0) < 0]
+    if any(bias > 0 for bias in (options.logit_bias or {}).values()):
+        raising.append("logit_bias")
+    for name in raising:
+        sign = "above" if name == "logit_bias" else "below"
+        raise ValueError(f"{name} {sign} 0 could raise a text's score, so nothing could be proved: leave it out")
+
+
 def _over(limits: Mapping[str, Any]) -> Over:
     """Why a search has to end now, or None."""
     deadline, cancelled = limits["deadline"], limits["cancelled"]
@@ -772,8 +786,7 @@ def _seed(options: Mapping[str, Any]) -> int:
     seed = options.get("seed")
     if seed is None:
         return secrets.randbits(63)
-    check_option("seed", seed)
-    return int(seed)
+    return int(check_option("seed", seed))
 
 
 def _deadline(options: GenerationOptions) -> int:

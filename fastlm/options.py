@@ -7,9 +7,9 @@ import difflib
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypedDict
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict
 
 from fastlm import _engine
 
@@ -362,8 +362,8 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
             value = getattr(self, name)
-            if value is not _DEFAULTS[name]:
-                check(name, value)
+            if value is not _DEFAULTS[name] and (used := check(name, value)) is not value:
+                object.__setattr__(self, name, used)  # numpy's numbers as Python's, iterators as tuples
         given = self._given()
         if not given:
             return
@@ -415,16 +415,7 @@ class GenerationOptions:
     def _check_beams(self, given: Mapping[str, Any]) -> None:
         if self.num_beams == 1:
             return
-        for name in (
-            *_DRAWING,
-            "best_of",
-            "stop",
-            "stop_repeats",
-            "logits_processor",
-            "token_healing",
-            "logprobs",
-            "seed",
-        ):
+        for name in (*_DRAWING, *_WITHOUT_BEAMS):
             if name in given and (name not in _DRAWING or _acts(name, given[name])):
                 raise ValueError(f"num_beams={self.num_beams} draws nothing, so there is no {name}: leave one out")
         if self.n > self.num_beams:
@@ -496,79 +487,96 @@ _DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrasti
 
 # ---- checks of single values ---------------------------------------------------------------------------
 
+# Each gives the value as it is used; TypeError or ValueError if the option of this name cannot have it.
 
-def _whole(least: int, most: int) -> Callable[[str, object], None]:
-    def check(name: str, value: object) -> None:
+_Check: TypeAlias = "Callable[[str, Any], Any]"
+
+
+def _whole(least: int, most: int) -> _Check:
+    def check(name: str, value: Any) -> Any:
         if type(value) is int and least <= value <= most:  # looking for SupportsIndex takes a microsecond
-            return
-        if value is None and _DEFAULTS[name] is None:
-            return
+            return value
+        if value is None and _DEFAULTS.get(name, 0) is None:
+            return None
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise TypeError(f"{name}={value!r}: expected a whole number, found {type(value).__name__}")
-        if not least <= operator.index(value) <= most:
+        number = operator.index(value)
+        if not least <= number <= most:
             raise ValueError(f"{name}={value!r}: expected {least} to {most}")
+        return number
 
     return check
 
 
-def _real(least: float, most: float, why_not_least: str | None = None) -> Callable[[str, object], None]:
+def _real(least: float, most: float, why_not_least: str | None = None) -> _Check:
     """why_not_least: the least value itself is refused, and why."""
 
-    def check(name: str, value: object) -> None:
+    def check(name: str, value: Any) -> Any:
         if value is None:
-            return
+            return None
         try:
-            number = float("x") if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
+            number = float("x") if isinstance(value, (bool, str)) else float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}={value!r}: expected a number, found {type(value).__name__}") from None
         if not least <= number <= most:  # also refuses NaN
             raise ValueError(f"{name}={value!r}: expected {least:g} to {most:g}")
         if number == least and why_not_least is not None:
             raise ValueError(f"{name}={value!r}: expected above {least:g} and at most {most:g}; {why_not_least}")
+        return number
 
     return check
 
 
-def _truth(name: str, value: object) -> None:
+def _truth(name: str, value: Any) -> Any:
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r}: expected True or False")
+    return value
 
 
-def _truth_or_count(name: str, value: object) -> None:
-    if value is not None and not isinstance(value, bool):
-        _whole(0, 2**31 - 1)(name, value)
+def _truth_or_count(name: str, value: Any) -> Any:
+    return value if value is None or isinstance(value, bool) else _whole(0, 2**31 - 1)(name, value)
 
 
-def _callable(name: str, value: object) -> None:
+def _callable(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"{name}={value!r:.60}: expected something to call, found {type(value).__name__}")
+    return value
 
 
-def _ids(name: str, value: object) -> None:
+def _lasting(value: Any) -> Any:
+    """What can be gone through again and again."""
+    return tuple(value) if isinstance(value, Iterator) else value
+
+
+def _ids(name: str, value: Any) -> Any:
     if value is not None and (isinstance(value, (str, bytes)) or not isinstance(value, Iterable)):
         raise TypeError(f"{name}={value!r:.60}: expected token ids, as in [0, 13]")
+    return _lasting(value)
 
 
-def _texts(name: str, value: object) -> None:
+def _texts(name: str, value: Any) -> Any:
     if value is None or isinstance(value, str):
-        return
+        return value
     if isinstance(value, bytes) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r:.60}: expected text, or several texts in a list")
+    return _lasting(value)
 
 
-def _stopping(name: str, value: object) -> None:
+def _stopping(name: str, value: Any) -> Any:
     if value is not None and value is not True and value is not False and value != "never":
         raise ValueError(f'{name}={value!r:.60}: expected True, False or "never"')
+    return value
 
 
-def _text(name: str, value: object) -> None:
+def _text(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name}={value!r:.60}: expected text, found {type(value).__name__}")
+    return value
 
 
-def _choices(name: str, value: object) -> None:
+def _choices(name: str, value: Any) -> Any:
     if value is None:
-        return
+        return None
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise TypeError(f"{name}={value!r:.60}: expected several texts in a list")
     for choice in value:
@@ -576,16 +584,18 @@ def _choices(name: str, value: object) -> None:
             raise ValueError(f"{name}: expected texts, found {choice!r:.60}")
     if not value:
         raise ValueError(f"{name}: an empty list leaves nothing to write; leave it out to allow all")
+    return value
 
 
-def _biases(name: str, value: object) -> None:
+def _biases(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}={value!r:.60}: expected a mapping of token ids to numbers, as in {{13: -100}}")
+    return value
 
 
-def _order(name: str, value: Any) -> None:
+def _order(name: str, value: Any) -> Any:
     if value is None:
-        return
+        return None
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise TypeError(f"{name}={value!r:.60}: expected names of steps in a list, as in {list(SAMPLERS[3:6])}")
     for step in value:
@@ -602,9 +612,10 @@ def _order(name: str, value: Any) -> None:
         )
     if "mirostat" in value and value[-1] != "mirostat":
         raise ValueError(f"{name}={list(value)!r}: mirostat looks at what is drawn from, so it comes last")
+    return value
 
 
-_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+_CHECKS: Mapping[str, _Check] = {
     "n": _whole(1, 2**16),
     "best_of": _whole(1, 2**16),
     "max_tokens": _whole(0, 2**62),
@@ -649,7 +660,7 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),
     "regex": _text,
-    "json_schema": lambda name, value: None,  # read by fastlm.constraints
+    "json_schema": lambda name, value: value,  # read by fastlm.constraints
     "grammar": _text,
     "choices": _choices,
     "logprobs": _truth_or_count,
@@ -660,9 +671,10 @@ _CHECKS: Mapping[str, Callable[[str, Any], None]] = {
 }
 
 
-def check_option(name: str, value: Any) -> None:
-    """Raises TypeError or ValueError if the option cannot have this value."""
-    _CHECKS[name](name, value)
+def check_option(name: str, value: Any, called: str | None = None) -> Any:
+    """The value as it is used; raises TypeError or ValueError if the option cannot have it. called: how the caller
+    calls it."""
+    return _CHECKS[name](called or name, value)
 
 
 # ---- results -------------------------------------------------------------------------------------------

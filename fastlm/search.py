@@ -71,6 +71,7 @@ def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -
     found = [one for group in groups for one in group.finished]
     if reason is not None or not found:  # what there is
         found += [_cut(plan, beam, reason or "length") for group in groups for beam in group.beams]
+    found = found or [_cut(plan, start, "unsatisfiable")]
     return sorted(found, key=lambda one: -one.score), reason
 
 

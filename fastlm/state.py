@@ -255,8 +255,7 @@ class Session:
         """
         begin = time.perf_counter()
         text, read = self._text(max_tokens), len(self._unread)
-        with self.model._decoder() as decoder:
-            decoder.write([text.job], **self.model._limits(self._plan.options))
+        self._write(text, 0, self.model._limits(self._plan.options))
         timings = timed(begin, read + len(text.job.tokens))
         return self.model._completion("", text, None, self.seed, timings, self._taken(text))
 
@@ -266,20 +265,25 @@ class Session:
         text = self._text(max_tokens)
         limits = self.model._limits(self._plan.options)
         while text.job.finish is None:
-            with self.model._decoder() as decoder:
-                decoder.write([text.job], 1, **limits)
-            text.written.read(text.job.tokens)
+            self._write(text, 1, limits)
             over = text.job.finish not in (None, "length")
             piece = text.written.take() if not over else ""
-            self._unread = text.job.unread
             if piece:
                 yield piece
         if piece := self._taken(text):
             yield piece
 
+    def _write(self, text: Text, most: int, limits: Mapping[str, Any]) -> None:
+        """Writes so many tokens, 0 for all. What was written is the session's, even if something is raised."""
+        try:
+            with self.model._decoder() as decoder:
+                decoder.write([text.job], most, **limits)
+        finally:
+            self._unread = text.job.unread
+            text.written.read(text.job.tokens)
+
     def _text(self, max_tokens: int | None) -> Text:
-        most = self._plan.options.max_tokens if max_tokens is None else max_tokens
-        check_option("max_tokens", most)
+        most = check_option("max_tokens", self._plan.options.max_tokens if max_tokens is None else max_tokens)
         if not len(self._memory):
             raise ValueError(
                 "nothing was read yet, and this model has no start of text: feed the session a token first"
@@ -318,7 +322,6 @@ class Session:
 
     def _taken(self, text: Text) -> str:
         """What this call has written, as text; the session goes on behind it."""
-        self._unread = text.job.unread
         if text.written.read(text.job.tokens) or text.job.finish != "length":
             self._writing = None
             return text.written.rest(text.job.tokens)
@@ -365,6 +368,8 @@ class Session:
         copied.__dict__.update(self.__dict__)
         copied._state, copied._memory = self._state.copy(), self._memory.copy()
         copied._amateur = self._amateur and self._amateur.copy()
+        if self._amateur is not None:
+            copied._plan = self.model._plan(self._options)  # with a decoder of its own for the second model
         copied._unread, copied._kept = self._unread[:], self._kept.copy()
         if self._writing is not None:
             copied._replay()

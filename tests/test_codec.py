@@ -3,6 +3,7 @@
 
 import math
 import random
+import tracemalloc
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -72,6 +73,20 @@ def test_damage_is_seen(path):
     for _ in range(200):
         with pytest.raises(ValueError, match=r"damaged|compressed"):
             model.decompress(packed[:12] + r.randbytes(r.randrange(200)))
+
+
+def test_few_bytes_never_ask_for_much(path):
+    """A length of raw bytes that the code cannot hold is refused before there is room for it."""
+    model = fastlm.load(path)
+    head = bytearray(model.compress(b"\xff\xfe" * 9))[:12]
+    size = b"\xff" * 8 + b"\x01"
+    for code in [b"\0" * 16, b"\xff" * 16, *(random.Random(seed).randbytes(16) for seed in range(200))]:
+        tracemalloc.start()
+        with pytest.raises(ValueError, match="damaged"):
+            model.decompress(bytes(head) + size + code)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**22
 
 
 def test_another_model_is_refused(path, tmp_path):

@@ -163,3 +163,10 @@ def test_healing_writes_the_end_of_a_prompt_anew(tmp_path):
     assert healed > 20
     with pytest.raises(ValueError, match="token_healing and regex"):
         lm.generate("the", token_healing=True, regex="a")
+
+
+def test_a_form_that_ends_by_repetition_is_satisfied(lm):
+    found = lm.generate("ab", regex="a{6}", stop_repeats=3, max_tokens=10)
+    assert (found.finish_reason, found.satisfied) == ("repetition", False)
+    found = lm.generate("ab", regex="a{3}", stop_repeats=3, max_tokens=10)
+    assert found.satisfied

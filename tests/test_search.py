@@ -191,3 +191,24 @@ def test_searches_are_not_streamed(lm):
     for call in (lm.stream, lm.session, lm.next_tokens):
         with pytest.raises((ValueError, TypeError), match="num_beams"):
             call(*(() if call == lm.session else ("ab",)), num_beams=2)
+
+
+def test_a_search_may_find_fewer_than_asked_for(lm):
+    """Each prompt has its own, however many these are."""
+    groups = lm.generate(["ab", "cd"], num_beams=4, n=3, max_tokens=0)
+    assert [[one.token_ids for one in group] for group in groups] == [[[]], [[]]]
+    pytest.importorskip("llguidance")
+    groups = lm.generate(["ab", "cd"], num_beams=4, n=4, max_tokens=8, choices=["x", "yz"])
+    assert [sorted(one.text for one in group) for group in groups] == [["x", "yz"], ["x", "yz"]]
+    nothing = lm.generate("ab", num_beams=4, max_tokens=8, choices=["x"], allowed_token_ids=[ord("q")])
+    assert (nothing.finish_reason, nothing.satisfied) == ("unsatisfiable", False)
+
+
+def test_no_proof_where_a_token_could_raise_a_score(lm):
+    for option in ({"frequency_penalty": -0.5}, {"presence_penalty": -0.5}, {"logit_bias": {97: 1.0}}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}.*nothing could be proved"):
+            lm.most_likely("ab", max_tokens=3, **option)
+    with pytest.raises(ValueError, match=r"^n=65: expected 1 to 64"):
+        lm.most_likely("ab", 65)
+    with pytest.raises(ValueError, match=r"^max_steps=0: expected 1 to"):
+        lm.most_likely("ab", max_steps=0)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """States, sessions and the prefix cache: wherever a text is interrupted, copied, stored or taken back, it goes on."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -210,3 +212,63 @@ def test_the_prefix_cache_is_bounded(byte_model):
     assert 0 < len(model._prefixes._states) < 40
     with pytest.raises(ValueError, match="prefix_cache_mb=-1"):
         fastlm.load(byte_model, prefix_cache_mb=-1)
+
+
+# ---- what a session remembers whatever happens -----------------------------------------------------------
+
+
+def test_copies_share_no_second_model(lm, tmp_path):
+    weights = random_weights(257, 8, (16,), seed=9)
+    fastlm.export(weights, tmp_path / "weak.gguf", tokenizer=ByteTokenizer(), bos=256)
+    weak = fastlm.load(tmp_path / "weak.gguf")
+    begun = lm.session(contrastive_model=weak, seed=3, max_tokens=10).feed("once upon")
+    alone = [one.generate().token_ids for one in begun.fork(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda one: one.generate().token_ids, begun.fork(3)))
+    assert together == alone
+    assert alone[0] == begun.generate().token_ids
+
+
+def _interrupting(after):
+    """Options that raise in the middle of a text."""
+    calls = []
+
+    def asked(*given):
+        calls.append(given)
+        if len(calls) == after:
+            raise KeyError("interrupted")
+
+    return [{"cancelled": lambda: asked()}, {"logits_processor": lambda ids, logits: asked(ids)}]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_exception_loses_nothing(lm, place):
+    options = {"temperature": 1.0, "mirostat_tau": 4.0, "seed": 5, "max_tokens": 150}
+    unbroken = lm.session(**options).feed("once").generate()
+    session = lm.session(**options, **_interrupting(after=3)[place]).feed("once")
+    with pytest.raises(KeyError):
+        session.generate()
+    written = len(session) - len("once") - 1
+    rest = session.generate(150 - written)
+    assert session.tokens[-150:] == unbroken.token_ids
+    assert rest.text == unbroken.text
+
+
+def test_a_stop_token_leaves_no_trace(byte_model):
+    """Mirostat's aim is that of the tokens there are, also after bytes."""
+    lm, options = fastlm.load(byte_model), {"mirostat_tau": 5.0, "mirostat_eta": 1.0, "seed": 1}
+    common = list(range(0, 256, 2))
+    session = lm.session(**options, stop_token_ids=common).feed("once")
+    assert session.generate(100).finish_reason == "stop"
+    again = lm.session(bytes(session))
+    assert session.generate(30).token_ids == again.generate(30).token_ids
+    assert session.generate(30).token_ids == again.generate(30).token_ids
+
+
+def test_options_of_any_kind_of_number_or_list_are_stored(lm):
+    options = {"top_k": np.int64(5), "temperature": np.float32(0.5), "min_tokens": np.uint8(3), "seed": np.uint64(4)}
+    session = lm.session(**options, stop=iter(["q", "zz"]), bad_words=(word for word in ["x"])).feed("once")
+    again = lm.session(bytes(session))
+    assert session.generate(40).text == again.generate(40).text == session.copy().rewind(40).generate(40).text
+    plain = lm.session(top_k=5, temperature=0.5, min_tokens=3, seed=4, stop=["q", "zz"], bad_words=["x"]).feed("once")
+    assert plain.generate(40).text == lm.session(bytes(again.rewind(40))).generate(40).text

@@ -152,3 +152,30 @@ def test_every_option_is_documented_and_on_the_command_line():
     generate = _parser()._subparsers._group_actions[0].choices["generate"]
     offered = {action.dest for action in generate._actions}
     assert names - offered == NOT_ON_THE_COMMAND_LINE
+
+
+def test_options_that_can_be_read_once_count_for_every_prompt(lm):
+    prompts = ["once", "once"]
+    lists = {"stop": ["e"], "bad_words": ["a"], "stop_token_ids": [32], "allowed_token_ids": list(range(97, 123))}
+    for name, value in lists.items():
+        wanted = lm.generate(prompts, each=[{}, {"seed": 9}], seed=5, **{name: value})
+        found = lm.generate(prompts, each=[{}, {"seed": 9}], seed=5, **{name: iter(value)})
+        assert [one.token_ids for one in found] == [one.token_ids for one in wanted]
+
+
+def test_plans_do_not_pile_up(lm):
+    for number in range(600):
+        lm.generate("once", max_tokens=0, cancelled=lambda: False, seed=1)
+        lm.generate("once", max_tokens=0, temperature=1 + number / 1000, seed=1)
+    assert len(lm._plans) <= 256
+    assert any(1.599 in [value for _, _, value in key] for key in lm._plans)
+
+
+def test_a_bad_token_of_a_prompt_is_named_by_its_place(lm):
+    long = lm.encode("once upon a time there was a")
+    lm.generate(long, max_tokens=1)
+    bad = [*long, 3, 100_000]
+    with pytest.raises(ValueError, match=f"token 100000 at place {len(bad) - 1}"):
+        lm.generate(bad)
+    with pytest.raises(ValueError, match="token -1 at place 1"):
+        lm.generate([long[0], -1], token_healing=True)
