@@ -378,27 +378,39 @@ TILES(f32)
 TILES(bf16)
 TILES(int8)
 TILES(int4)
-TILE(narrow, f32, 1, FL_COLUMNS)
-TILE(narrow, bf16, 1, FL_COLUMNS)
-TILE(narrow, int8, 1, FL_COLUMNS)
-TILE(narrow, int4, 1, FL_COLUMNS)
+/* Several columns: as many as are there, in steps of a quarter of FL_COLUMNS, and no fewer than two. */
+#define SOME_COLUMNS(i) (FL_COLUMNS * (i) / 4 < 2 ? 2 : FL_COLUMNS * (i) / 4)
+#define MANY(dtype, width, panels)                                                                                     \
+    TILE(width##_1, dtype, panels, SOME_COLUMNS(1))                                                                    \
+    TILE(width##_2, dtype, panels, SOME_COLUMNS(2))                                                                    \
+    TILE(width##_3, dtype, panels, SOME_COLUMNS(3))                                                                    \
+    TILE(width##_4, dtype, panels, SOME_COLUMNS(4))
+#define MANY_COLUMNS(dtype, width)                                                                                     \
+    {add_##dtype##_##width##_1, add_##dtype##_##width##_2, add_##dtype##_##width##_3, add_##dtype##_##width##_4}
+MANY(f32, narrow, 1)
+MANY(bf16, narrow, 1)
+MANY(int8, narrow, 1)
+MANY(int4, narrow, 1)
 #if FL_TILE > 1 /* but for int4, which has two sums on the way to one, and no room for a larger tile */
-TILE(wide, f32, FL_TILE, FL_COLUMNS)
-TILE(wide, bf16, FL_TILE, FL_COLUMNS)
-TILE(wide, int8, FL_TILE, FL_COLUMNS)
-#define MANY_COLUMNS(dtype) {add_##dtype##_narrow, add_##dtype##_wide}
+MANY(f32, wide, FL_TILE)
+MANY(bf16, wide, FL_TILE)
+MANY(int8, wide, FL_TILE)
+#define NARROW_AND_WIDE(dtype) {MANY_COLUMNS(dtype, narrow), MANY_COLUMNS(dtype, wide)}
 #else
-#define MANY_COLUMNS(dtype) {add_##dtype##_narrow, NULL}
+#define NARROW_AND_WIDE(dtype)                                                                                         \
+    {                                                                                                                  \
+        MANY_COLUMNS(dtype, narrow), { NULL }                                                                          \
+    }
 #endif
 
 static add_tile *const one_column[][FL_PANELS] = {[FL_F32] = ONE_COLUMN(f32),
                                                   [FL_BF16] = ONE_COLUMN(bf16),
                                                   [FL_INT8] = ONE_COLUMN(int8),
                                                   [FL_INT4] = ONE_COLUMN(int4)};
-static add_tile *const many_columns[][2] = {[FL_F32] = MANY_COLUMNS(f32),
-                                            [FL_BF16] = MANY_COLUMNS(bf16),
-                                            [FL_INT8] = MANY_COLUMNS(int8),
-                                            [FL_INT4] = {add_int4_narrow, NULL}};
+static add_tile *const many_columns[][2][4] = {[FL_F32] = NARROW_AND_WIDE(f32),
+                                               [FL_BF16] = NARROW_AND_WIDE(bf16),
+                                               [FL_INT8] = NARROW_AND_WIDE(int8),
+                                               [FL_INT4] = {MANY_COLUMNS(int4, narrow), {NULL}}};
 
 /* The last few panels go together: one alone would wait for its own sums. */
 static void product_column(const fl_matrix *matrix, size_t begin, size_t end, const block *in, const float *start,
@@ -415,19 +427,19 @@ static void product_column(const fl_matrix *matrix, size_t begin, size_t end, co
     }
 }
 
-/* One tile for all columns, of which the last block may not have FL_COLUMNS: what it computes too much goes nowhere. */
+/* One tile for all columns; what it computes for columns that are not there goes nowhere. */
 static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, const block *blocks, size_t n,
                          const float *const *start, float *const *out) {
     float nowhere[FL_TILE * FL_PANEL] = {0}, *rows[FL_COLUMNS];
     const float *from[FL_COLUMNS];
-    add_tile *const add = many_columns[matrix->dtype][panels > 1];
+    add_tile *const *add = many_columns[matrix->dtype][panels > 1];
     for (size_t first = 0; first < n; first += FL_COLUMNS) {
+        const size_t live = n - first < FL_COLUMNS ? n - first : FL_COLUMNS;
         for (size_t j = 0; j < FL_COLUMNS; j++) {
-            const bool live = first + j < n;
-            from[j] = live ? start[first + j] + panel * FL_PANEL : nowhere;
-            rows[j] = live ? out[first + j] + panel * FL_PANEL : nowhere;
+            from[j] = j < live ? start[first + j] + panel * FL_PANEL : nowhere;
+            rows[j] = j < live ? out[first + j] + panel * FL_PANEL : nowhere;
         }
-        add(matrix, panel, &blocks[first / FL_COLUMNS], from, rows);
+        add[fl_parts(4 * live, FL_COLUMNS) - 1](matrix, panel, &blocks[first / FL_COLUMNS], from, rows);
     }
 }
 
@@ -440,7 +452,7 @@ static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_
         product_column(matrix, begin, end, blocks, *start, *out);
         return;
     }
-    const size_t most = many_columns[matrix->dtype][1] ? FL_TILE : 1;
+    const size_t most = many_columns[matrix->dtype][1][0] ? FL_TILE : 1;
     for (size_t panel = begin, step; panel < end; panel += step) {
         step = end - panel < most ? 1 : most;
         product_tile(matrix, panel, step, blocks, n, start, out);
