@@ -13,6 +13,7 @@ from array import array
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "Python.h":
@@ -428,9 +429,10 @@ cdef class Decoder:
             n = fl_candidates(self._decoder, &request, &found[0], &kept[0])
         return ids[:n], logits[:n]
 
-    def expand(self, list jobs not None):
+    def expand(self, list jobs not None, bint draw=False):
         """What each job, which may write a token, may go on with: list of (ids, log-probabilities), as many as its
-        alternatives, the likeliest first. Reads what they have not read, and writes nothing."""
+        alternatives, the likeliest first, then those it asks for besides. Reads what they have not read, and writes
+        nothing. draw: alternatives are drawn without replacement, list of (ids, log-probabilities, keys)."""
         cdef Job job
         cdef Round round
         cdef size_t i
@@ -441,6 +443,10 @@ cdef class Decoder:
             job = jobs[i]
             if job._state.model is not self.model:
                 raise ValueError("the state belongs to another model")
+        if draw:
+            round.draw()
+        else:
+            round.ask()
         with nogil:
             fl_expand(self._decoder, round.requests, round.n)
         PyErr_CheckSignals()
@@ -679,7 +685,7 @@ cdef class Job:
     guide: what says, token by token, which may come: `allowed()` gives the words of a bit mask or None, `accept(token)`
     the reason why the text is done or None, and `over` says that anything may come from now on. check: called with the job where the text may be done, and with `often` after
     every round, says the same.
-    processor: from an array of logits to another.
+    processor: from an array of logits to another. asked: tokens whose log-probabilities `expand` shall give besides.
     """
 
     cdef State _state, _amateur
@@ -691,6 +697,7 @@ cdef class Job:
     cdef uint32_t _index, _alternatives
     cdef Py_ssize_t _min, _max
     cdef const uint32_t[::1] _allowed, _always  # of the next token, and of all
+    cdef const int32_t[::1] _asked
     cdef object _guide, _check, _processor
     cdef bint _often
     cdef readonly list tokens
@@ -702,9 +709,11 @@ cdef class Job:
     def __cinit__(self, State state not None, const int32_t[::1] prompt not None, Sampling sampling not None,
                   Py_ssize_t max_tokens, *, uint64_t seed=0, uint32_t index=0, Memory memory=None, State amateur=None,
                   Py_ssize_t min_tokens=0, bint logprobs=False, uint32_t alternatives=0,
-                  const uint32_t[::1] allowed=None, guide=None, check=None, bint often=False, processor=None):
+                  const uint32_t[::1] allowed=None, guide=None, check=None, bint often=False, processor=None,
+                  const int32_t[::1] asked not None=NOTHING):
         state_model, vocab_size = state.model, <int32_t>state.model.vocab_size
         _check_tokens(state.model, prompt)
+        _check_tokens(state.model, asked)
         if sampling.model is not state_model or (memory is not None and memory.model is not state_model):
             raise ValueError("parts of different models")
         if memory is None and sampling.needs_memory:
@@ -721,7 +730,7 @@ cdef class Job:
         self._memory, self._amateur, self._min = memory, amateur, min_tokens
         self._seed, self._index = seed, index
         self._allowed, self._guide, self._check, self._processor = allowed, guide, check, processor
-        self._always = allowed
+        self._always, self._asked = allowed, asked
         self._alternatives, self._often = alternatives, often
         self.tokens, self.logprobs = [], [] if logprobs else None
         self.alternatives = [] if alternatives else None
@@ -755,6 +764,7 @@ cdef class Job:
         request.min_tokens = max(self._min - written, 0)
         request.alternatives = self._alternatives
         request.logprobs, request.alternative_ids, request.alternative_logprobs = NULL, NULL, NULL
+        request.n_asked, request.keys = 0, NULL
         request.written, request.finish, request.ended_by = 0, FL_FINISH_LENGTH, -1
         return 0
 
@@ -799,6 +809,7 @@ cdef class Round:
     cdef int32_t *tokens      # [n][chunk]
     cdef float *logprobs      # [n][chunk]
     cdef void *alternatives   # ids [n][chunk][most], then their log-probabilities
+    cdef float *extra         # log-probabilities of tokens that are asked for, or keys
     cdef readonly Py_ssize_t chunk
     cdef readonly bint reading
     cdef readonly uint64_t ns # that it took
@@ -835,6 +846,39 @@ cdef class Round:
         PyMem_Free(self.requests)
         PyMem_Free(self.tokens)
         PyMem_Free(self.alternatives)
+        PyMem_Free(self.extra)
+
+    cdef int draw(self) except -1:
+        """Room for the keys of alternatives that are drawn."""
+        cdef size_t i, at = 0, total = 1
+        for i in range(self.n):
+            total += self.requests[i].alternatives
+        self.extra = <float *>PyMem_Calloc(total, 4)
+        if self.extra == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            self.requests[i].keys = self.extra + at
+            at += self.requests[i].alternatives
+        return 0
+
+    cdef int ask(self) except -1:
+        """Tokens that jobs ask for besides."""
+        cdef Job job
+        cdef size_t i, at = 0, total = 0
+        for job in self.jobs:
+            total += job._asked.shape[0]
+        if not total:
+            return 0
+        self.extra = <float *>PyMem_Calloc(total, 4)
+        if self.extra == NULL:
+            raise MemoryError
+        for i in range(self.n):
+            job = self.jobs[i]
+            if job._asked.shape[0]:
+                self.requests[i].asked, self.requests[i].n_asked = &job._asked[0], job._asked.shape[0]
+                self.requests[i].asked_logprobs = self.extra + at
+                at += job._asked.shape[0]
+        return 0
 
     cdef tuple alternatives_of(self, size_t i):
         """Of a job that was expanded, which has read its prompt now."""
@@ -844,7 +888,15 @@ cdef class Round:
         job._read_all()
         while k and request.alternative_ids[k - 1] < 0:
             k -= 1
-        return [request.alternative_ids[j] for j in range(k)], [request.alternative_logprobs[j] for j in range(k)]
+        ids = [request.alternative_ids[j] for j in range(k)]
+        logprobs = [request.alternative_logprobs[j] for j in range(k)]
+        if request.keys != NULL:
+            return ids, logprobs, [request.keys[j] for j in range(k)]
+        for j in range(request.n_asked):
+            if request.asked_logprobs[j] > -INFINITY and request.asked[j] not in ids:
+                ids.append(request.asked[j])
+                logprobs.append(request.asked_logprobs[j])
+        return ids, logprobs
 
     cdef int run(self, fl_decoder *decoder, uint64_t deadline) except -1:
         cdef size_t i

@@ -199,6 +199,10 @@ cdef extern from "fastlm.h" nogil:
         float *logprobs
         int32_t *alternative_ids
         float *alternative_logprobs
+        const int32_t *asked
+        size_t n_asked
+        float *asked_logprobs
+        float *keys
         size_t written
         fl_finish finish
         int32_t ended_by

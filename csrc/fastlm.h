@@ -274,9 +274,14 @@ typedef struct fl_request {
                               of what the model said before any control */
     int32_t *alternative_ids; /* [max_tokens][alternatives], the likeliest first, and their log-probabilities */
     float *alternative_logprobs;
-    size_t written;   /* result: number of tokens */
-    fl_finish finish; /* result */
-    int32_t ended_by; /* result: the token of `stop` that ended the text; -1: none did */
+    /* For fl_expand. */
+    const int32_t *asked; /* further tokens whose log-probabilities are wanted */
+    size_t n_asked;
+    float *asked_logprobs; /* receives them; minus infinity where a token may not come */
+    float *keys;           /* [alternatives], or NULL: the alternatives are drawn instead, see there */
+    size_t written;        /* result: number of tokens */
+    fl_finish finish;      /* result */
+    int32_t ended_by;      /* result: the token of `stop` that ended the text; -1: none did */
 } fl_request;
 
 /* Reads the prompts, then draws tokens for all requests side by side, each with a state of its own. A result does
@@ -286,7 +291,11 @@ typedef struct fl_request {
 void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline);
 /* For searches: reads the prompts and reports each request's `alternatives` likeliest next tokens with their natural
  * log-probabilities. Bans and steps that change logits act on log-probabilities, which are not made to add up to 1
- * again (as in Hugging Face's beam search); where fewer tokens may come, the rest are -1. Writes nothing; max_tokens is 1. */
+ * again (as in Hugging Face's beam search); where fewer tokens may come, the rest are -1. Writes nothing; max_tokens is 1.
+ *
+ * With `keys` the alternatives are drawn without replacement from what fl_generate would draw one from: the first is its
+ * token. Their log-probabilities are those with which they are drawn, and keys are these plus Gumbel noise, by which
+ * they are ordered (Kool et al. 2019). The temperature is above 0. */
 void fl_expand(fl_decoder *decoder, fl_request *requests, size_t n);
 /* Nanoseconds of a clock that only goes forward. */
 uint64_t fl_clock(void);

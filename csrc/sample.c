@@ -541,17 +541,54 @@ void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float 
     for (size_t i = 0; i < found; i++) logprobs[i] = (logits[ids[i]] - d.largest) - whole;
 }
 
-void fl_successors(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
-    const uint32_t k = r->alternatives;
-    if (!fl_changes(r)) {
-        fl_likeliest(model, scratch, logits, k, r->alternative_ids, r->alternative_logprobs);
-        return;
-    }
+static void clear_from(const fl_request *r, size_t found) {
+    for (; found < r->alternatives; found++) r->alternative_ids[found] = -1, r->alternative_logprobs[found] = -INFINITY;
+}
+
+/* The likeliest after all changes, on top of log-probabilities. */
+static void list_likeliest(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
     draw d = begin(model, scratch, r, logits);
     fl_log_softmax(model, logits, own_logits(&d));
-    change_logits(&d, NULL);
+    if (fl_changes(r)) change_logits(&d, NULL);
     d.largest = largest_of(model, d.logits);
-    size_t found = d.largest > -INFINITY ? rank(&d, k, r->alternative_ids) : 0;
+    for (size_t i = 0; i < r->n_asked; i++) r->asked_logprobs[i] = d.logits[r->asked[i]];
+    const size_t found = d.largest > -INFINITY ? rank(&d, r->alternatives, r->alternative_ids) : 0;
     for (size_t i = 0; i < found; i++) r->alternative_logprobs[i] = d.logits[r->alternative_ids[i]];
-    for (; found < k; found++) r->alternative_ids[found] = -1, r->alternative_logprobs[found] = -INFINITY;
+    clear_from(r, found);
+}
+
+/* The winners of the contest, one after the other: each leaves the set. */
+static void list_drawn(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
+    const float temperature = r->sampling->temperature;
+    const fl_contest contest = {temperature, noise_of(r, FL_PURPOSE_TOKEN)};
+    draw d = begin(model, scratch, r, logits);
+    fl_winner winner = FL_NO_WINNER;
+    size_t found = 0;
+    if (!restrict_set(&d, NULL, NULL, &winner)) {
+        clear_from(r, 0);
+        return;
+    }
+    if (d.unit != temperature) d.unit = temperature, d.known = false;
+    if (!is_filtered(r->sampling)) d.largest = largest_of(model, d.logits);
+    weigh(&d);
+    const float whole = logarithm(&d, (float)d.total / FL_MASS_ONE);
+    if (d.listed) spread(&d);
+    float *left = own_logits(&d);
+    for (; found < r->alternatives; found++, left[winner.id] = -INFINITY) {
+        winner = fl_win(model, left, &contest);
+        if (winner.key == -INFINITY) break;
+        r->alternative_ids[found] = winner.id;
+        r->alternative_logprobs[found] = (left[winner.id] - d.largest) / temperature - whole;
+        r->keys[found] = (winner.key - d.largest) / temperature - whole;
+    }
+    clear_from(r, found);
+}
+
+void fl_successors(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
+    if (r->keys)
+        list_drawn(model, scratch, r, logits);
+    else if (r->n_asked || fl_changes(r))
+        list_likeliest(model, scratch, r, logits);
+    else
+        fl_likeliest(model, scratch, logits, r->alternatives, r->alternative_ids, r->alternative_logprobs);
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -110,6 +110,59 @@ def healed(words: Words, ids: array[int]) -> tuple[array[int], str]:
         except UnicodeDecodeError:  # half a character
             continue
     return ids[: len(ids) - cut], text
+
+
+class Phrase(NamedTuple):
+    """What a text must include. text: its bytes, if tokens are text as they are; ways: to write it in tokens."""
+
+    said: str | tuple[int, ...]
+    text: bytes
+    ways: tuple[tuple[int, ...], ...]
+
+
+class Wanted:
+    """What a text still lacks of what it must include. A value: `behind` gives another."""
+
+    __slots__ = ("_begun", "_done", "_phrases", "_pieces", "_tail")
+
+    def __init__(
+        self,
+        phrases: tuple[Phrase, ...],
+        pieces: Sequence[bytes],
+        done: frozenset[Phrase] = frozenset(),
+        begun: frozenset[tuple[Phrase, tuple[int, ...], int]] = frozenset(),
+        tail: bytes = b"",
+    ) -> None:
+        self._phrases, self._pieces, self._done, self._begun, self._tail = phrases, pieces, done, begun, tail
+
+    @property
+    def missing(self) -> tuple[str | tuple[int, ...], ...]:
+        """The phrases that are not in the text yet."""
+        return tuple(phrase.said for phrase in self._phrases if phrase not in self._done)
+
+    @property
+    def needed(self) -> int:
+        """Tokens that are still needed, at least."""
+        left = {phrase: min(map(len, phrase.ways)) for phrase in self._phrases if phrase not in self._done}
+        for phrase, way, n in self._begun:
+            left[phrase] = min(left[phrase], len(way) - n)
+        return sum(left.values())
+
+    def asked(self) -> set[int]:
+        """Tokens that begin a phrase, or go on with one."""
+        begin = {way[0] for phrase in self._phrases if phrase not in self._done for way in phrase.ways}
+        return begin | {way[n] for _, way, n in self._begun}
+
+    def behind(self, token: int) -> Wanted:
+        """After a token."""
+        begun = {(phrase, way, n + 1) for phrase, way, n in self._begun if way[n] == token}
+        begun |= {(phrase, way, 1) for phrase in self._phrases for way in phrase.ways if way[0] == token}
+        done = self._done | {phrase for phrase, way, n in begun if n == len(way)}
+        tail = self._tail + (self._pieces[token] if token < len(self._pieces) else b"")
+        done |= {phrase for phrase in self._phrases if phrase.text and phrase.text in tail}
+        longest = max(len(phrase.text) for phrase in self._phrases)
+        going_on = frozenset(one for one in begun if one[0] not in done)
+        return Wanted(self._phrases, self._pieces, done, going_on, tail[max(0, len(tail) - longest) :])
 
 
 class Guide:

@@ -5,15 +5,15 @@ neutral steps fall away."""
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Form, grammar_of, token_mask
+from fastlm.constraints import Form, Phrase, grammar_of, token_mask
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Plan:
     ends: frozenset[int]
     form: Form | None
     amateur: Model | None
+    phrases: tuple[Phrase, ...]
 
     @property
     def count(self) -> int:
@@ -107,7 +108,15 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
         stop_repeats=options.stop_repeats,
     )
     return Plan(
-        options, sampling, settled["temperature"], _allowed(model, options), stops, frozenset(stop), form, amateur
+        options,
+        sampling,
+        settled["temperature"],
+        _allowed(model, options),
+        stops,
+        frozenset(stop),
+        form,
+        amateur,
+        _phrases(model, options.must_include),
     )
 
 
@@ -227,19 +236,39 @@ def _allowed(model: Model, options: GenerationOptions) -> npt.NDArray[np.uint32]
     return token_mask(model.vocab_size, allowed)
 
 
-def _bad_words(model: Model, words: Iterable[str | Sequence[int]] | None) -> list[tuple[int, ...]]:
-    """A word that the model has no tokens for is never written anyway."""
-    found: dict[tuple[int, ...], None] = {}
+_Word: TypeAlias = "str | Sequence[int]"
+
+
+def _ways(model: Model, words: Iterable[_Word] | None, name: str) -> Iterator[tuple[_Word, list[tuple[int, ...]]]]:
+    """Each of an option's words, and how it may be written in tokens: a text also after a space."""
     for word in () if words is None else (words,) if isinstance(words, str) else words:
         if not word and isinstance(word, (str, Sequence)):
-            raise ValueError("bad_words: an empty word is everywhere: leave it out")
+            raise ValueError(f"{name}: an empty word is everywhere: leave it out")
         if isinstance(word, str):
             known = model._need_tokenizer()
             ways = [known.encode(word), known.encode(" " + word.lstrip())]
-            found.update({tuple(way): None for way in ways if way and known.unknown not in way})
+            yield word, [tuple(way) for way in ways if way and known.unknown not in way]
         else:
-            found[tuple(_checked(model, word if isinstance(word, Sequence) else [word], "bad_words"))] = None
+            ids = tuple(_checked(model, word if isinstance(word, Sequence) else [word], name))
+            yield ids, [ids]
+
+
+def _bad_words(model: Model, words: Iterable[_Word] | None) -> list[tuple[int, ...]]:
+    """A word that the model has no tokens for is never written anyway."""
+    found = dict.fromkeys(way for _, ways in _ways(model, words, "bad_words") for way in ways)
     return [word for word in found if not any(word != other and word[-len(other) :] == other for other in found)]
+
+
+def _phrases(model: Model, words: Iterable[_Word] | None) -> tuple[Phrase, ...]:
+    found = []
+    for word, ways in _ways(model, words, "must_include"):
+        if not ways:
+            raise ValueError(f"must_include: the model has no tokens for {word!r}")
+        exact = isinstance(word, str) and model._need_tokenizer().exact_pieces
+        shortest = [way for way in dict.fromkeys(ways) if not any(way != o and way[-len(o) :] == o for o in ways)]
+        said = word if isinstance(word, str) else tuple(word)
+        found.append(Phrase(said, word.encode() if exact and isinstance(word, str) else b"", tuple(shortest)))
+    return tuple(dict.fromkeys(found))
 
 
 def _breakers(model: Model, options: GenerationOptions) -> bytes | None:

@@ -21,10 +21,10 @@ import numpy as np
 
 from fastlm import _engine, controls, tokenizer
 from fastlm.codec import compress, decompress
-from fastlm.constraints import Form, Guide, Healing, healed
+from fastlm.constraints import Form, Guide, Healing, Wanted, healed
 from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
 from fastlm.scoring import score_each
-from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search
+from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search, stochastic_beams
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.suggest import Suggestions, Words, suggest
 from fastlm.writing import Text
@@ -39,7 +39,7 @@ BUNDLED = ("stories",)
 
 _KEPT_PLANS = 256
 
-_OF_A_CALL = ("n", "best_of", "num_beams", "deadline_ms", "cancelled", "contrastive_model")
+_OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms", "cancelled", "contrastive_model")
 """Options that all prompts of a call share."""
 
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
@@ -296,9 +296,10 @@ class Model:
         with self._decoder() as decoder:
             starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
             self._read(decoder, starts, limits)
-            if options.num_beams > 1:
-                found = [beam_search(decoder, start.plan, start.beam(), _over(limits)) for start in starts]
-                return self._found(prompts, starts, found, begin)
+            if options.num_beams > 1 or options.without_replacement:
+                seeds = seeds if options.without_replacement else [0] * len(seeds)
+                found = [_search(decoder, *one, _over(limits)) for one in zip(starts, seeds, strict=True)]
+                return self._found(prompts, starts, seeds, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
@@ -340,25 +341,25 @@ class Model:
         with self._decoder() as decoder:
             start = _Start(self, decoder, ids, plan)
             self._read(decoder, [start], limits)
-            known, _ = beam_search(decoder, plan, start.beam(), _over(limits))
-            whole = [one for one in known if one.finish in ("stop", "length")]
+            known = beam_search(decoder, plan, start.beam(), _over(limits))
+            whole = [one for one in known if one.finish in ("stop", "length") and not one.missing]
             proof = exact_search(decoder, plan, start.beam(), n, max_steps, _over(limits), whole)
         timings = timed(begin, len(ids) + proof.steps)
-        return [self._found_completion(prompt, start, one, timings) for one in proof.found], proof
+        return [self._found_completion(prompt, start, one, 0, timings) for one in proof.found], proof
 
     def _found(
-        self, prompts: list[Prompt], starts: list[_Start], found: list[tuple[list[Found], str | None]], begin: float
+        self, prompts: list[Prompt], starts: list[_Start], seeds: list[int], found: list[list[Found]], begin: float
     ) -> list[list[Completion]]:
         """The n best of each search."""
-        kept = [texts[: start.plan.options.n] for start, (texts, _) in zip(starts, found, strict=True)]
+        kept = [texts[: start.plan.options.n] for start, texts in zip(starts, found, strict=True)]
         total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
         return [
-            [self._found_completion(prompt, start, one, timings) for one in group]
-            for prompt, start, group in zip(prompts, starts, kept, strict=True)
+            [self._found_completion(prompt, start, one, seed, timings) for one in group]
+            for prompt, start, seed, group in zip(prompts, starts, seeds, kept, strict=True)
         ]
 
-    def _found_completion(self, prompt: Prompt, start: _Start, one: Found, timings: Timings) -> Completion:
+    def _found_completion(self, prompt: Prompt, start: _Start, one: Found, seed: int, timings: Timings) -> Completion:
         ids, options = start.ids, start.plan.options
         text = "" if self.tokenizer is None else self.tokenizer.decode(one.tokens, context=ids)
         count = len(one.tokens)
@@ -367,12 +368,13 @@ class Model:
             token_ids=list(one.tokens),
             finish_reason=one.finish,
             logprobs=None,
-            seed=0,
+            seed=seed,
             usage={"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count},
             timings=timings,
             stop_reason=one.ended_by,
             prompt_logprobs=start.logprobs,
             satisfied=one.satisfied,
+            missing=list(one.missing),
             score=one.score,
         )
 
@@ -727,9 +729,15 @@ class _Start:
 
     def beam(self) -> Beam:
         """Where a search begins."""
-        form = self.plan.form
+        form, phrases, known = self.plan.form, self.plan.phrases, self.model.tokenizer
         return Beam(
-            self.state, self.unread, memory=self.memory, guide=None if form is None else form.guide(self.plan.allowed)
+            self.state,
+            self.unread,
+            memory=self.memory,
+            guide=None if form is None else form.guide(self.plan.allowed),
+            wanted=Wanted(phrases, known.pieces if known is not None and known.exact_pieces else ())
+            if phrases
+            else None,
         )
 
     def texts(self, seed: int) -> list[Text]:
@@ -752,6 +760,13 @@ class _Start:
             )
             for index in range(count)
         ]
+
+
+def _search(decoder: _engine.Decoder, start: _Start, seed: int, over: Over) -> list[Found]:
+    plan = start.plan
+    if plan.options.without_replacement:
+        return stochastic_beams(decoder, plan, start.beam(), plan.options.n, seed, over)
+    return beam_search(decoder, plan, start.beam(), over)
 
 
 def _best(texts: list[Text], options: GenerationOptions) -> list[Text]:

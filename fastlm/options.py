@@ -43,6 +43,7 @@ _ELSEWHERE = {
     "bad_words_ids": "bad_words",
     "suppress_tokens": "bad_words",
     "suppress_sequences": "bad_words",
+    "force_words_ids": "must_include",
     "sequence_bias": "logit_bias",
     "sampler_order": "samplers",
     "do_sample": "temperature (0 is greedy)",
@@ -56,11 +57,6 @@ _ELSEWHERE = {
     "n_probs": "logprobs (a number: so many alternatives)",
     "max_time": "deadline_ms",
     "repetition_detection": "stop_repeats",
-}
-
-# Names that belong to the API and come with later versions.
-_PLANNED = {
-    "must_include",
 }
 
 FORMS = ("regex", "json_schema", "grammar", "choices")
@@ -95,6 +91,7 @@ _NEEDED_BY = {
     "early_stopping": ("num_beams",),
     "num_beam_groups": ("num_beams",),
     "diversity_penalty": ("num_beam_groups",),
+    "must_include": ("num_beams",),
 }
 """Options that do nothing without one of others."""
 
@@ -168,6 +165,8 @@ class Options(TypedDict, total=False):
     early_stopping: bool | str | None
     num_beam_groups: int | None
     diversity_penalty: float | None
+    must_include: Iterable[str | Sequence[int]] | None
+    without_replacement: bool
     regex: str | None
     json_schema: Mapping[str, Any] | str | bool | None
     grammar: str | None
@@ -285,6 +284,12 @@ class GenerationOptions:
     num_beam_groups, diversity_penalty : int, float
         Diverse beams (Vijayakumar et al. 2016): groups choose in turn, and a token loses the penalty for each beam of
         the groups before that chose it at this step.
+    must_include : iterable of str or sequence of int
+        Texts (perhaps inside of longer words) or token ids that each text of a beam search must include (constrained
+        beam search with dynamic allocation, Post & Vilar 2018); ``Completion.missing`` names what it could not.
+    without_replacement : bool
+        The n texts are all different: each is drawn by its probability among those not drawn yet (stochastic beam
+        search, Kool et al. 2019). ``Completion.score`` is the log-probability with which it is drawn.
     regex, json_schema, grammar, choices : str, mapping or JSON, str, sequence of str
         The whole text matches a regular expression (Rust's syntax), is JSON of this schema, is derived from a Lark
         grammar, or is one of several (with the ``llguidance`` package). One of them at a time. The text ends when
@@ -349,6 +354,8 @@ class GenerationOptions:
     early_stopping: bool | str | None = None
     num_beam_groups: int | None = None
     diversity_penalty: float | None = None
+    must_include: Iterable[str | Sequence[int]] | None = None
+    without_replacement: bool = False
     regex: str | None = None
     json_schema: Mapping[str, Any] | str | bool | None = None
     grammar: str | None = None
@@ -370,6 +377,7 @@ class GenerationOptions:
         self._check_companions(given)
         self._check_greedy(given)
         self._check_beams(given)
+        self._check_without_replacement(given)
         for name in FORMS if self.token_healing else ():
             if name in given:
                 raise ValueError(f"token_healing and {name} both say what the first tokens are: leave one out")
@@ -425,6 +433,17 @@ class GenerationOptions:
         if groups > 1 and not self.diversity_penalty:
             raise ValueError(f"num_beam_groups={groups} without a diversity_penalty would all find the same")
 
+    def _check_without_replacement(self, given: Mapping[str, Any]) -> None:
+        if not self.without_replacement:
+            return
+        if self.n == 1:
+            raise ValueError("without_replacement does nothing without n: it makes n texts differ")
+        if self.n > 64:
+            raise ValueError(f"n={self.n}: without_replacement draws 2 to 64")
+        for name in ("num_beams", "mirostat_tau", "contrastive_model", *_WITHOUT_BEAMS[:-1]):
+            if _acts(name, given.get(name)):
+                raise ValueError(f"without_replacement together with {name} is not supported: leave one out")
+
     def _check_samplers(self, given: Mapping[str, Any]) -> None:
         if self.samplers is None:
             return
@@ -450,8 +469,6 @@ class GenerationOptions:
         for name in options:
             if name in _DEFAULTS:
                 continue
-            if name in _PLANNED:
-                raise TypeError(f"option {name!r} is not in this version; it has {', '.join(_DEFAULTS)}")
             guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _DEFAULTS, 1)), None)
             hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(_DEFAULTS)}"
             raise TypeError(f"unknown option {name!r}: {hint}")
@@ -659,6 +676,8 @@ _CHECKS: Mapping[str, _Check] = {
     "early_stopping": _stopping,
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),
+    "must_include": _texts,
+    "without_replacement": _truth,
     "regex": _text,
     "json_schema": lambda name, value: value,  # read by fastlm.constraints
     "grammar": _text,
@@ -726,7 +745,10 @@ class Completion:
     score : float or None
         Of a search: by which texts are ranked.
     satisfied : bool or None
-        Whether the text has the form that was asked for (``regex`` and the like); None if none was.
+        Whether the text has the form that was asked for (``regex`` and the like) and all of ``must_include``; None if
+        neither was.
+    missing : list of str or tuple of int
+        What of ``must_include`` the text lacks.
     seed : int
         Gives this text again.
     usage : Usage
@@ -744,6 +766,7 @@ class Completion:
     top_logprobs: list[dict[int, float]] | None = None
     prompt_logprobs: list[float | None] | None = None
     satisfied: bool | None = None
+    missing: Sequence[str | tuple[int, ...]] = ()
     score: float | None = None
 
     def __str__(self) -> str:

@@ -15,9 +15,11 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import TypeAlias
 
 from fastlm import _engine
-from fastlm.constraints import Guide
+from fastlm.constraints import Guide, Wanted
 from fastlm.controls import Plan
 
 
@@ -32,11 +34,13 @@ class Beam:
     logprobs: tuple[float, ...] = ()
     memory: _engine.Memory | None = None
     guide: Guide | None = None
+    wanted: Wanted | None = None
 
 
 @dataclass(frozen=True)
 class Found:
-    """A text that a search has found. ``finish``: ``"stop"`` or ``"length"``; ``score``: by which they are ranked."""
+    """A text that a search has found. ``finish``: ``"stop"`` or ``"length"``; ``score``: by which they are ranked,
+    behind all that lack less of what they must include."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -44,6 +48,12 @@ class Found:
     ended_by: int | None
     score: float
     satisfied: bool | None
+    missing: tuple[str | tuple[int, ...], ...] = ()
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """The lowest first."""
+        return len(self.missing), -self.score
 
 
 @dataclass(slots=True)
@@ -55,12 +65,15 @@ class Group:
     over: bool = False
 
 
+_Candidate: TypeAlias = "tuple[float, int, int, float]"
+"""How a text may go on: minus its score, its place among the beams, the token, its log-probability."""
+
 Over = Callable[[], str | None]
 """Why a search has to end now, or None."""
 
 
-def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -> tuple[list[Found], str | None]:
-    """The texts that a beam search finds, the best first, and why it was broken off, if it was."""
+def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -> list[Found]:
+    """The texts that a beam search finds, the best first; those in the making too if it was broken off."""
     options = plan.options
     groups = [Group([_copy(start)]) for _ in range(options.num_beam_groups or 1)]
     width, reason = options.num_beams // len(groups), None
@@ -72,7 +85,7 @@ def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -
     if reason is not None or not found:  # what there is
         found += [_cut(plan, beam, reason or "length") for group in groups for beam in group.beams]
     found = found or [_cut(plan, start, "unsatisfiable")]
-    return sorted(found, key=lambda one: -one.score), reason
+    return sorted(found, key=lambda one: one.rank)
 
 
 def _copy(beam: Beam) -> Beam:
@@ -90,51 +103,80 @@ def _advance(decoder: _engine.Decoder, plan: Plan, groups: list[Group], width: i
     for group in live:
         candidates = []
         for place, beam in enumerate(group.beams):
-            for token, logprob in zip(*next(successors), strict=True):
-                score = beam.score + logprob - (plan.options.diversity_penalty or 0.0) * chosen[token]
-                candidates.append((-score, place, token, logprob))
-        best = heapq.nsmallest(looked_at, candidates)
-        _choose(plan, group, best, width)
-        chosen.update(beam.tokens[-1] for beam in group.beams)
+            total = beam.score
+            candidates += [
+                (-total - logprob, place, token, logprob) for token, logprob in zip(*next(successors), strict=True)
+            ]
+        if chosen:
+            diversity = plan.options.diversity_penalty or 0.0
+            candidates = [(minus + diversity * chosen[t], place, t, p) for minus, place, t, p in candidates]
+        _choose(plan, group, _best(plan, group, candidates, looked_at), width)
+        if len(groups) > 1:
+            chosen.update(beam.tokens[-1] for beam in group.beams)
 
 
-def _job(plan: Plan, beam: Beam, looked_at: int) -> _engine.Job:
+def _best(plan: Plan, group: Group, candidates: list[_Candidate], n: int) -> list[_Candidate]:
+    """The n likeliest; if there is something that texts must include, the likeliest of those that have all of it, of
+    those that need one more token, and so on, in turn (dynamic beam allocation: Post & Vilar 2018)."""
+    candidates.sort()
+    if not plan.phrases:
+        return candidates[:n]
+    banks: dict[int, list[_Candidate]] = {}
+    for candidate in candidates:
+        wanted = group.beams[candidate[1]].wanted
+        if wanted is None or (candidate[2] in plan.ends and wanted.missing):
+            continue
+        banks.setdefault(wanted.behind(candidate[2]).needed, []).append(candidate)
+    in_turn = zip_longest(*(banks[needed] for needed in sorted(banks)))
+    return [candidate for turn in in_turn for candidate in turn if candidate is not None][:n]
+
+
+def _job(plan: Plan, beam: Beam, looked_at: int, seed: int = 0, index: int = 0) -> _engine.Job:
     written, options = len(beam.tokens), plan.options
     return _engine.Job(
         beam.state,
         beam.unread,
         plan.sampling,
         1,
+        seed=seed,
+        index=index,
         memory=beam.memory,
         min_tokens=max(0, options.min_tokens - written),
         # A penalty may take away as many as other beams have chosen.
         alternatives=min(looked_at + (options.num_beams if options.diversity_penalty else 0), plan.vocab_size),
         allowed=plan.allowed,
         guide=beam.guide,
+        asked=array("i", () if beam.wanted is None else beam.wanted.asked()),
     )
 
 
-def _choose(plan: Plan, group: Group, best: Sequence[tuple[float, int, int, float]], width: int) -> None:
+def _choose(plan: Plan, group: Group, best: Sequence[_Candidate], width: int) -> None:
     """Finishes what ends, and lets the best of the rest go on."""
     options, parents = plan.options, group.beams
     length, ends = len(parents[0].tokens) + 1, plan.ends
     last = length == options.max_tokens
-    onward: list[tuple[float, int, int, float]] = []
+    onward: list[_Candidate] = []
     for rank, candidate in enumerate(best):
         over = last or candidate[2] in ends or _completes(parents[candidate[1]], candidate[2])
-        if over and rank < width:
+        if over and (rank < width or plan.phrases):  # of several banks in turn, each has its own first
             _finish(plan, group, candidate, width)
         elif not over and len(onward) < width:
             onward.append(candidate)
-    shared = Counter(place for _, place, _, _ in onward)
-    group.beams = [_child(parents[place], token, logprob, -minus, shared) for minus, place, token, logprob in onward]
-    for beam, (_, place, _, _) in zip(group.beams, onward, strict=True):
-        shared[place] -= 1
-        _follow(beam, parents[place], shared[place] > 0)
+    group.beams = _onward(parents, onward)
     group.over = not group.beams or _settled(plan, group, length, width)
 
 
-def _child(parent: Beam, token: int, logprob: float, score: float, shared: Counter[int]) -> Beam:
+def _onward(parents: Sequence[Beam], chosen: Sequence[_Candidate]) -> list[Beam]:
+    """The chosen ones, each with a past of its own."""
+    shared, beams = Counter(place for _, place, _, _ in chosen), []
+    for minus, place, token, logprob in chosen:
+        shared[place] -= 1
+        beams.append(_child(parents[place], token, logprob, -minus))
+        _follow(beams[-1], parents[place], shared[place] > 0)
+    return beams
+
+
+def _child(parent: Beam, token: int, logprob: float, score: float) -> Beam:
     return Beam(
         parent.state,
         array("i", [token]),
@@ -143,6 +185,7 @@ def _child(parent: Beam, token: int, logprob: float, score: float, shared: Count
         (*parent.logprobs, logprob),
         parent.memory,
         parent.guide,
+        parent.wanted and parent.wanted.behind(token),
     )
 
 
@@ -164,7 +207,7 @@ def _completes(beam: Beam, token: int) -> bool:
 
 
 def _power(plan: Plan) -> float:
-    asked = plan.options.length_penalty
+    asked = 0.0 if plan.options.without_replacement else plan.options.length_penalty
     return 1.0 if asked is None else float(asked)
 
 
@@ -174,15 +217,23 @@ def _ended(plan: Plan, beam: Beam, token: int, logprob: float, total: float) -> 
     tokens = beam.tokens if ended else (*beam.tokens, token)
     logprobs = beam.logprobs if ended else (*beam.logprobs, logprob)
     finish = "stop" if ended or complete else "length"
-    satisfied = None if beam.guide is None else ended or complete
+    wanted = beam.wanted if beam.wanted is None or ended else beam.wanted.behind(token)
+    satisfied, missing = _judged(None if beam.guide is None else ended or complete, wanted)
     score = total / (len(beam.tokens) + 1) ** _power(plan)
-    return Found(tokens, logprobs, finish, token if ended else None, score, satisfied)
+    return Found(tokens, logprobs, finish, token if ended else None, score, satisfied, missing)
 
 
-def _finish(plan: Plan, group: Group, candidate: tuple[float, int, int, float], width: int) -> None:
+def _judged(form: bool | None, wanted: Wanted | None) -> tuple[bool | None, tuple[str | tuple[int, ...], ...]]:
+    """Whether a text is as it was asked for, and what it lacks. form: whether it has its form, if it has one."""
+    if wanted is None:
+        return form, ()
+    return form is not False and not wanted.missing, wanted.missing
+
+
+def _finish(plan: Plan, group: Group, candidate: _Candidate, width: int) -> None:
     minus, place, token, logprob = candidate
     group.finished.append(_ended(plan, group.beams[place], token, logprob, -minus))  # behind those that are as good
-    group.finished.sort(key=lambda one: -one.score)
+    group.finished.sort(key=lambda one: one.rank)
     del group.finished[width:]
 
 
@@ -195,13 +246,66 @@ def _settled(plan: Plan, group: Group, length: int, width: int) -> bool:
         return True
     power = _power(plan)
     farthest = options.max_tokens if options.early_stopping == "never" and power > 0 else length
-    return not group.beams[0].score / farthest**power > group.finished[-1].score
+    return not max(beam.score for beam in group.beams) / farthest**power > group.finished[-1].score
 
 
 def _cut(plan: Plan, beam: Beam, finish: str) -> Found:
     score = beam.score / max(1, len(beam.tokens)) ** _power(plan)
-    satisfied = None if beam.guide is None else beam.guide.complete
-    return Found(beam.tokens, beam.logprobs, finish, None, score if beam.tokens else -math.inf, satisfied)
+    satisfied, missing = _judged(None if beam.guide is None else beam.guide.complete, beam.wanted)
+    return Found(beam.tokens, beam.logprobs, finish, None, score if beam.tokens else -math.inf, satisfied, missing)
+
+
+# ---- sampling without replacement ------------------------------------------------------------------------
+
+
+def stochastic_beams(decoder: _engine.Decoder, plan: Plan, start: Beam, n: int, seed: int, over: Over) -> list[Found]:
+    """n different texts in the order in which they are drawn, each by its probability among all texts that were not
+    drawn yet (stochastic beam search: Kool et al. 2019).
+
+    A beam's key is its log-probability plus Gumbel noise. Those of its children are such that the largest of them is
+    the parent's, so that the n largest keys of all texts are found among the children of the n largest of each length.
+    """
+    live, keys, reason = [_copy(start)], [0.0], None
+    done: list[tuple[float, Found]] = []
+    while live and plan.options.max_tokens and (reason := over()) is None:
+        jobs = [_job(plan, beam, min(n, plan.vocab_size), seed, index) for index, beam in enumerate(live)]
+        drawn = decoder.expand(jobs, draw=True)
+        children: list[tuple[float, int, int, float]] = []  # as candidates, by their keys
+        for place, (beam, key, (tokens, logprobs, noisy)) in enumerate(zip(live, keys, drawn, strict=True)):
+            if not tokens:
+                done.append((key, _cut(plan, beam, "unsatisfiable")))
+            within = _within(key, [beam.score + one for one in noisy])
+            children += [(-k, place, t, p) for k, t, p in zip(within, tokens, logprobs, strict=True)]
+        children.sort()
+        least = sorted([*(-key for key, _ in done), *(child[0] for child in children)])[:n][-1]
+        done = [one for one in done if -one[0] <= least]
+        onward: list[_Candidate] = []
+        for child in children:
+            minus, place, token, logprob = child
+            beam, last = live[place], len(live[place].tokens) + 1 == plan.options.max_tokens
+            if minus > least:
+                break
+            if last or token in plan.ends or _completes(beam, token):
+                done.append((-minus, _ended(plan, beam, token, logprob, beam.score + logprob)))
+            else:
+                onward.append(child)
+        parents, live = live, _onward(live, onward)
+        for beam, (_, place, _, logprob) in zip(live, onward, strict=True):
+            beam.score = parents[place].score + logprob
+        keys = [-minus for minus, *_ in onward]
+    done += [(key, _cut(plan, beam, reason or "length")) for key, beam in zip(keys, live, strict=True)]
+    return [found for _, found in sorted(done, key=lambda one: -one[0])][:n]
+
+
+def _within(key: float, noisy: Sequence[float]) -> list[float]:
+    """Keys of children, given that the largest is the parent's (numerically stable, as in the paper's appendix).
+    noisy: the log-probabilities of their texts with noise, the largest first."""
+    found = []
+    for one in noisy:
+        below = one - noisy[0]
+        v = key - one + math.log1p(-math.exp(below)) if below < 0 else -math.inf
+        found.append(key - max(0.0, v) - math.log1p(math.exp(-abs(v))))
+    return found
 
 
 # ---- exact search --------------------------------------------------------------------------------------
@@ -257,13 +361,15 @@ def exact_search(
         for beam, (tokens, logprobs) in zip(chosen, _successors(decoder, plan, chosen), strict=True):
             for token, logprob in zip(tokens, logprobs, strict=True):
                 ended = _whole(plan, beam, token, logprob)
+                if ended is not None and ended.missing:
+                    continue
                 if ended is not None:
                     best = _among(best, ended, n)
                 elif (bound := _bound(plan, beam.score + logprob, len(beam.tokens) + 1)) > worst():
                     order += 1
                     heapq.heappush(heap, (-bound, order, _grown(beam, token, logprob)))
-            if len(tokens) == MOST_SUCCESSORS:
-                lost = max(lost, _bound(plan, beam.score + logprobs[-1], len(beam.tokens)))
+            if len(tokens) >= MOST_SUCCESSORS:
+                lost = max(lost, _bound(plan, beam.score + logprobs[MOST_SUCCESSORS - 1], len(beam.tokens)))
     open_bound = max(lost, -heap[0][0] if heap else -math.inf)
     return Proof(best, open_bound <= worst(), max(open_bound, worst()), steps)
 
@@ -282,9 +388,9 @@ def _grown(parent: Beam, token: int, logprob: float) -> Beam:
         memory.add(array("i", [token]), True)
     if guide is not None:
         guide.accept(token)
-    logprobs = (*parent.logprobs, logprob)
-    tokens = (*parent.tokens, token)
-    return Beam(parent.state, array("i", [token]), tokens, parent.score + logprob, logprobs, memory, guide)
+    child = _child(parent, token, logprob, parent.score + logprob)
+    child.memory, child.guide = memory, guide
+    return child
 
 
 def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:

@@ -10,7 +10,8 @@ import pytest
 
 import fastlm
 import reference
-from conftest import random_weights
+from conftest import LEVELS, random_weights
+from fastlm.tokenizer import train_bpe, train_words
 
 VOCAB, END = 5, 0
 
@@ -212,3 +213,142 @@ def test_no_proof_where_a_token_could_raise_a_score(lm):
         lm.most_likely("ab", 65)
     with pytest.raises(ValueError, match=r"^max_steps=0: expected 1 to"):
         lm.most_likely("ab", max_steps=0)
+
+
+# ---- what a text must include ----------------------------------------------------------------------------
+
+
+def _includes(tokens, phrase):
+    return any(tokens[at : at + len(phrase)] == phrase for at in range(len(tokens)))
+
+
+def _texts_with_logprobs(weights, prompt, most):
+    """All texts of at most so many tokens, with their ends, and the log-probability of each."""
+    logprobs = Oracle(weights, prompt)
+    for length in range(1, most + 1):
+        for tokens in itertools.product(range(VOCAB), repeat=length):
+            if END not in tokens[:-1] and (length == most or tokens[-1] == END):
+                yield tokens, sum(logprobs(tokens[:n])[tokens[n]] for n in range(length))
+
+
+@pytest.mark.parametrize("phrases", [[(1,)], [(3, 3)], [(1, 2), (4,)], [(2,), (2, 3)], [(1, 1, 2), (2, 4)]])
+def test_exact_search_finds_the_likeliest_text_that_includes_phrases(toys, phrases):
+    most = 4
+    for model, weights in toys:
+        every = [
+            (total, tokens)
+            for tokens, total in _texts_with_logprobs(weights, [4], most)
+            if all(_includes(tokens, phrase) for phrase in phrases)
+        ]
+        found, proof = model.most_likely([4], 2, max_tokens=most, must_include=phrases)
+        assert proof.proven
+        assert [whole(one) for one in found] == [tokens for _, tokens in sorted(every, reverse=True)[:2]]
+        beams = model.generate([4], num_beams=12, n=4, max_tokens=most, length_penalty=0.0, must_include=phrases)
+        likely = {tokens: total for total, tokens in every}
+        for one in beams:
+            assert one.satisfied == (not one.missing) == all(_includes(tuple(one.token_ids), p) for p in phrases)
+            assert not one.satisfied or one.score == pytest.approx(likely[whole(one)], abs=1e-5)
+        assert beams[0].satisfied
+        assert [one.satisfied for one in beams] == sorted((one.satisfied for one in beams), reverse=True)
+        wide = model.generate([4], num_beams=64, max_tokens=most, length_penalty=0.0, must_include=phrases)
+        assert wide.score == pytest.approx(max(every)[0], abs=1e-5)
+
+
+def test_what_cannot_be_included_is_named(lm):
+    found = lm.generate("ab", num_beams=4, max_tokens=5, must_include=["xyz", "qrs"])
+    assert found.finish_reason == "length"
+    assert not found.satisfied
+    assert found.missing in (["xyz"], ["qrs"])
+    assert lm.generate("ab", num_beams=4, max_tokens=8, must_include=["xyz", "yzx"]).text.count("xyzx") == 1
+    assert "xyz" in lm.generate("ab", num_beams=2, max_tokens=8, must_include="xyz").text
+    both = lm.generate("ab", num_beams=4, max_tokens=9, must_include=["xyz", [ord("q"), ord("q")]])
+    assert "xyz" in both.text
+    assert "qq" in both.text
+    assert lm.generate("ab", num_beams=4, max_tokens=0, must_include=[[5]]).missing == [(5,)]
+    with pytest.raises(ValueError, match="must_include: an empty word"):
+        lm.generate("ab", num_beams=4, must_include=[""])
+    with pytest.raises(ValueError, match="must_include: 300 at place 0"):
+        lm.generate("ab", num_beams=4, must_include=[[300]])
+    with pytest.raises(ValueError, match="must_include=.* does nothing without num_beams"):
+        lm.generate("ab", must_include=["x"])
+
+
+def test_phrases_and_forms_go_together(lm):
+    pytest.importorskip("llguidance")
+    found = lm.generate("ab", num_beams=6, max_tokens=20, must_include=["77", "q"], regex="[a-z]{3}=[0-9]{4}")
+    assert re.fullmatch("[a-z]{3}=[0-9]{4}", found.text)
+    assert found.satisfied
+    found = lm.generate("ab", num_beams=6, max_tokens=20, must_include=["77", "Q"], regex="[a-z]{3}=[0-9]{4}")
+    assert (found.satisfied, found.missing) == (False, ["Q"])
+
+
+@pytest.mark.parametrize("train", [train_bpe, train_words])
+def test_phrases_of_every_tokenizer(tmp_path, train):
+    known = train(["the cat sat on the mat, and the dog sat by the door. " * 30], 280 if train is train_bpe else 40)
+    fastlm.export(random_weights(known.vocab_size, 8, (12,), seed=5), tmp_path / "m.gguf", tokenizer=known)
+    model = fastlm.load(tmp_path / "m.gguf")
+    for words in (["dog"], ["cat", "dog"], ["sat on"]):
+        found = model.generate("the", num_beams=5, max_tokens=15, must_include=words)
+        assert found.satisfied
+        assert all(word in found.text for word in words)
+    if train is train_words:
+        with pytest.raises(ValueError, match="no tokens for 'zebra'"):
+            model.generate("the", num_beams=5, must_include=["zebra"])
+
+
+# ---- sampling without replacement --------------------------------------------------------------------------
+
+
+def test_texts_are_drawn_without_replacement(toys):
+    """The first as any text, the second by its probability among the others."""
+    model, weights = toys[1]
+    temperature, draws = 1.0, 6000
+    texts = {tokens: np.exp(total) for tokens, total in _texts_with_logprobs(weights, [4], 2)}
+    assert sum(texts.values()) == pytest.approx(1)
+    second = {b: sum(p * texts[b] / (1 - p) for a, p in texts.items() if a != b) for b in texts}
+    counts = [dict.fromkeys(texts, 0), dict.fromkeys(texts, 0)]
+    for seed in range(draws):
+        pair = model.generate([4], n=2, max_tokens=2, without_replacement=True, temperature=temperature, seed=seed)
+        assert pair[0].token_ids != pair[1].token_ids or pair[0].finish_reason != pair[1].finish_reason
+        for count, one in zip(counts, pair, strict=True):
+            count[whole(one)] += 1
+            assert np.exp(one.score) == pytest.approx(texts[whole(one)], rel=1e-4)
+    for count, expected in zip(counts, (texts, second), strict=True):
+        common = [tokens for tokens in texts if expected[tokens] * draws >= 8]
+        chi_square = sum((count[t] - draws * expected[t]) ** 2 / (draws * expected[t]) for t in common)
+        assert chi_square < len(common) + 5 * (2 * len(common)) ** 0.5  # five deviations
+
+
+def test_drawing_without_replacement_draws_what_controls_leave(toys, lm, byte_model):
+    model, weights = toys[2]
+    every = model.generate([1], n=64, max_tokens=2, without_replacement=True, top_k=3, seed=3)
+    assert len(every) <= 9
+    assert len({whole(one) for one in every}) == len(every)
+    assert sum(np.exp(one.score) for one in every) == pytest.approx(1, abs=1e-4)
+    again = model.generate([[1], [1]], n=64, max_tokens=2, without_replacement=True, top_k=3, seed=3)
+    assert [[whole(one) for one in group] for group in again] == [[whole(one) for one in every]] * 2
+    options = {"n": 5, "max_tokens": 12, "without_replacement": True, "seed": 9, "temperature": 0.8}
+    pytest.importorskip("llguidance")
+    for extra in ({"repetition_penalty": 1.3, "top_p": 0.9}, {"regex": "[a-z ]+"}, {"min_tokens": 9}):
+        found = lm.generate("once", **options, **extra)
+        assert len({one.text for one in found}) == 5
+        assert all(one.seed == 9 for one in found)
+        for isa in LEVELS:
+            other = fastlm.load(byte_model, isa=isa).generate("once", **options, **extra)
+            assert [one.text for one in other] == [one.text for one in found]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "does nothing without n"),
+        ({"n": 65}, "draws 2 to 64"),
+        ({"n": 2, "temperature": 0}, "temperature=0 always takes the likeliest"),
+        ({"n": 2, "num_beams": 4}, "together with num_beams"),
+        ({"n": 2, "stop": "x"}, "together with stop"),
+        ({"n": 2, "mirostat_tau": 3.0}, "together with mirostat_tau"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused(lm, options, message):
+    with pytest.raises(ValueError, match=message):
+        lm.generate("ab", without_replacement=True, **options)
