@@ -95,6 +95,16 @@ cdef extern from "fastlm.h" nogil:
     const float *fl_logits(fl_decoder *decoder, const fl_state *state) noexcept
     void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs) noexcept
     void fl_advance(fl_decoder *decoder, fl_state **states, const int32_t *tokens, size_t n, float *logprobs) noexcept
+
+    ctypedef struct fl_branches:
+        double ended
+        double going_on
+        size_t n
+        int32_t *ids
+        float *logprobs
+
+    void fl_follow(fl_decoder *decoder, fl_state **states, const int32_t *tokens, size_t n, const uint8_t *ending,
+                   uint32_t most, fl_branches *branches) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
 
     ctypedef struct fl_text:

@@ -145,6 +145,18 @@ const float *fl_logits(fl_decoder *decoder, const fl_state *state);
 void fl_logprobs(fl_decoder *decoder, const fl_state *state, float *logprobs);
 /* n states read a token each, side by side; [n][V] natural log-probabilities of what follows each. */
 void fl_advance(fl_decoder *decoder, fl_state *const *states, const int32_t *tokens, size_t n, float *logprobs);
+
+/* What may follow a state, for searches that need no more of it. */
+typedef struct fl_branches {
+    double ended, going_on; /* probability of all tokens with `ending`, and of all others */
+    size_t n;               /* so many of the others are listed, */
+    int32_t *ids;           /* [most], the likeliest first, */
+    float *logprobs;        /* with their natural log-probabilities */
+} fl_branches;
+
+/* The same, but of what follows only this is told. tokens NULL: nothing is read. ending: [V], 1 or 0. */
+void fl_follow(fl_decoder *decoder, fl_state *const *states, const int32_t *tokens, size_t n, const uint8_t *ending,
+               uint32_t most, fl_branches *branches);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
 

@@ -54,38 +54,61 @@ void fl_logprobs(fl_decoder *d, const fl_state *state, float *logprobs) {
     fl_fp_leave(&caller);
 }
 
-typedef struct rows {
+/* States that are followed by a token, and what is wanted of what comes behind. */
+typedef struct following {
     const fl_decoder *decoder;
-    float *logprobs;
     size_t n;
-} rows;
+    float *logprobs; /* [n][V]; NULL: branches */
+    const uint8_t *ending;
+    uint32_t most;
+    fl_branches *branches;
+} following;
 
-static void rows_part(void *context, uint32_t part, uint32_t parts) {
-    const rows *r = context;
-    const fl_decoder *d = r->decoder;
+static void follow_part(void *context, uint32_t part, uint32_t parts) {
+    const following *f = context;
+    const fl_decoder *d = f->decoder;
     size_t begin, end;
-    fl_slice(r->n, 1, part, parts, &begin, &end);
-    for (size_t j = begin; j < end; j++) fl_log_softmax(d->model, d->logits[j], r->logprobs + j * d->model->vocab_size);
+    fl_slice(f->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) {
+        if (f->logprobs)
+            fl_log_softmax(d->model, d->logits[j], f->logprobs + j * d->model->vocab_size);
+        else
+            fl_branch(d->model, &d->scratch[part], d->logits[j], f->ending, f->most, &f->branches[j]);
+    }
 }
 
-void fl_advance(fl_decoder *d, fl_state *const *states, const int32_t *tokens, size_t n, float *logprobs) {
+static void follow(fl_decoder *d, fl_state *const *states, const int32_t *tokens, size_t n, following wanted) {
     fenv_t caller;
     fl_enter(d, &caller);
     for (size_t at = 0, part; at < n; at += part) {
         part = n - at < FL_MOST_COLUMNS ? n - at : FL_MOST_COLUMNS;
         const bool many = part > 1;
         for (size_t j = 0; j < part; j++) fl_load(d, j, many, states[at + j]);
-        fl_step(d, tokens + at, part, many);
+        if (tokens) fl_step(d, tokens + at, part, many);
         fl_step_logits(d, part, many);
-        rows r = {d, logprobs + at * d->model->vocab_size, part};
-        fl_team_run(&d->team, rows_part, &r);
-        for (size_t j = 0; j < part; j++) {
+        following f = wanted;
+        f.decoder = d, f.n = part;
+        if (f.logprobs)
+            f.logprobs += at * d->model->vocab_size;
+        else
+            f.branches += at;
+        fl_team_run(&d->team, follow_part, &f);
+        for (size_t j = 0; tokens && j < part; j++) {
             fl_store(d, j, states[at + j]);
             states[at + j]->position++;
         }
         fl_team_pause(&d->team);
     }
     fl_leave(d, &caller);
+}
+
+void fl_advance(fl_decoder *d, fl_state *const *states, const int32_t *tokens, size_t n, float *logprobs) {
+    follow(d, states, tokens, n, (following){.logprobs = logprobs});
+}
+
+void fl_follow(fl_decoder *d, fl_state *const *states, const int32_t *tokens, size_t n, const uint8_t *ending,
+               uint32_t most, fl_branches *branches) {
+    follow(d, states, tokens, n, (following){.ending = ending, .most = most, .branches = branches});
 }
 
 typedef struct scoring {

@@ -541,6 +541,28 @@ void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float 
     for (size_t i = 0; i < found; i++) logprobs[i] = (logits[ids[i]] - d.largest) - whole;
 }
 
+void fl_branch(const fl_model *model, const fl_scratch *scratch, const float *logits, const uint8_t *ending,
+               uint32_t most, fl_branches *branches) {
+    const size_t V = model->vocab_size;
+    const uint32_t *mass = scratch->mass;
+    draw d = begin(model, scratch, NULL, logits);
+    uint64_t ended = 0;
+    d.largest = largest_of(model, logits);
+    weigh(&d);
+    const double total = (double)d.total;
+    const float whole = logarithm(&d, (float)d.total / FL_MASS_ONE), largest = d.largest;
+    float *left = own_logits(&d);
+    for (size_t i = 0; i < V; i++) {
+        if (!ending[i]) continue;
+        ended += mass[i];
+        left[i] = -INFINITY;
+    }
+    branches->ended = (double)ended / total, branches->going_on = (double)(d.total - ended) / total;
+    d.largest = largest_of(model, left);
+    branches->n = d.largest > -INFINITY ? rank(&d, most, branches->ids) : 0;
+    for (size_t i = 0; i < branches->n; i++) branches->logprobs[i] = (logits[branches->ids[i]] - largest) - whole;
+}
+
 static void clear_from(const fl_request *r, size_t found) {
     for (; found < r->alternatives; found++) r->alternative_ids[found] = -1, r->alternative_logprobs[found] = -INFINITY;
 }

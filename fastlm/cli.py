@@ -61,6 +61,10 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     for completion in lm.generate([prompt], **options):
         for one in completion if isinstance(completion, list) else [completion]:
             print(one.text, flush=True)
+            if one.missing:
+                print(f"[not included: {', '.join(map(repr, one.missing))}]", file=sys.stderr)
+            elif one.satisfied is False:
+                print(f"[without the form that was asked for: {one.finish_reason}]", file=sys.stderr)
             if stats:
                 speed = (
                     f"{one.timings['seconds'] * 1e3:.1f} ms, {one.timings['tokens_per_second']:,.0f} tokens a second"
@@ -334,6 +338,7 @@ def _add_generate(commands: Any) -> None:
     for name, kind, about in _CONTROLS:
         more.add_argument(f"--{name}", type=kind, help=about)
     more.add_argument("--token-healing", action="store_const", const=True, help="write the prompt's last tokens anew")
+    more.add_argument("--without-replacement", action="store_const", const=True, help="the n texts are all different")
     for name, kind, metavar, about in _REPEATED:
         more.add_argument(f"--{name}", type=kind, metavar=metavar, action="append", help=f"{about}; may be repeated")
     _add_threads_argument(command)
@@ -395,6 +400,7 @@ _REPEATED: tuple[tuple[str, Any, str, str], ...] = (
     ("stop", str, "TEXT", "end the text before this"),
     ("stop-token-ids", int, "ID", "end the text before this token"),
     ("bad-words", str, "TEXT", "never write this"),
+    ("must-include", str, "TEXT", "write this somewhere (with --num-beams)"),
     ("choices", str, "TEXT", "the text is this or another choice"),
     ("allowed-token-ids", int, "ID", "write these tokens only"),
     ("logit-bias", _bias, "ID=BIAS", "added to a token's logit"),

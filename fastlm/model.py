@@ -526,7 +526,7 @@ class Model:
             names = [self._need_tokenizer().decode([token], context=ids) for token in names]
         return list(zip(names, (scaled[order] - total).tolist(), strict=True))
 
-    def suggest(self, prefix: str, k: int = 5) -> Suggestions:
+    def suggest(self, prefix: str, k: int = 5, *, typos: int = 0) -> Suggestions:
         """The likeliest words that the text may go on with, for keyboards and editors.
 
         Parameters
@@ -535,18 +535,25 @@ class Model:
             What was typed, perhaps up to the middle of a word. What is known of it is kept (`load`'s
             prefix_cache_mb), so that a further keystroke costs only what it adds.
         k : int
+        typos : int
+            So many letters of the word that was begun, 0 to 3, may be wrong, missing, too many, or have changed places
+            (in bytes of UTF-8). Each is taken to be as likely as 1 in 100.
 
         Returns
         -------
         Suggestions
             A list of (what completes the word, natural log-probability of the word given what was typed of it), the
             likeliest first; ``""`` says that the word may be whole. Its ``exact`` and ``bound`` say how sure that is.
+            With ``typos`` these are whole words, and ``replaces`` says for how many characters at the end of the prefix
+            they stand.
         """
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r:.60}: expected text, found {type(prefix).__name__}")
         if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
             raise ValueError(f"k={k!r}: expected a whole number from 1 on")
-        return suggest(self, prefix, int(k))
+        if isinstance(typos, bool) or not isinstance(typos, Integral) or not 0 <= typos <= 3:
+            raise ValueError(f"typos={typos!r}: expected a whole number from 0 to 3")
+        return suggest(self, prefix, int(k), int(typos))
 
     @cached_property
     def _words(self) -> Words:

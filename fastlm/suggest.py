@@ -12,9 +12,10 @@ import bisect
 import heapq
 import math
 from array import array
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,8 +23,6 @@ from fastlm import _engine
 from fastlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from fastlm.model import Model
 
 TOGETHER = 8
@@ -31,6 +30,10 @@ TOGETHER = 8
 
 MOST_STEPS = 64
 """Tokens of all paths together after which a search gives what it has."""
+
+TYPO = math.log(0.01)
+"""Natural logarithm of how likely a typo is taken to be, for each letter that is wrong, missing, too many, or has
+changed places with its neighbour."""
 
 
 class Suggestions(list[tuple[str, float]]):
@@ -42,10 +45,14 @@ class Suggestions(list[tuple[str, float]]):
         Natural logarithm of the probability that was not followed: no word has more than this beyond what is told.
     exact : bool
         Whether these are the k likeliest words, in their order.
+    replaces : int
+        So many characters at the end of the prefix give way to a completion: those of the word that was begun, if
+        typos are looked for; else none.
     """
 
     bound: float
     exact: bool
+    replaces: int
 
 
 def _is_word(character: str) -> bool:
@@ -64,9 +71,9 @@ class Words:
         return [piece[: self.end(piece)] for piece in self._pieces]
 
     @cached_property
-    def ending(self) -> npt.NDArray[np.bool_]:
-        """Tokens that end the word before them: they begin with what is no word, or are no text at all."""
-        return np.array([not head for head in self.heads])
+    def ending(self) -> bytes:
+        """For each token whether it ends the word before it: it begins with what is no word, or is no text at all."""
+        return bytes(not head for head in self.heads)
 
     @cached_property
     def single(self) -> bool:
@@ -96,6 +103,18 @@ class Words:
         last = bisect.bisect_left(pieces, typed + b"\xff" * 64)
         return found + tokens[first:last]
 
+    @cached_property
+    def tries(self) -> tuple[_Node, _Node]:
+        """Heads by their bytes: of tokens within a word, and of those that begin one behind a space."""
+        within, behind_space = _Node(), _Node()
+        for token, piece in enumerate(self._pieces):
+            if head := self.heads[token]:
+                within.add(head, token, len(head) < len(piece))
+            elif piece[:1] == b" ":
+                head = piece[1 : 1 + self.end(piece[1:])]
+                behind_space.add(head, token, 1 + len(head) < len(piece))
+        return within, behind_space
+
     @property
     def _pieces(self) -> list[bytes]:
         return [*self.known.pieces, *[b""] * (self.size - self.known.vocab_size)]
@@ -111,44 +130,173 @@ class Words:
         return at
 
 
-class _Path(NamedTuple):
-    """A way to write the beginning of a word: ordered by falling probability."""
+class _Node:
+    """Of a trie: tokens whose heads end here, with whether the word ends there too."""
 
-    minus: float  # log-probability
-    order: int
-    text: bytes  # of the word so far, what was typed left out
-    typed: bytes  # what of the typed text is still to be written
-    state: _engine.State  # before the token
+    __slots__ = ("below", "tokens")
+
+    def __init__(self) -> None:
+        self.below: dict[int, _Node] = {}
+        self.tokens: list[tuple[int, bool]] = []
+
+    def add(self, head: bytes, token: int, ends: bool) -> None:
+        node = self
+        for byte in head:
+            node = node.below.setdefault(byte, _Node())
+        node.tokens.append((token, ends))
+
+
+# ---- what was typed ----------------------------------------------------------------------------------------
+
+
+class _Way(NamedTuple):
+    """A token by which a word may go on that was begun. head: what it adds to the word; typed: what must still come,
+    None: anything may; ends: whether the word ends inside of it; cost: log-probability of the typos, at best."""
+
+    token: int
+    head: bytes
+    typed: _Typed | None
+    ends: bool
+    cost: float
+
+
+class _Exactly:
+    """The rest of what was typed, as it is. Words are what comes behind."""
+
+    def __init__(self, left: bytes) -> None:
+        self._left = left
+
+    cost_of_ending = None  # it is not all there
+
+    def ways(self, words: Words) -> Iterator[_Way]:
+        for token in words.covering(self._left):
+            piece = words.known.pieces[token]
+            left, behind = self._left[len(piece) :], piece[len(self._left) :]
+            head = behind[: Words.end(behind)]
+            yield _Way(token, head, _Exactly(left) if left else None, len(head) < len(behind), 0.0)
+
+
+class _Nearly:
+    """The bytes of a word that was begun, with a few typos: rows of the table of distances between what is written and
+    the beginnings of what was typed (optimal string alignment: Damerau 1964, Levenshtein 1965)."""
+
+    __slots__ = ("_before", "_best", "_last", "_most", "_root", "_row", "_typed")
+
+    def __init__(self, typed: bytes, most: int, behind_space: bool) -> None:
+        self._typed, self._most, self._root = typed, most, int(behind_space)
+        self._row: tuple[int, ...] = tuple(range(len(typed) + 1))
+        self._before, self._last = self._row, -1
+        self._best = self._row[-1]  # of what was written so far, the beginning that is nearest to what was typed
+
+    def _behind(self, byte: int) -> _Nearly:
+        row, before, typed = self._row, self._before, self._typed
+        new = [row[0] + 1]
+        for j, wanted in enumerate(typed, 1):
+            least = min(row[j] + 1, new[-1] + 1, row[j - 1] + (byte != wanted))
+            if j > 1 and byte == typed[j - 2] and self._last == wanted:
+                least = min(least, before[j - 2] + 1)
+            new.append(least)
+        found = object.__new__(_Nearly)
+        found._typed, found._most, found._root = typed, self._most, 0
+        found._row, found._before, found._last = tuple(new), row, byte
+        found._best = min(self._best, new[-1])
+        return found
+
+    @property
+    def cost_of_ending(self) -> float | None:
+        return TYPO * self._best if self._best <= self._most else None
+
+    def ways(self, words: Words) -> Iterator[_Way]:
+        yield from self._below(words.tries[self._root], b"")
+
+    def _below(self, node: _Node, head: bytes) -> Iterator[_Way]:
+        least = min(self._best, *self._row)
+        if least > self._most:
+            return
+        over = min(self._row) > self._most  # nothing that comes can change the distance
+        for token, ends in node.tokens:
+            if not ends or self._best <= self._most:
+                cost = TYPO * (self._best if ends or over else least)
+                yield _Way(token, head, None if over or ends else self._inside(), ends, cost)
+        for byte, child in node.below.items():
+            yield from (self if over else self._behind(byte))._below(child, head + bytes([byte]))
+
+    def _inside(self) -> _Nearly:
+        """The same, within a word."""
+        if not self._root:
+            return self
+        found = object.__new__(_Nearly)
+        for name in self.__slots__:
+            setattr(found, name, getattr(self, name))
+        found._root = 0
+        return found
+
+
+_Typed: TypeAlias = "_Exactly | _Nearly"
+
+
+# ---- the search --------------------------------------------------------------------------------------------
+
+
+class _Branch(NamedTuple):
+    """What may follow a beginning of a word: the likeliest first."""
+
+    text: bytes  # of the word so far
+    state: _engine.State  # before the tokens
+    ways: Sequence[_Way] | None  # None: any
+    tokens: list[int]
+    totals: list[float]  # log-probabilities of the words' beginnings with these tokens, and of their typos at best
+    given: float  # what of these is for typos, if ways is None
+
+
+class _Step(NamedTuple):
+    """A beginning of a word that is to be followed."""
+
+    total: float  # its log-probability
+    cost: float  # that of its typos, at best
+    text: bytes
+    typed: _Typed | None
+    state: _engine.State
     token: int
 
 
-def suggest(model: Model, prefix: str, k: int) -> Suggestions:
+def suggest(model: Model, prefix: str, k: int, typos: int) -> Suggestions:
     """See `Model.suggest`."""
     known = model._need_tokenizer()
     if not known.exact_pieces:
         raise ValueError("suggest needs tokens that are text as they are; this model joins its tokens with spaces")
-    return _Search(model, model._words, k).run(prefix)
+    return _Search(model, model._words, k).run(prefix, typos)
 
 
 class _Search:
     def __init__(self, model: Model, words: Words, k: int) -> None:
         self.model, self.words, self.k = model, words, k
-        self.paths: list[_Path] = []
+        self.heap: list[tuple[float, int, _Branch, int]] = []  # the next way of each branch
         self.found: dict[bytes, float] = {}  # probability of a word, as far as its paths were followed
         self.open = 0.0  # probability of paths that were not
         self.steps = self.order = 0
 
-    def run(self, prefix: str) -> Suggestions:
+    def run(self, prefix: str, typos: int) -> Suggestions:
         begin = self._word_begin(prefix)
-        ids = self.model._ids(prefix if self.words.single else prefix[:begin])
-        typed = b"" if self.words.single else prefix[begin:].encode()
+        behind_space = prefix[begin : begin + 1] == " "
+        word = prefix[begin + behind_space :]
+        typos = typos if word else 0
+        whole = self.words.single and not typos
+        ids = self.model._ids(prefix if whole else prefix[:begin])
+        typed: _Typed | None = None
+        if typos:
+            typed = _Nearly(word.encode(), typos, behind_space)
+        elif not whole and begin < len(prefix):
+            typed = _Exactly(prefix[begin:].encode())
         with self.model._decoder() as decoder:
-            state = self._state(decoder, ids)
-            row = np.frombuffer(decoder.logprobs(state), np.float32)
-            self._follow([(0.0, b"", typed, state)], row[None])
-            while self.paths and self.steps < MOST_STEPS and -self.paths[0].minus > self._worst():
-                self._step(decoder)
-        return self._best()
+            self.decoder = decoder
+            state = self._state(ids)
+            self._follow([_Step(0.0, 0.0, b"", typed, state, -1)])
+            while self.heap and self.steps < MOST_STEPS and -self.heap[0][0] > self._worst():
+                self._step()
+        best = self._best()
+        best.replaces = len(word) if typos else 0
+        return best
 
     def _word_begin(self, prefix: str) -> int:
         """Where the word begins that is being typed, with the space before it: tokens often begin with one."""
@@ -157,66 +305,84 @@ class _Search:
             begin -= 1
         return begin - 1 if begin and prefix[begin - 1] == " " else begin
 
-    def _state(self, decoder: _engine.Decoder, ids: array[int]) -> _engine.State:
+    def _state(self, ids: array[int]) -> _engine.State:
         """After the tokens; what was read before is not read again."""
         cache, state, length = self.model._prefixes, _engine.State(self.model._engine), 0
         if (found := cache.find(ids)) is not None:
             state, length = found
-        decoder.feed(state, ids[length:])
-        cache.keep(ids, state)
+        if length < len(ids):
+            self.decoder.feed(state, ids[length:])
+            cache.keep(ids, state)
         return state
 
     def _worst(self) -> float:
         """Log-probability of the least likely of the k best words so far."""
         if len(self.found) < self.k:
             return -math.inf
-        return math.log(max(heapq.nlargest(self.k, self.found.values())[-1], 1e-300))
+        return math.log(max(sorted(self.found.values())[-self.k], 1e-300))
 
-    def _step(self, decoder: _engine.Decoder) -> None:
+    def _step(self) -> None:
         """Follows the likeliest paths."""
         worst = self._worst()
-        chosen: list[_Path] = []
-        while self.paths and len(chosen) < TOGETHER and -self.paths[0].minus > worst:
-            chosen.append(heapq.heappop(self.paths))
-        states = [path.state.copy() for path in chosen]
-        rows = decoder.advance(states, array("i", [path.token for path in chosen]))
-        self.steps += len(chosen)
-        self.open -= sum(math.exp(-path.minus) for path in chosen)
-        ends = [(-path.minus, path.text, path.typed, state) for path, state in zip(chosen, states, strict=True)]
-        self._follow(ends, np.frombuffer(rows, np.float32).reshape(len(chosen), -1))
-
-    def _follow(self, ends: list[tuple[float, bytes, bytes, _engine.State]], rows: npt.NDArray[np.float32]) -> None:
-        """Adds up words that end here, and notes how paths may go on. A row holds what may come behind each end."""
-        logprobs = rows.astype(np.float64) + np.array([[end[0]] for end in ends])
-        p = np.exp(logprobs)
-        ended = p @ self.words.ending
-        for (_, text, typed, _), mass in zip(ends, ended.tolist(), strict=True):
-            if not typed:
-                self._add(text, mass)
-        least = math.exp(self._worst())
-        for place, (_, text, typed, state) in enumerate(ends):
-            row = logprobs[place]
-            if typed:
-                tokens = self.words.covering(typed)
-            else:
-                going_on = np.where(self.words.ending, 0.0, p[place])
-                tokens = np.flatnonzero(going_on > least).tolist()
-                if len(tokens) > MOST_STEPS:  # no more of them will ever be followed
-                    tokens = np.argpartition(-going_on, MOST_STEPS)[:MOST_STEPS].tolist()
-                self.open += float(going_on.sum() - going_on[tokens].sum())
-            for token in tokens:
-                self._go_on(float(row[token]), text, typed, state, token)
-
-    def _go_on(self, logprob: float, text: bytes, typed: bytes, state: _engine.State, token: int) -> None:
-        piece = self.words.known.pieces[token]
-        behind = piece[len(typed) :]
-        head = behind[: Words.end(behind)] if typed else self.words.heads[token]
-        if len(head) < len(behind):  # the word ends inside the token
-            self._add(text + head, math.exp(logprob))
+        chosen: list[_Step] = []
+        while self.heap and len(chosen) < TOGETHER and -self.heap[0][0] > worst:
+            minus, _, branch, rank = heapq.heappop(self.heap)
+            self._offer(branch, rank + 1)
+            if (step := self._taken(-minus, branch, rank)) is not None:
+                chosen.append(step)
+        if not chosen:
             return
-        self.order += 1
-        heapq.heappush(self.paths, _Path(-logprob, self.order, text + head, typed[len(piece) :], state, token))
-        self.open += math.exp(logprob)
+        self.steps += len(chosen)
+        self._follow([step._replace(state=step.state.copy()) for step in chosen])
+
+    def _offer(self, branch: _Branch, rank: int) -> None:
+        if rank < len(branch.tokens):
+            self.order += 1
+            heapq.heappush(self.heap, (-branch.totals[rank], self.order, branch, rank))
+
+    def _taken(self, total: float, branch: _Branch, rank: int) -> _Step | None:
+        """A way of a branch: a word if it ends there, else what is to be followed."""
+        token = branch.tokens[rank]
+        self.open -= math.exp(total)
+        if branch.ways is None:
+            head, piece = self.words.heads[token], self.words.known.pieces[token]
+            text, typed, ends, cost = branch.text + head, None, len(head) < len(piece), branch.given
+        else:
+            _, head, typed, ends, cost = branch.ways[rank]
+            text = branch.text + head
+        if ends:
+            self._add(text, math.exp(total))
+            return None
+        return _Step(total - cost, cost, text, typed, branch.state, token)
+
+    def _follow(self, steps: list[_Step]) -> None:
+        """Adds up words that end behind these, and notes how they may go on."""
+        free = [step for step in steps if step.typed is None]
+        begun = [step for step in steps if step.typed is not None]
+        if free:
+            said = self.decoder.follow(*_arguments(free), self.words.ending, MOST_STEPS)
+            for step, (ended, going_on, tokens, logprobs) in zip(free, said, strict=True):
+                base = step.total + step.cost
+                self._add(step.text, ended * math.exp(base))
+                self.open += going_on * math.exp(base)
+                self._offer(_Branch(step.text, step.state, None, tokens, [base + p for p in logprobs], step.cost), 0)
+        if begun:
+            self._follow_typed(begun)
+
+    def _follow_typed(self, steps: list[_Step]) -> None:
+        states, tokens = _arguments(steps)
+        rows = self.decoder.logprobs(states[0]) if tokens is None else self.decoder.advance(states, tokens)
+        ending = np.frombuffer(self.words.ending, np.uint8)
+        for step, row in zip(steps, np.frombuffer(rows, np.float32).reshape(len(steps), -1), strict=True):
+            assert step.typed is not None
+            if (cost := step.typed.cost_of_ending) is not None:
+                self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
+            ways = [(step.total + float(row[way.token]) + way.cost, way) for way in step.typed.ways(self.words)]
+            ways.sort(key=lambda one: (-one[0], one[1].token))
+            totals = [total for total, _ in ways]
+            self.open += sum(map(math.exp, totals))
+            tokens_of = [way.token for _, way in ways]
+            self._offer(_Branch(step.text, step.state, [way for _, way in ways], tokens_of, totals, 0.0), 0)
 
     def _add(self, word: bytes, probability: float) -> None:
         self.found[word] = self.found.get(word, 0.0) + probability
@@ -227,12 +393,18 @@ class _Search:
         total = sum(self.found.values()) + max(self.open, 0.0)
         best = Suggestions((text.decode(), math.log(p / total)) for text, p in whole[: self.k])
         least = whole[self.k - 1][1] if len(whole) >= self.k else 0.0
-        top = math.exp(-self.paths[0].minus) if self.paths else 0.0
+        top = math.exp(-self.heap[0][0]) if self.heap else 0.0
         rest = top if self.words.single else max(self.open, 0.0)  # a word has one path, or several
         gaps = [a[1] - b[1] for a, b in pairwise(whole[: self.k + 1])]
-        best.bound = math.log(max(self.open, 1e-300) / total)
+        best.bound = math.log(max(self.open, 1e-300) / max(total, 1e-300))
         best.exact = least >= rest and (self.words.single or all(gap >= rest for gap in gaps))
         return best
+
+
+def _arguments(steps: Sequence[_Step]) -> tuple[list[_engine.State], array[int] | None]:
+    """What is to be read; of the first step nothing, as its state has read all."""
+    tokens = array("i", [step.token for step in steps])
+    return [step.state for step in steps], None if tokens[0] < 0 else tokens
 
 
 def _readable(text: bytes) -> bool:

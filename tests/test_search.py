@@ -269,7 +269,7 @@ def test_what_cannot_be_included_is_named(lm):
         lm.generate("ab", num_beams=4, must_include=[""])
     with pytest.raises(ValueError, match="must_include: 300 at place 0"):
         lm.generate("ab", num_beams=4, must_include=[[300]])
-    with pytest.raises(ValueError, match="must_include=.* does nothing without num_beams"):
+    with pytest.raises(ValueError, match=r"must_include=.* does nothing without num_beams"):
         lm.generate("ab", must_include=["x"])
 
 
@@ -320,7 +320,7 @@ def test_texts_are_drawn_without_replacement(toys):
 
 
 def test_drawing_without_replacement_draws_what_controls_leave(toys, lm, byte_model):
-    model, weights = toys[2]
+    model, _weights = toys[2]
     every = model.generate([1], n=64, max_tokens=2, without_replacement=True, top_k=3, seed=3)
     assert len(every) <= 9
     assert len({whole(one) for one in every}) == len(every)
