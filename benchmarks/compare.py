@@ -26,10 +26,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from harness import OURS, Form, Job, all_forms, check, checked_tokens, cores, missing
+from harness import OURS, Form, Job, all_forms, check, check_scores, checked_tokens, cores, missing
 from roofline import Probe
 from worker import Worker, convert
 from workloads import PRECISIONS, WORKLOADS, Reference, Workload
+
+CHECKED_TEXTS = 4
 
 Figures = dict[str, Any]
 """What was measured at one point: as it is stored in JSON."""
@@ -86,7 +88,11 @@ class Company:
         worker = self._workers[job.form] = self._workers[job.form] or Worker(job, self._settings.log)
         worker.pin(cores(self._threads, list(self._workers).index(job.form)))  # neighbours get ready side by side,
         worker.ask("build", batch=job.batch, output=job.output)
-        check(job.form, worker.ask("greedy", count=checked_tokens(job.form)), self._reference)
+        if job.output == "logprobs":
+            texts = self._workload.texts()[:CHECKED_TEXTS]
+            check_scores(job.form, worker.ask("score", count=len(texts)), self._reference, texts)
+        else:
+            check(job.form, worker.ask("greedy", count=checked_tokens(job.form)), self._reference)
         worker.pin(cores(self._threads))  # but all are timed on the same cores
 
     def _leave(self, form: Form, reason: str) -> None:

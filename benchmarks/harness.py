@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,6 +34,9 @@ CHECKED_REGRET = 8
 REGRET = {"f32": 0.001, "bf16": 0.25, "int8": 0.5, "int4": 1.0}
 """What a form may fall short of the reference's best logit, in standard deviations (`Reference.regret`)."""
 
+SCORE_OFF = {"f32": 0.001, "bf16": 0.5, "int8": 1.0, "int4": 3.0}
+"""What log-probabilities of a text, which are -15 in the mean, may be off by in the mean: rounded states drift away."""
+
 TEMPERATURE, TOP_P = 0.8, 0.95
 """How text is drawn where it is not greedy."""
 
@@ -48,6 +51,7 @@ class Form:
     role: str = "contender"  # "careless": what a user gets without care; "bare": the engine without handing tokens over
     streams: bool = True  # hands over one token at a time
     draws: bool = False  # also runs the task: logits to sample from
+    scores: bool = False  # also reads whole texts
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.peer, self.precision, self.how)))
@@ -62,7 +66,7 @@ class Job:
     folder: Path  # for model files; shared by all jobs
     batch: int = 1
     threads: int = 1
-    output: str = "token"  # what the engine's graph ends in: the greedy "token", or the "logits"
+    output: str = "token"  # what the engine's graph ends in: the greedy "token", the "logits", or "logprobs" of texts
 
     def path(self, suffix: str, *distinct: object) -> Path:
         """A model file's name; `distinct` lists what its content depends on, beside the workload."""
@@ -101,6 +105,10 @@ class Runner(Protocol):
     # Forms that draw, with a job whose output is "logits":
     def write(self, count: int, seed: int) -> list[int]:
         """A text of `count` drawn tokens (TEMPERATURE, TOP_P) from the start."""
+
+    # Forms that score, with a job whose output is "logprobs":
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        """The natural log-probability of every token but the first, of each text."""
 
 
 class Stepper:
@@ -217,6 +225,53 @@ def check(form: Form, texts: list[list[int]], reference: Reference) -> None:
     regret = reference.regret([text[:CHECKED_REGRET] for text in texts])
     if not regret <= REGRET[form.precision]:
         raise RuntimeError(f"{form} chooses a token {regret:.3g} standard deviations below the best")
+
+
+def check_scores(form: Form, found: list[list[float]], reference: Reference, texts: list[list[int]]) -> None:
+    """Compare log-probabilities of texts with the reference's; RuntimeError if the form computes something else."""
+    off = max(float(np.abs(reference.logprobs(text) - one).mean()) for text, one in zip(texts, found, strict=True))
+    if not off <= SCORE_OFF[form.precision]:
+        raise RuntimeError(f"{form} finds log-probabilities that are {off:.3g} off")
+
+
+PADDED = 32
+"""Texts that are scored at once by engines that take arrays."""
+
+
+def padded(texts: list[list[int]]) -> Iterator[tuple[list[int], NDArray[np.int64]]]:
+    """The texts by length, so that little is wasted, in arrays [PADDED, T] with zeros behind their ends, and which they
+    are. T is a multiple of 8, or engines that compile for every new shape would do nothing else."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    for first in range(0, len(order), PADDED):
+        places = order[first : first + PADDED]
+        longest = max(len(texts[place]) for place in places)
+        rows = np.zeros((PADDED, -(-longest // 8) * 8), np.int64)
+        for row, place in zip(rows, places, strict=False):
+            row[: len(texts[place])] = texts[place]
+        yield places, rows
+
+
+def score_padded(
+    texts: list[list[int]], run: Callable[[NDArray[np.int64]], NDArray[np.float32]]
+) -> list[NDArray[np.float32]]:
+    """run: of an array [B, T] the log-probabilities [B, T-1] of what follows the first tokens."""
+    found: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
+    for places, rows in padded(texts):
+        for place, row in zip(places, run(rows), strict=False):
+            found[place] = row[: len(texts[place]) - 1]
+    return found
+
+
+def time_scores(runner: Runner, texts: list[list[int]], seconds: float) -> list[float]:
+    """µs per token of scoring all texts."""
+    tokens = sum(map(len, texts))
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        start = time.perf_counter()
+        runner.score(texts)
+        times.append(1e6 * (time.perf_counter() - start) / tokens)
+    return times[1:]  # the first one warms up
 
 
 def time_samples(runner: Runner, steps: int, seconds: float) -> list[float]:

@@ -9,13 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness import CHECKED, TEMPERATURE, TOP_P, Form, Job, make
 from workloads import PRECISIONS
 
 MODULES = ("gguf", "fastlm")  # gguf writes the file; it does not run it
 KEEPS_NONE = "no rows kept"
 FORMS = (
-    *(Form("fastlm", precision, draws=True) for precision in PRECISIONS),
+    *(Form("fastlm", precision, draws=True, scores=True) for precision in PRECISIONS),
     # Every token as one that was never seen before: its first layer's input product is computed.
     *(Form("fastlm", precision, KEEPS_NONE, role="bare", streams=False) for precision in ("f32", "int8")),
 )
@@ -76,6 +79,9 @@ class Runner:
         if model.generate(self._start, max_tokens=CHECKED, temperature=0.0).token_ids[:alike] != checked[:alike]:
             raise RuntimeError("with a tokenizer it writes another text")
         return model
+
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        return [np.array(one.logprobs[1:], np.float32) for one in self._model.score(texts)]
 
     def write(self, count: int, seed: int) -> list[int]:
         drawn = self._model.generate(self._start, max_tokens=count, temperature=TEMPERATURE, top_p=TOP_P, seed=seed)

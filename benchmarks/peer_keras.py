@@ -8,18 +8,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import Form, Job, Stepper
+from harness import PADDED, Form, Job, Stepper, score_padded
 from peer_tensorflow import use_threads
 
 MODULES = ("tensorflow", "keras")
 PREDICT = Form("Keras", "f32", "predict", role="careless", streams=False)
 CALL = Form("Keras", "f32", "model()", role="careless", streams=False, draws=True)
-FUNCTION = Form("Keras", "f32", "tf.function", streams=False)
+FUNCTION = Form("Keras", "f32", "tf.function", streams=False, scores=True)
 FORMS = (PREDICT, CALL, FUNCTION)
 convert = None  # there is no file: the weights are set
 
 
-class Runner(Stepper):
+def Runner(job: Job) -> Any:
+    return Scorer(job) if job.output == "logprobs" else Decoder(job)
+
+
+class Scorer:
+    def __init__(self, job: Job) -> None:
+        import tensorflow as tf
+
+        use_threads(job.threads)
+        model = _scoring_model(job)
+
+        @tf.function(input_signature=[tf.TensorSpec([PADDED, None], tf.int32)])  # type: ignore[untyped-decorator]
+        def run(tokens: Any) -> Any:
+            logits = model(tokens[:, :-1], training=False)
+            return -tf.nn.sparse_softmax_cross_entropy_with_logits(tokens[:, 1:], logits)
+
+        self._run = run
+
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        return score_padded(texts, lambda rows: self._run(rows.astype(np.int32)).numpy())
+
+
+class Decoder(Stepper):
     _inputs: Any
 
     def __init__(self, job: Job) -> None:
@@ -74,10 +96,25 @@ def _model(job: Job) -> Any:
         x, h, c = cell(x, initial_state=state[2 * layer : 2 * layer + 2])
         new_state += [h, c]
     model = keras.Model([token, *state], [output(x[:, 0]), *new_state])
+    _set_weights(job, embedding, cells, output)
+    return model
 
+
+def _scoring_model(job: Job) -> Any:
+    """`token [B, T] -> logits [B, T, V]`."""
+    import keras
+
+    V, E, H, L = (getattr(job.workload, letter) for letter in "VEHL")
+    embedding, output = keras.layers.Embedding(V, E), keras.layers.Dense(V)
+    cells = [keras.layers.LSTM(H, return_sequences=True) for _ in range(L)]
+    model = keras.Sequential([keras.Input([None], batch_size=PADDED, dtype="int32"), embedding, *cells, output])
+    _set_weights(job, embedding, cells, output)
+    return model
+
+
+def _set_weights(job: Job, embedding: Any, cells: list[Any], output: Any) -> None:
     w = job.workload.weights
     embedding.set_weights([w["embedding"]])
     output.set_weights([w["output.kernel"], w["output.bias"]])
     for layer, cell in enumerate(cells):
         cell.set_weights([w[f"lstm.{layer}.{part}"] for part in ("kernel", "recurrent_kernel", "bias")])
-    return model

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import Form, Job, Stepper, make
+from harness import PADDED, Form, Job, Stepper, make, score_padded
 from workloads import Workload
 
 MODULES = ("onnx", "onnxruntime")
-FORMS = (Form("ONNX Runtime", "f32", draws=True), Form("ONNX Runtime", "int8", draws=True))
+FORMS = tuple(Form("ONNX Runtime", precision, draws=True, scores=True) for precision in ("f32", "int8"))
 OPSET, IR_VERSION = 17, 9  # old enough for every ONNX Runtime since 1.14
 
 
@@ -33,7 +33,8 @@ def write_onnx(job: Job) -> None:
     """The float32 model, which OpenVINO reads too."""
     import onnx
 
-    make(onnx_path(job), lambda path: onnx.save(_graph(job.workload, job.batch, job.output), path))
+    graph = _scoring_graph if job.output == "logprobs" else _graph
+    make(onnx_path(job), lambda path: onnx.save(graph(job.workload, job.batch, job.output), path))
 
 
 def onnx_path(job: Job) -> Path:
@@ -44,13 +45,36 @@ def _path(job: Job) -> Path:
     return job.path(".onnx", "int8", job.batch, job.output) if job.form.precision == "int8" else onnx_path(job)
 
 
-class Runner(Stepper):
+def Runner(job: Job) -> Any:
+    return Scorer(job) if job.output == "logprobs" else Decoder(job)
+
+
+def _session(job: Job) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
+    return onnxruntime.InferenceSession(_path(job), options, providers=["CPUExecutionProvider"])
+
+
+class Scorer:
+    def __init__(self, job: Job) -> None:
+        self._session = _session(job)
+
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        def run(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            columns = np.ascontiguousarray(rows.T)
+            [logprobs] = self._session.run(None, {"token": columns[:-1], "following": columns[1:]})
+            return np.asarray(logprobs[:, :, 0].T)
+
+        return score_padded(texts, run)
+
+
+class Decoder(Stepper):
     def __init__(self, job: Job) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = job.threads, 1
-        session = onnxruntime.InferenceSession(_path(job), options, providers=["CPUExecutionProvider"])
+        session = _session(job)
         self.output = job.output
         self._start, self._run = job.workload.start(job.batch), session.run_with_iobinding
 
@@ -129,6 +153,35 @@ def _graph(workload: Workload, batch: int, output: str) -> Any:
 
     initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "lstm", [token, *state("")], [result, *state("new_")], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _scoring_graph(workload: Workload, batch: int, output: str) -> Any:
+    """The ONNX model `token, following [T, PADDED] -> logprobs [T, PADDED, 1]` of the latter given the former."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    w, layers = workload.weights, range(workload.L)
+    constants = {name: w[name] for name in ("embedding", "output.kernel", "output.bias")}
+    constants |= {"one": np.array([1]), "last": np.array([2])}
+    nodes = [helper.make_node("Gather", ["embedding", "token"], ["x0"])]
+    for i in layers:
+        W, R, b = (_onnx_gates(w[f"lstm.{i}.{part}"]) for part in ("kernel", "recurrent_kernel", "bias"))
+        constants |= {f"W{i}": W, f"R{i}": R, f"B{i}": np.append(b, np.zeros_like(b), axis=1)}
+        nodes += [
+            helper.make_node("LSTM", [f"x{i}", f"W{i}", f"R{i}", f"B{i}"], [f"y{i}"], hidden_size=workload.H),
+            helper.make_node("Squeeze", [f"y{i}", "one"], [f"x{i + 1}"]),
+        ]
+    nodes += [
+        helper.make_node("MatMul", [f"x{workload.L}", "output.kernel"], ["product"]),
+        helper.make_node("Add", ["product", "output.bias"], ["logits"]),
+        helper.make_node("LogSoftmax", ["logits"], ["all"], axis=2),
+        helper.make_node("Unsqueeze", ["following", "last"], ["places"]),
+        helper.make_node("GatherElements", ["all", "places"], ["logprobs"], axis=2),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["T", PADDED]) for name in ("token", "following")]
+    result = helper.make_tensor_value_info("logprobs", TensorProto.FLOAT, ["T", PADDED, 1])
+    initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "lstm", inputs, [result], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 

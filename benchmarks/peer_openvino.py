@@ -13,28 +13,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 import peer_onnxruntime
-from harness import Form, Job, Stepper
+from harness import Form, Job, Stepper, score_padded
 
 MODULES = ("onnx", "openvino")  # onnx writes the model; it does not run it
-FORMS = (Form("OpenVINO", "f32", draws=True), Form("OpenVINO", "bf16", draws=True))
+FORMS = tuple(Form("OpenVINO", precision, draws=True, scores=True) for precision in ("f32", "bf16"))
 
 
 def convert(job: Job) -> None:
     peer_onnxruntime.write_onnx(job)
 
 
-class Runner(Stepper):
-    def __init__(self, job: Job) -> None:
-        import openvino
+def Runner(job: Job) -> Any:
+    return Scorer(job) if job.output == "logprobs" else Decoder(job)
 
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": job.threads,
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": job.form.precision,
-            "ENABLE_CPU_PINNING": False,  # the process is pinned already
-        }
-        model = openvino.Core().compile_model(peer_onnxruntime.onnx_path(job), "CPU", settings)
+
+def _compiled(job: Job) -> Any:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": job.threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": job.form.precision,
+        "ENABLE_CPU_PINNING": False,  # the process is pinned already
+    }
+    return openvino.Core().compile_model(peer_onnxruntime.onnx_path(job), "CPU", settings)
+
+
+class Scorer:
+    def __init__(self, job: Job) -> None:
+        self._request = _compiled(job).create_infer_request()
+
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        def run(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            columns = np.ascontiguousarray(rows.T)
+            result = self._request.infer([columns[:-1], columns[1:]], share_inputs=True)
+            return np.asarray(result[0][:, :, 0].T)
+
+        return score_padded(texts, run)
+
+
+class Decoder(Stepper):
+    def __init__(self, job: Job) -> None:
+        model = _compiled(job)
         self.output = job.output
         self._start, self._turn = job.workload.start(job.batch), 0
         self._requests = [model.create_infer_request() for _ in range(2)]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness import Form, Job, Stepper
+from harness import PADDED, Form, Job, Stepper, score_padded
 
 MODULES = ("torch",)
-EAGER = Form("PyTorch", "f32", "eager", draws=True)
+EAGER = Form("PyTorch", "f32", "eager", draws=True, scores=True)
 SCRIPT = Form("PyTorch", "f32", "TorchScript", draws=True)
-BF16 = Form("PyTorch", "bf16", draws=True)
-INT8 = Form("PyTorch", "int8", draws=True)
+BF16 = Form("PyTorch", "bf16", draws=True, scores=True)
+INT8 = Form("PyTorch", "int8", draws=True, scores=True)
 FORMS = (EAGER, SCRIPT, BF16, INT8)
 convert = None  # there is no file: the weights become parameters
 
@@ -58,6 +58,21 @@ class Runner(Stepper):
     def logits(self) -> NDArray[np.float32]:
         return np.asarray(self._result.float().numpy()).ravel()
 
+    def score(self, texts: list[list[int]]) -> list[NDArray[np.float32]]:
+        torch, sizes = self._torch, (self._job.workload.L, PADDED, self._job.workload.H)
+        state = [torch.zeros(sizes, dtype=self._type) for _ in range(2)]
+
+        def run(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            tokens = torch.from_numpy(rows).T
+            with torch.inference_mode():
+                logits = self._model(tokens[:-1], *state)[0].float()
+                logprobs = -torch.nn.functional.cross_entropy(
+                    logits.flatten(0, 1), tokens[1:].flatten(), reduction="none"
+                )
+                return np.asarray(logprobs.reshape(len(tokens) - 1, -1).T.numpy())
+
+        return score_padded(texts, run)
+
 
 def _model(job: Job) -> Any:
     """`token [1, B], h and c [L, B, H] -> next token [1, B] or logits [1, B, V], new h and c`."""
@@ -76,7 +91,7 @@ def _model(job: Job) -> Any:
             logits = self.output(x)
             return (logits.argmax(-1) if self.greedy else logits), h, c
 
-    w, model = job.workload.weights, Decoder(job.output != "logits")
+    w, model = job.workload.weights, Decoder(job.output == "token")
     parts = {"weight_ih": "kernel", "weight_hh": "recurrent_kernel", "bias_ih": "bias"}
     found = {"embedding.weight": w["embedding"], "output.weight": w["output.kernel"].T, "output.bias": w["output.bias"]}
     for layer in range(L):

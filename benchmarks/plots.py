@@ -256,11 +256,20 @@ def _end_labels(axes: Axes, ends: dict[str, tuple[float, float, str]]) -> None:
 
 def task(points: dict[str, Figures]) -> Figure:
     """µs per drawn token; every form."""
+    return _speeds(points, "A text of 200 drawn tokens (T 0.8, top_p 0.95): µs per token")
+
+
+def score(points: dict[str, Figures]) -> Figure:
+    """µs per scored token; every form."""
+    return _speeds(points, "Log-probabilities of many short texts: µs per token")
+
+
+def _speeds(points: dict[str, Figures], headline: str) -> Figure:
     figure, grid = plt.subplots(1, len(points), figsize=(6.6 * len(points), 5), squeeze=False)
     for axes, (name, figures) in zip(grid[0], points.items(), strict=True):
         _speed_panel(axes, figures)
         axes.set_title(name)
-    _headline(figure, "A text of 200 drawn tokens (T 0.8, top_p 0.95): µs per token")
+    _headline(figure, headline)
     figure.tight_layout()
     return figure
 
@@ -306,6 +315,7 @@ PLOTS = {
     "latency": {"latency": latency},
     "scaling": {"scaling": scaling},
     "task": {"task": task},
+    "score": {"score": score},
     "start": {"start": start, "memory": memory},
 }
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from about import about
 from compare import Company, Figures, Settings, decode, installed_forms, make_probe
-from harness import Form, Job
+from harness import PADDED, Form, Job
 from tables import readme_parts, report_text, update_readme
 from worker import Worker, convert
 from workloads import WORKLOADS, Workload
@@ -139,6 +139,24 @@ def task_section(plan: Plan, wanted: Wanted) -> Points:
                 yield name, company.measure(lambda one: one.ask("texts", tokens=TASK_TOKENS, seconds=seconds))
 
 
+def score_section(plan: Plan, wanted: Wanted) -> Points:
+    """Log-probabilities of 256 texts of 8 to 48 tokens: fastlm.score against arrays of 32 texts, padded."""
+    scoring, seconds = [form for form in plan.forms if form.scores], plan.settings.seconds
+    for name in ("char", "ptb-medium"):
+        for threads in plan.batch_threads:
+            if wanted(point := f"{name}, {threads}T"):
+                with Company(scoring, WORKLOADS[name], threads, plan.settings) as company:
+                    company.build(1, output="logprobs")
+                    yield point, _of_a_token(company.measure(lambda one: one.ask("scores", seconds=seconds), PADDED))
+
+
+def _of_a_token(figures: Figures) -> Figures:
+    """With the limits of one token of a batch instead of all."""
+    batch = figures["batch"]
+    limits = {name: {what: us / batch for what, us in one.items()} for name, one in figures["limits"].items()}
+    return {**figures, "limits": limits}
+
+
 def start_section(plan: Plan, wanted: Wanted) -> Points:
     """Fresh processes: seconds to import the engine, load the model and write a token, and memory after each."""
     for form in plan.contenders:
@@ -172,6 +190,7 @@ SECTIONS = {
     "latency": latency_section,
     "scaling": scaling_section,
     "task": task_section,
+    "score": score_section,
     "start": start_section,
 }
 

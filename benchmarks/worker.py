@@ -21,7 +21,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from harness import Form, Job, Runner, cores, peer_of, time_gaps, time_samples, time_texts
+from harness import Form, Job, Runner, cores, peer_of, time_gaps, time_samples, time_scores, time_texts
 
 
 class Worker:
@@ -123,6 +123,13 @@ class _Served:
 
     def gaps(self, seconds: float, most: int) -> list[float]:
         return time_gaps(self._running(), seconds, most)
+
+    def score(self, count: int) -> list[list[float]]:
+        """Of the first texts."""
+        return [one.tolist() for one in self._running().score(self._job.workload.texts()[:count])]
+
+    def scores(self, seconds: float) -> list[float]:
+        return time_scores(self._running(), self._job.workload.texts(), seconds)
 
     def texts(self, tokens: int, seconds: float) -> list[float]:
         return time_texts(self._running(), tokens, seconds)

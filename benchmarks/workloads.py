@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ class Workload:
         weights["output.kernel"] = uniform(40 / self.H**0.5, self.H, self.V)
         weights["output.bias"] = uniform(0.1, self.V)
         return weights
+
+    def texts(self, count: int = 256) -> list[list[int]]:
+        """Texts to score, as long as sentences are: 8 to 48 tokens, drawn evenly."""
+        random = np.random.default_rng(2027)
+        lengths = random.integers(8, 49, count)
+        return [random.integers(0, self.V, length).tolist() for length in lengths]
 
     def forget_weights(self) -> None:
         """Free them; they are made again when asked for."""
@@ -108,6 +115,14 @@ class Reference:
             worst = max(worst, float((short / logits.std(axis=1)).max()))
             inputs = chosen
         return worst
+
+    def logprobs(self, text: list[int]) -> NDArray[np.float64]:
+        """Of each token but the first, given those before it."""
+        state, found = self._fresh(1), []
+        for token, following in pairwise(text):
+            logits = self._step([token], state)[0]
+            found.append(logits[following] - logits.max() - np.log(np.exp(logits - logits.max()).sum()))
+        return np.array(found)
 
     def _fresh(self, batch: int) -> NDArray[np.float64]:
         return np.zeros((self._workload.L, 2, batch, self._workload.H))

@@ -375,7 +375,7 @@ class _Search:
         ending = np.frombuffer(self.words.ending, np.uint8)
         for step, row in zip(steps, np.frombuffer(rows, np.float32).reshape(len(steps), -1), strict=True):
             assert step.typed is not None
-            if (cost := step.typed.cost_of_ending) is not None:
+            if step.text and (cost := step.typed.cost_of_ending) is not None:
                 self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
             ways = [(step.total + float(row[way.token]) + way.cost, way) for way in step.typed.ways(self.words)]
             ways.sort(key=lambda one: (-one[0], one[1].token))

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Suggestions against words whose probabilities are added up one by one."""
 
+import itertools
 import math
 
 import numpy as np
@@ -40,8 +41,9 @@ def is_word(text):
     return all(c.isalnum() or c in "'" for c in text)
 
 
-def by_definition(model, context, typed, most):
-    """Probabilities of whole words by what completes them: all token paths of at most `most` tokens."""
+def by_definition(model, context, typed, most, behind_space=False):
+    """Probabilities of whole words by what completes them: all token paths of at most `most` tokens. behind_space:
+    of words that a space begins, without it."""
     pieces = [piece.decode(errors="replace") for piece in model.tokenizer.pieces]
     found = {}
 
@@ -64,6 +66,10 @@ def by_definition(model, context, typed, most):
                     word = behind[:end]
                 found[word] = found.get(word, 0.0) + mass
 
+    if not behind_space:
+        go(context, "", 1.0, 0)
+        return found
+    typed = " "
     go(context, "", 1.0, 0)
     return found
 
@@ -93,6 +99,48 @@ def test_words_of_several_tokens_add_up_their_paths(bpe, context, typed):
     assert best in [completion for completion, _ in found]
 
 
+def distance(a, b):
+    """Optimal string alignment."""
+    rows = [[i + j if not i * j else 0 for j in range(len(b) + 1)] for i in range(len(a) + 1)]
+    for i, j in itertools.product(range(1, len(a) + 1), range(1, len(b) + 1)):
+        rows[i][j] = min(rows[i - 1][j] + 1, rows[i][j - 1] + 1, rows[i - 1][j - 1] + (a[i - 1] != b[j - 1]))
+        if i > 1 and j > 1 and a[i - 1] == b[j - 2] and a[i - 2] == b[j - 1]:
+            rows[i][j] = min(rows[i][j], rows[i - 2][j - 2] + 1)
+    return rows[-1][-1]
+
+
+@pytest.mark.parametrize("typos", [1, 2])
+@pytest.mark.parametrize(("context", "typed"), [("", "ab"), ("a cab. ", "cba"), ("a bca. ", "bb"), ("a ", "acb")])
+@pytest.mark.parametrize("kind", ["chars", "bpe"])
+def test_words_with_typos_are_weighed_by_them(request, kind, context, typed, typos):
+    """What was typed is the beginning of the word but for so many typos, each a hundredth as likely."""
+    model = request.getfixturevalue(kind)
+    found = model.suggest(context + typed, k=4, typos=typos)
+    assert found.replaces == len(typed)
+    behind_space = context.endswith(" ")
+    start = model.state().feed(context[:-1] if behind_space else context)
+    weighed = {}
+    for word, p in by_definition(model, start, "", 5 + behind_space, behind_space).items():
+        nearest = min(distance(word[:n], typed) for n in range(len(word) + 1))
+        if word and nearest <= typos:
+            weighed[word] = p * 0.01**nearest
+    total, slack = sum(weighed.values()), math.exp(found.bound) + 0.03
+    for word, logprob in found:
+        nearest = min(distance(word[:n], typed) for n in range(len(word) + 1))
+        assert nearest <= typos
+        if len(word) < 5:
+            assert math.exp(logprob) == pytest.approx(weighed[word] / total, abs=slack)
+    assert found[0][0] == max(weighed, key=weighed.get) or slack > 0.2
+
+
+def test_typos_of_a_finished_word_count_for_nothing(chars):
+    assert chars.suggest("a cab ", typos=2) == chars.suggest("a cab ")
+    assert chars.suggest("a cab ", typos=2).replaces == 0
+    for typos in (-1, 4, True, 1.0):
+        with pytest.raises(ValueError, match="expected a whole number from 0 to 3"):
+            chars.suggest("a", typos=typos)
+
+
 def test_a_keystroke_reads_only_what_it_adds(chars):
     text = "cab abba cab. "
     for n in range(9, len(text)):
@@ -107,6 +155,8 @@ def test_the_bundled_model_knows_its_words():
     assert lm.suggest("Once upon a ti")[0][0] == "me"
     assert lm.suggest("Peter Rabbit ran hom", 1)[0][0] == "e"
     assert lm.suggest("The old gray ra", 3)[0][0] == "bbit"
+    assert lm.suggest("Once upon a tiem", typos=1)[0][0] == "time"
+    assert lm.suggest("Peter Rabit", typos=1)[0][0] == "Rabbit"
     assert len(lm.suggest("He was ", 5)) == 5
 
 
