@@ -377,7 +377,6 @@ cdef class Decoder:
         """States read a token each (tokens None: none); for each what may follow: (probability of tokens with `ending`, of
         all others, the likeliest of these, at most so many, their log-probabilities)."""
         cdef Py_ssize_t i, n = len(states)
-        cdef size_t j
         if tokens is not None and tokens.shape[0] != n:
             raise ValueError(f"{tokens.shape[0]} tokens for {n} states")
         cdef const uint8_t *flags = _flags(ending, self.model)
@@ -394,8 +393,8 @@ cdef class Decoder:
                 branches[i].ids, branches[i].logprobs = ids + i * most, <float *>(ids + (n + i) * most)
             with nogil:
                 fl_follow(self._decoder, each, read, n, flags, most, branches)
-            return [(branches[i].ended, branches[i].going_on, [branches[i].ids[j] for j in range(branches[i].n)],
-                     [branches[i].logprobs[j] for j in range(branches[i].n)]) for i in range(n)]
+            return [(branches[i].ended, branches[i].going_on, array("i", (<const char *>branches[i].ids)[:4 * branches[i].n]),
+                     array("f", (<const char *>branches[i].logprobs)[:4 * branches[i].n])) for i in range(n)]
         finally:
             PyMem_Free(branches)
 

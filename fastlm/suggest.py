@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 import heapq
 import math
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 TOGETHER = 8
 """Paths that are followed at once: as many as the engine computes side by side."""
 
-MOST_STEPS = 64
+MOST_STEPS = 48
 """Tokens of all paths together after which a search gives what it has."""
 
 TYPO = math.log(0.01)
@@ -55,8 +56,18 @@ class Suggestions(list[tuple[str, float]]):
     replaces: int
 
 
+_WORD = re.compile(r"(?:[^\W_]|['’\udc80-\udcff])*")
+"""What a word is made of; surrogates stand for bytes of a broken character."""
+
+
 def _is_word(character: str) -> bool:
     return character.isalnum() or character in "'’"
+
+
+def _end(piece: bytes) -> int:
+    """Where the word ends in a piece; bytes of a broken character belong to it."""
+    found = _WORD.match(piece.decode("utf-8", "surrogateescape"))
+    return len(found[0].encode("utf-8", "surrogateescape")) if found else 0
 
 
 class Words:
@@ -68,7 +79,12 @@ class Words:
     @cached_property
     def heads(self) -> list[bytes]:
         """What each token adds to a word that has begun, up to where the word ends."""
-        return [piece[: self.end(piece)] for piece in self._pieces]
+        return [piece[: _end(piece)] for piece in self._pieces]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Where in each token the word ends that it may begin with, perhaps behind a space."""
+        return [1 + _end(piece[1:]) if piece[:1] == b" " else _end(piece) for piece in self._pieces]
 
     @cached_property
     def ending(self) -> bytes:
@@ -111,11 +127,10 @@ class Words:
             if head := self.heads[token]:
                 within.add(head, token, len(head) < len(piece))
             elif piece[:1] == b" ":
-                head = piece[1 : 1 + self.end(piece[1:])]
-                behind_space.add(head, token, 1 + len(head) < len(piece))
+                behind_space.add(piece[1 : self.ends[token]], token, self.ends[token] < len(piece))
         return within, behind_space
 
-    @property
+    @cached_property
     def _pieces(self) -> list[bytes]:
         return [*self.known.pieces, *[b""] * (self.size - self.known.vocab_size)]
 
@@ -169,11 +184,13 @@ class _Exactly:
     cost_of_ending = None  # it is not all there
 
     def ways(self, words: Words) -> Iterator[_Way]:
+        pieces, ends, size = words.known.pieces, words.ends, len(self._left)
         for token in words.covering(self._left):
-            piece = words.known.pieces[token]
-            left, behind = self._left[len(piece) :], piece[len(self._left) :]
-            head = behind[: Words.end(behind)]
-            yield _Way(token, head, _Exactly(left) if left else None, len(head) < len(behind), 0.0)
+            piece, end = pieces[token], ends[token]
+            if left := self._left[len(piece) :]:
+                yield _Way(token, b"", _Exactly(left), False, 0.0)
+            else:
+                yield _Way(token, piece[size:end], None, end < len(piece), 0.0)
 
 
 class _Nearly:
@@ -244,9 +261,10 @@ class _Branch(NamedTuple):
     text: bytes  # of the word so far
     state: _engine.State  # before the tokens
     ways: Sequence[_Way] | None  # None: any
-    tokens: list[int]
-    totals: list[float]  # log-probabilities of the words' beginnings with these tokens, and of their typos at best
-    given: float  # what of these is for typos, if ways is None
+    tokens: Sequence[int]
+    logprobs: Sequence[float]  # of the tokens, and of the typos at best if there are ways
+    given: float  # log-probability of what is before
+    cost: float  # what of that is for typos, if ways is None
 
 
 class _Step(NamedTuple):
@@ -330,15 +348,14 @@ class _Search:
             self._offer(branch, rank + 1)
             if (step := self._taken(-minus, branch, rank)) is not None:
                 chosen.append(step)
-        if not chosen:
-            return
-        self.steps += len(chosen)
-        self._follow([step._replace(state=step.state.copy()) for step in chosen])
+        if chosen:
+            self.steps += len(chosen)
+            self._follow(chosen)
 
     def _offer(self, branch: _Branch, rank: int) -> None:
         if rank < len(branch.tokens):
             self.order += 1
-            heapq.heappush(self.heap, (-branch.totals[rank], self.order, branch, rank))
+            heapq.heappush(self.heap, (-branch.given - branch.logprobs[rank], self.order, branch, rank))
 
     def _taken(self, total: float, branch: _Branch, rank: int) -> _Step | None:
         """A way of a branch: a word if it ends there, else what is to be followed."""
@@ -346,14 +363,14 @@ class _Search:
         self.open -= math.exp(total)
         if branch.ways is None:
             head, piece = self.words.heads[token], self.words.known.pieces[token]
-            text, typed, ends, cost = branch.text + head, None, len(head) < len(piece), branch.given
+            text, typed, ends, cost = branch.text + head, None, len(head) < len(piece), branch.cost
         else:
             _, head, typed, ends, cost = branch.ways[rank]
             text = branch.text + head
         if ends:
             self._add(text, math.exp(total))
             return None
-        return _Step(total - cost, cost, text, typed, branch.state, token)
+        return _Step(total - cost, cost, text, typed, branch.state.copy(), token)
 
     def _follow(self, steps: list[_Step]) -> None:
         """Adds up words that end behind these, and notes how they may go on."""
@@ -362,10 +379,11 @@ class _Search:
         if free:
             said = self.decoder.follow(*_arguments(free), self.words.ending, MOST_STEPS)
             for step, (ended, going_on, tokens, logprobs) in zip(free, said, strict=True):
-                base = step.total + step.cost
-                self._add(step.text, ended * math.exp(base))
-                self.open += going_on * math.exp(base)
-                self._offer(_Branch(step.text, step.state, None, tokens, [base + p for p in logprobs], step.cost), 0)
+                given = step.total + step.cost
+                p = math.exp(given)
+                self._add(step.text, ended * p)
+                self.open += going_on * p
+                self._offer(_Branch(step.text, step.state, None, tokens, logprobs, given, step.cost), 0)
         if begun:
             self._follow_typed(begun)
 
@@ -377,12 +395,15 @@ class _Search:
             assert step.typed is not None
             if step.text and (cost := step.typed.cost_of_ending) is not None:
                 self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
-            ways = [(step.total + float(row[way.token]) + way.cost, way) for way in step.typed.ways(self.words)]
-            ways.sort(key=lambda one: (-one[0], one[1].token))
-            totals = [total for total, _ in ways]
-            self.open += sum(map(math.exp, totals))
-            tokens_of = [way.token for _, way in ways]
-            self._offer(_Branch(step.text, step.state, [way for _, way in ways], tokens_of, totals, 0.0), 0)
+            ways = list(step.typed.ways(self.words))
+            logprobs = row[[way.token for way in ways]] + np.array([way.cost for way in ways])
+            self.open += float(np.exp(logprobs + step.total).sum())
+            order = np.argsort(-logprobs, kind="stable")[:MOST_STEPS].tolist()
+            likeliest = [ways[place] for place in order]
+            tokens_of = [way.token for way in likeliest]
+            self._offer(
+                _Branch(step.text, step.state, likeliest, tokens_of, logprobs[order].tolist(), step.total, 0.0), 0
+            )
 
     def _add(self, word: bytes, probability: float) -> None:
         self.found[word] = self.found.get(word, 0.0) + probability
