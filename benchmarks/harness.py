@@ -34,7 +34,7 @@ CHECKED_REGRET = 8
 REGRET = {"f32": 0.001, "bf16": 0.25, "int8": 0.5, "int4": 1.0}
 """What a form may fall short of the reference's best logit, in standard deviations (`Reference.regret`)."""
 
-SCORE_OFF = {"f32": 0.001, "bf16": 0.5, "int8": 1.0, "int4": 3.0}
+SCORE_OFF = {"f32": 0.001, "bf16": 0.5, "int8": 2.0, "int4": 3.0}
 """What log-probabilities of a text, which are -15 in the mean, may be off by in the mean: rounded states drift away."""
 
 TEMPERATURE, TOP_P = 0.8, 0.95

@@ -140,7 +140,7 @@ def task_section(plan: Plan, wanted: Wanted) -> Points:
 
 
 def score_section(plan: Plan, wanted: Wanted) -> Points:
-    """Log-probabilities of 256 texts of 8 to 48 tokens: fastlm.score against arrays of 32 texts, padded."""
+    """Log-probabilities of many texts of 8 to 48 tokens: fastlm.score against arrays of 32 texts, padded."""
     scoring, seconds = [form for form in plan.forms if form.scores], plan.settings.seconds
     for name in ("char", "ptb-medium"):
         for threads in plan.batch_threads:

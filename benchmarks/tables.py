@@ -25,7 +25,7 @@ _INTRODUCTIONS = {
     "scaling": "How the time of a step grows with each size.",
     "task": "A text of 200 tokens drawn at temperature 0.8 with top_p 0.95 from a prompt of one token, µs per token: "
     "one call of `generate` against the loop that a careful user of each engine writes, with the sampling in numpy.",
-    "score": "Log-probabilities of all tokens of 256 texts of 8 to 48 tokens, µs per token: one call of `score` "
+    "score": "Log-probabilities of all tokens of many texts of 8 to 48 tokens, µs per token: one call of `score` "
     "against one call for every 32 texts, sorted by length and padded. The limit is a batch's of 32.",
     "start": "A fresh process, files in the page cache, median. Memory is resident megabytes of the whole process, "
     "Python and numpy included, after 100 tokens.",
