@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,14 @@ def score(points: dict[str, Figures]) -> Figure:
 
 
 def _speeds(points: dict[str, Figures], headline: str) -> Figure:
-    figure, grid = plt.subplots(1, len(points), figsize=(6.6 * len(points), 5), squeeze=False)
-    for axes, (name, figures) in zip(grid[0], points.items(), strict=True):
-        _speed_panel(axes, figures)
-        axes.set_title(name)
+    wide = min(2, len(points))
+    tall = -(-len(points) // wide)
+    figure, grid = plt.subplots(tall, wide, figsize=(6.6 * wide, 4.6 * tall), squeeze=False)
+    for axes, (name, figures) in zip_longest(grid.flat, points.items(), fillvalue=(None, None)):
+        axes.set_visible(name is not None)
+        if name is not None:
+            _speed_panel(axes, figures)
+            axes.set_title(name)
     _headline(figure, headline)
     figure.tight_layout()
     return figure
