@@ -364,8 +364,9 @@ cdef class Decoder:
         if each == NULL:
             raise MemoryError
         try:
+            _check_tokens(self.model, tokens)
             for i in range(n):
-                self._check(states[i], tokens)
+                self._check(states[i], NOTHING)
                 each[i] = (<State>states[i])._state
             with nogil:
                 fl_advance(self._decoder, each, &tokens[0], n, &logprobs[0])
@@ -375,25 +376,26 @@ cdef class Decoder:
 
     def follow(self, list states not None, const int32_t[::1] tokens, const uint8_t[::1] ending not None, uint32_t most):
         """States read a token each (tokens None: none); for each what may follow: (probability of tokens with `ending`, of
-        all others, the likeliest of these, at most so many, their log-probabilities)."""
+        others that are not listed, the likeliest others, at most so many, their log-probabilities)."""
         cdef Py_ssize_t i, n = len(states)
         if tokens is not None and tokens.shape[0] != n:
             raise ValueError(f"{tokens.shape[0]} tokens for {n} states")
         cdef const uint8_t *flags = _flags(ending, self.model)
         cdef const int32_t *read = &tokens[0] if tokens is not None and n else NULL
-        cdef fl_branches *branches = <fl_branches *>PyMem_Calloc(n + 1, sizeof(fl_branches) + sizeof(fl_state *) + 8 * most)
+        cdef fl_branches *branches = <fl_branches *>PyMem_Calloc(n + 1, sizeof(fl_branches) + sizeof(fl_state *) + 8 * <size_t>most)
         cdef fl_state **each = <fl_state **>(branches + n)
         cdef int32_t *ids = <int32_t *>(each + n)
         if branches == NULL:
             raise MemoryError
         try:
+            _check_tokens(self.model, NOTHING if tokens is None else tokens)
             for i in range(n):
-                self._check(states[i], NOTHING if tokens is None else tokens)
+                self._check(states[i], NOTHING)
                 each[i] = (<State>states[i])._state
                 branches[i].ids, branches[i].logprobs = ids + i * most, <float *>(ids + (n + i) * most)
             with nogil:
                 fl_follow(self._decoder, each, read, n, flags, most, branches)
-            return [(branches[i].ended, branches[i].going_on, array("i", (<const char *>branches[i].ids)[:4 * branches[i].n]),
+            return [(branches[i].ended, branches[i].unlisted, array("i", (<const char *>branches[i].ids)[:4 * branches[i].n]),
                      array("f", (<const char *>branches[i].logprobs)[:4 * branches[i].n])) for i in range(n)]
         finally:
             PyMem_Free(branches)

@@ -148,7 +148,7 @@ void fl_advance(fl_decoder *decoder, fl_state *const *states, const int32_t *tok
 
 /* What may follow a state, for searches that need no more of it. */
 typedef struct fl_branches {
-    double ended, going_on; /* probability of all tokens with `ending`, and of all others */
+    double ended, unlisted; /* probability of all tokens with `ending`, and of others that are not listed */
     size_t n;               /* so many of the others are listed, */
     int32_t *ids;           /* [most], the likeliest first, */
     float *logprobs;        /* with their natural log-probabilities */

@@ -302,10 +302,10 @@ fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *c
 float fl_logprob(const fl_model *model, const float *logits, int32_t token);
 /* That of every token. */
 void fl_log_softmax(const fl_model *model, const float *logits, float *logprobs);
-/* What a search may go on with: fl_expand. */
-/* Needs branches->ids and ->logprobs; one thread at a time has the scratch. */
+/* What a search for words may go on with: fl_follow, which says where ids and log-probabilities go. */
 void fl_branch(const fl_model *model, const fl_scratch *scratch, const float *logits, const uint8_t *ending,
                uint32_t most, fl_branches *branches);
+/* What a search for texts may go on with: fl_expand. */
 void fl_successors(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const float *logits);
 /* The n likeliest tokens, and their natural log-probabilities. */
 void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float *logits, uint32_t n, int32_t *ids,

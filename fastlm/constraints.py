@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -113,17 +114,17 @@ def healed(words: Words, ids: array[int]) -> tuple[array[int], str]:
 
 
 class Phrase(NamedTuple):
-    """What a text must include. text: its bytes, if tokens are text as they are; ways: to write it in tokens."""
+    """What a text must include. text: its bytes, if tokens are text as they are; ways: to write it in tokens; lasts:
+    tokens with its last byte."""
 
     said: str | tuple[int, ...]
     text: bytes
     ways: tuple[tuple[int, ...], ...]
+    lasts: frozenset[int]
 
 
 class Wanted:
     """What a text still lacks of what it must include. A value: `behind` gives another."""
-
-    __slots__ = ("_begun", "_done", "_phrases", "_pieces", "_tail")
 
     def __init__(
         self,
@@ -152,6 +153,20 @@ class Wanted:
         """Tokens that begin a phrase, or go on with one."""
         begin = {way[0] for phrase in self._phrases if phrase not in self._done for way in phrase.ways}
         return begin | {way[n] for _, way, n in self._begun}
+
+    def needed_behind(self, token: int) -> int:
+        """`needed`, after a token. Of most tokens it is known at once: they begin nothing and complete nothing."""
+        if token in self._moving:
+            return self.behind(token).needed
+        return self._needed_afresh
+
+    @cached_property
+    def _moving(self) -> frozenset[int]:
+        return frozenset(self.asked()).union(*(phrase.lasts for phrase in self._phrases if phrase not in self._done))
+
+    @cached_property
+    def _needed_afresh(self) -> int:
+        return sum(min(map(len, phrase.ways)) for phrase in self._phrases if phrase not in self._done)
 
     def behind(self, token: int) -> Wanted:
         """After a token."""

@@ -85,6 +85,12 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
     amateur = options.contrastive_model
     settled = _settled(model, options)
     steps = options.steps(settled)
+    if settled["temperature"] == 0 and options.num_beams == 1:
+        for name in options.given("n", "best_of"):
+            raise ValueError(
+                f"{name}={getattr(options, name)}: the model's file recommends temperature=0, at which all texts are "
+                "the same: give a temperature"
+            )
     if settled["temperature"] == 0:
         steps = [step for step in steps if SAMPLERS.index(step) < _FIRST_RESTRICTING and step != "temperature"]
     stops, stop = _stop_texts(options.stop), _stop_tokens(model, options)
@@ -135,7 +141,7 @@ def _form(model: Model, options: GenerationOptions, stop: array[int]) -> Form | 
 
 def remember(kept: dict[Any, Any], most: int, key: Any, value: Any) -> None:
     """Puts a value into a cache, whose oldest go. Any number of threads."""
-    for old in list(kept)[: len(kept) + 1 - most]:
+    for old in list(kept)[: max(0, len(kept) + 1 - most)]:
         kept.pop(old, None)
     kept[key] = value
 
@@ -267,7 +273,10 @@ def _phrases(model: Model, words: Iterable[_Word] | None) -> tuple[Phrase, ...]:
         exact = isinstance(word, str) and model._need_tokenizer().exact_pieces
         shortest = [way for way in dict.fromkeys(ways) if not any(way != o and way[-len(o) :] == o for o in ways)]
         said = word if isinstance(word, str) else tuple(word)
-        found.append(Phrase(said, word.encode() if exact and isinstance(word, str) else b"", tuple(shortest)))
+        text = word.encode() if exact and isinstance(word, str) else b""
+        known = model.tokenizer.pieces if text and model.tokenizer is not None else ()
+        lasts = frozenset(token for token, piece in enumerate(known) if text[-1:] in piece)
+        found.append(Phrase(said, text, tuple(shortest), lasts))
     return tuple(dict.fromkeys(found))
 
 

@@ -199,7 +199,11 @@ class Model:
     def _plan(self, given: Mapping[str, Any]) -> controls.Plan:
         """What options mean for this model. Kept, as most programs call with the same options again and again."""
         try:
-            key = tuple((name, type(value), value) for name, value in given.items() if name != "seed")
+            # A seed is no matter of the plan, but whether there may be one is.
+            key = (
+                given.get("seed") is None,
+                *((name, type(value), value) for name, value in given.items() if name != "seed"),
+            )
             found = self._plans.get(key)
         except TypeError:  # lists and mappings
             key, found = None, None
@@ -332,7 +336,11 @@ class Model:
             The texts, the likeliest first. ``Proof.proven`` says whether there are none better; ``Proof.bound`` what
             others could have at most.
         """
-        n, max_steps = check_option("num_beams", n, "n"), check_option("n", max_steps, "max_steps")
+        n = check_option("num_beams", n, "n")
+        if isinstance(max_steps, bool) or not isinstance(max_steps, Integral) or max_steps < 1:
+            raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
+        if "num_beams" in options:
+            raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
         plan = self._plan({"length_penalty": 0.0, "num_beams": max(4, n), "early_stopping": "never", **options})
         if plan.options.num_beam_groups:
             raise ValueError("num_beam_groups: there is one likeliest text, however diverse: leave it out")
@@ -343,7 +351,7 @@ class Model:
             self._read(decoder, [start], limits)
             known = beam_search(decoder, plan, start.beam(), _over(limits))
             whole = [one for one in known if one.finish in ("stop", "length") and not one.missing]
-            proof = exact_search(decoder, plan, start.beam(), n, max_steps, _over(limits), whole)
+            proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
         timings = timed(begin, len(ids) + proof.steps)
         return [self._found_completion(prompt, start, one, 0, timings) for one in proof.found], proof
 
@@ -509,7 +517,9 @@ class Model:
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"k={k!r}: expected a whole number from 1 on, or None for all tokens")
         plan = self._plan(options)
-        for name in plan.options.given("contrastive_model", "logits_processor", "num_beams", "token_healing"):
+        for name in plan.options.given(
+            "contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"
+        ):
             raise ValueError(f"next_tokens has no {name}")
         ids = self._ids(prompt)
         with self._decoder() as decoder:
@@ -596,7 +606,8 @@ class Model:
         plan = self._plan(options)
         for name in plan.options.given("n", "num_beams", "best_of", "echo", "prompt_logprobs", "token_healing"):
             raise ValueError(f"a session writes one text and has no {name}")
-        return Session(self, plan, {name: getattr(plan.options, name) for name in options}, _seed(options))
+        kept = {name: getattr(plan.options, name) for name in options if name != "seed"}
+        return Session(self, plan, kept, _seed(options))
 
     # ---- score ---------------------------------------------------------------------------------------
 

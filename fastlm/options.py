@@ -7,7 +7,7 @@ import difflib
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict
 
@@ -396,8 +396,7 @@ class GenerationOptions:
 
     def given(self, *names: str) -> list[str]:
         """Those of these options that ask for something."""
-        neutral = (None, False)
-        return [name for name in names if (value := getattr(self, name)) not in neutral and value != _DEFAULTS[name]]
+        return [name for name in names if _asks(name, getattr(self, name))]
 
     def _check_companions(self, given: Mapping[str, Any]) -> None:
         for name, others in _NEEDED_BY.items():
@@ -424,7 +423,7 @@ class GenerationOptions:
         if self.num_beams == 1:
             return
         for name in (*_DRAWING, *_WITHOUT_BEAMS):
-            if name in given and (name not in _DRAWING or _acts(name, given[name])):
+            if name in given and _asks(name, given[name]) and _acts(name, given[name]):
                 raise ValueError(f"num_beams={self.num_beams} draws nothing, so there is no {name}: leave one out")
         if self.n > self.num_beams:
             raise ValueError(f"n={self.n}: a search of num_beams={self.num_beams} finds no more than these")
@@ -441,7 +440,7 @@ class GenerationOptions:
         if self.n > 64:
             raise ValueError(f"n={self.n}: without_replacement draws 2 to 64")
         for name in ("num_beams", "mirostat_tau", "contrastive_model", *_WITHOUT_BEAMS[:-1]):
-            if _acts(name, given.get(name)):
+            if _asks(name, given.get(name)) and _acts(name, given[name]):
                 raise ValueError(f"without_replacement together with {name} is not supported: leave one out")
 
     def _check_samplers(self, given: Mapping[str, Any]) -> None:
@@ -480,6 +479,13 @@ _DEFAULTS = {f.name: f.default for f in fields(GenerationOptions)}
 
 def _acts(name: str, value: object) -> bool:
     return value is not None and value != NEUTRAL.get(name)
+
+
+def _asks(name: str, value: Any) -> bool:
+    """Whether an option's value is more than to say that nothing is wanted."""
+    if value is None or value is False or (isinstance(value, Sized) and len(value) == 0):
+        return False
+    return name not in _DEFAULTS or isinstance(value, Sized) or bool(value != _DEFAULTS[name])
 
 
 def _acting(steps: Sequence[str], settled: Mapping[str, Any]) -> list[str]:
@@ -531,10 +537,9 @@ def _real(least: float, most: float, why_not_least: str | None = None) -> _Check
     def check(name: str, value: Any) -> Any:
         if value is None:
             return None
-        try:
-            number = float("x") if isinstance(value, (bool, str)) else float(value)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name}={value!r}: expected a number, found {type(value).__name__}") from None
+        if type(value) is not float:
+            value = _float(name, value)
+        number: float = value
         if not least <= number <= most:  # also refuses NaN
             raise ValueError(f"{name}={value!r}: expected {least:g} to {most:g}")
         if number == least and why_not_least is not None:
@@ -542,6 +547,18 @@ def _real(least: float, most: float, why_not_least: str | None = None) -> _Check
         return number
 
     return check
+
+
+def _float(name: str, value: Any) -> float:
+    wrong = TypeError(f"{name}={value!r:.60}: expected a number, found {type(value).__name__}")
+    if isinstance(value, (bool, str, bytes, bytearray)):
+        raise wrong
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise wrong from None
+    except OverflowError:
+        return math.inf
 
 
 def _truth(name: str, value: Any) -> Any:

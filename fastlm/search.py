@@ -126,7 +126,7 @@ def _best(plan: Plan, group: Group, candidates: list[_Candidate], n: int) -> lis
         wanted = group.beams[candidate[1]].wanted
         if wanted is None or (candidate[2] in plan.ends and wanted.missing):
             continue
-        banks.setdefault(wanted.behind(candidate[2]).needed, []).append(candidate)
+        banks.setdefault(wanted.needed_behind(candidate[2]), []).append(candidate)
     in_turn = zip_longest(*(banks[needed] for needed in sorted(banks)))
     return [candidate for turn in in_turn for candidate in turn if candidate is not None][:n]
 
@@ -240,7 +240,7 @@ def _finish(plan: Plan, group: Group, candidate: _Candidate, width: int) -> None
 def _settled(plan: Plan, group: Group, length: int, width: int) -> bool:
     """Whether what is finished stays the best, by the rule that was chosen."""
     options = plan.options
-    if len(group.finished) < width:
+    if len(group.finished) < width or group.finished[-1].missing:
         return False
     if options.early_stopping is True:
         return True
@@ -264,18 +264,23 @@ def stochastic_beams(decoder: _engine.Decoder, plan: Plan, start: Beam, n: int, 
 
     A beam's key is its log-probability plus Gumbel noise. Those of its children are such that the largest of them is
     the parent's, so that the n largest keys of all texts are found among the children of the n largest of each length.
+    A text that may end with several tokens counts once: the largest of their keys is that of all together.
     """
     live, keys, reason = [_copy(start)], [0.0], None
     done: list[tuple[float, Found]] = []
     while live and plan.options.max_tokens and (reason := over()) is None:
-        jobs = [_job(plan, beam, min(n, plan.vocab_size), seed, index) for index, beam in enumerate(live)]
+        looked_at = min(n + max(0, len(plan.ends) - 1), plan.vocab_size)
+        jobs = [_job(plan, beam, looked_at, seed, index) for index, beam in enumerate(live)]
         drawn = decoder.expand(jobs, draw=True)
         children: list[tuple[float, int, int, float]] = []  # as candidates, by their keys
         for place, (beam, key, (tokens, logprobs, noisy)) in enumerate(zip(live, keys, drawn, strict=True)):
             if not tokens:
                 done.append((key, _cut(plan, beam, "unsatisfiable")))
-            within = _within(key, [beam.score + one for one in noisy])
-            children += [(-k, place, t, p) for k, t, p in zip(within, tokens, logprobs, strict=True)]
+            within, ended = _within(key, [beam.score + one for one in noisy]), False
+            for k, token, logprob in zip(within, tokens, logprobs, strict=True):
+                if not (ended and token in plan.ends):
+                    children.append((-k, place, token, logprob))
+                ended |= token in plan.ends
         children.sort()
         least = sorted([*(-key for key, _ in done), *(child[0] for child in children)])[:n][-1]
         done = [one for one in done if -one[0] <= least]
@@ -346,7 +351,9 @@ def exact_search(
     falls with length makes exact. ``known``: texts that were found already, with which the search need not begin at
     nothing.
     """
-    best = sorted(known, key=lambda one: -one.score)[:n]
+    best: list[Found] = []
+    for one in known:
+        best = _among(best, one, n)
     order, steps, lost = 0, 0, -math.inf
     heap: list[tuple[float, int, Beam]] = [(-math.inf, order, start)]
 
@@ -368,7 +375,7 @@ def exact_search(
                 elif (bound := _bound(plan, beam.score + logprob, len(beam.tokens) + 1)) > worst():
                     order += 1
                     heapq.heappush(heap, (-bound, order, _grown(beam, token, logprob)))
-            if len(tokens) >= MOST_SUCCESSORS:
+            if len(tokens) >= MOST_SUCCESSORS and plan.vocab_size > MOST_SUCCESSORS:
                 lost = max(lost, _bound(plan, beam.score + logprobs[MOST_SUCCESSORS - 1], len(beam.tokens)))
     open_bound = max(lost, -heap[0][0] if heap else -math.inf)
     return Proof(best, open_bound <= worst(), max(open_bound, worst()), steps)
@@ -407,6 +414,8 @@ def _bound(plan: Plan, total: float, length: int) -> float:
 
 
 def _among(best: list[Found], one: Found, n: int) -> list[Found]:
-    if any(other.tokens == one.tokens and other.finish == one.finish for other in best):
+    """The n best, of each text the likeliest: it may end in several ways."""
+    same = next((other for other in best if other.tokens == one.tokens and other.finish == one.finish), None)
+    if same is not None and same.score >= one.score:
         return best
-    return sorted([*best, one], key=lambda found: -found.score)[:n]
+    return sorted([*(other for other in best if other is not same), one], key=lambda found: -found.score)[:n]

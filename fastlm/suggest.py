@@ -43,7 +43,8 @@ class Suggestions(list[tuple[str, float]]):
     Attributes
     ----------
     bound : float
-        Natural logarithm of the probability that was not followed: no word has more than this beyond what is told.
+        Natural logarithm of the probability that was not followed: a word may have so much more than what is told of
+        it, and one that is not here so much more than the last one that is.
     exact : bool
         Whether these are the k likeliest words, in their order.
     replaces : int
@@ -93,8 +94,12 @@ class Words:
 
     @cached_property
     def single(self) -> bool:
-        """Whether a token is never more than a character, so that a text has one way to be written."""
-        return all(len(piece) <= 1 or len(piece.decode(errors="replace")) == 1 for piece in self._pieces)
+        """Whether each token is a character, or each a byte, so that a text has one way to be written."""
+        pieces = [piece for piece in self._pieces if piece]
+        bytes_only = all(len(piece) == 1 for piece in pieces)
+        characters = all(len(piece.decode("utf-8", "surrogateescape")) == 1 for piece in pieces)
+        broken = any("\udc80" <= piece.decode("utf-8", "surrogateescape")[0] <= "\udcff" for piece in pieces)
+        return len({*pieces}) == len(pieces) and (bytes_only or (characters and not broken))
 
     @cached_property
     def _sorted(self) -> tuple[list[bytes], list[int]]:
@@ -183,7 +188,7 @@ class _Exactly:
 
     cost_of_ending = None  # it is not all there
 
-    def ways(self, words: Words) -> Iterator[_Way]:
+    def ways(self, words: Words, root: int) -> Iterator[_Way]:
         pieces, ends, size = words.known.pieces, words.ends, len(self._left)
         for token in words.covering(self._left):
             piece, end = pieces[token], ends[token]
@@ -194,59 +199,61 @@ class _Exactly:
 
 
 class _Nearly:
-    """The bytes of a word that was begun, with a few typos: rows of the table of distances between what is written and
-    the beginnings of what was typed (optimal string alignment: Damerau 1964, Levenshtein 1965)."""
+    """The bytes of a word that was begun, with a few typos: what is written so far by the distances between it and the
+    beginnings of what was typed (optimal string alignment: Damerau 1964, Levenshtein 1965). Only beginnings that are at
+    most so many bytes longer or shorter can be near enough."""
 
-    __slots__ = ("_before", "_best", "_last", "_most", "_root", "_row", "_typed")
+    __slots__ = ("_before", "_best", "_last", "_most", "_row", "_size", "_typed")
 
-    def __init__(self, typed: bytes, most: int, behind_space: bool) -> None:
-        self._typed, self._most, self._root = typed, most, int(behind_space)
-        self._row: tuple[int, ...] = tuple(range(len(typed) + 1))
-        self._before, self._last = self._row, -1
-        self._best = self._row[-1]  # of what was written so far, the beginning that is nearest to what was typed
+    def __init__(self, typed: bytes, most: int) -> None:
+        self._typed, self._most, self._size, self._last = typed, most, 0, -1
+        # Of the beginnings of size - most … size + most bytes; behind both ends what is never near enough.
+        far = [most + 1] * most
+        self._row = [*far, *range(min(most, len(typed)) + 1), *far][: 2 * most + 1]
+        self._row += [most + 1] * (2 * most + 1 - len(self._row))
+        self._before = self._row
+        self._best = self._row[most + len(typed)] if len(typed) <= most else most + 1
 
     def _behind(self, byte: int) -> _Nearly:
-        row, before, typed = self._row, self._before, self._typed
-        new = [row[0] + 1]
-        for j, wanted in enumerate(typed, 1):
-            least = min(row[j] + 1, new[-1] + 1, row[j - 1] + (byte != wanted))
-            if j > 1 and byte == typed[j - 2] and self._last == wanted:
-                least = min(least, before[j - 2] + 1)
+        row, before, typed, most = self._row, self._before, self._typed, self._most
+        first = self._size + 1 - most  # the shortest beginning
+        new: list[int] = []
+        for place in range(2 * most + 1):
+            j, least = first + place, most + 1
+            if 0 <= j <= len(typed):
+                left = new[-1] if place else most + 1
+                above = row[place + 1] if place < 2 * most else most + 1
+                least = min(least, above + 1, left + 1)
+                if j:
+                    least = min(least, row[place] + (byte != typed[j - 1]))
+                if j > 1 and byte == typed[j - 2] and self._last == typed[j - 1]:
+                    least = min(least, before[place] + 1)
             new.append(least)
         found = object.__new__(_Nearly)
-        found._typed, found._most, found._root = typed, self._most, 0
-        found._row, found._before, found._last = tuple(new), row, byte
-        found._best = min(self._best, new[-1])
+        found._typed, found._most, found._size = typed, most, self._size + 1
+        found._row, found._before, found._last = new, row, byte
+        end = len(typed) - first
+        found._best = min(self._best, new[end]) if 0 <= end <= 2 * most else self._best
         return found
 
     @property
     def cost_of_ending(self) -> float | None:
         return TYPO * self._best if self._best <= self._most else None
 
-    def ways(self, words: Words) -> Iterator[_Way]:
-        yield from self._below(words.tries[self._root], b"")
+    def ways(self, words: Words, root: int) -> Iterator[_Way]:
+        yield from self._below(words.tries[root], b"")
 
     def _below(self, node: _Node, head: bytes) -> Iterator[_Way]:
-        least = min(self._best, *self._row)
-        if least > self._most:
+        near = min(self._row)
+        if min(near, self._best) > self._most:
             return
-        over = min(self._row) > self._most  # nothing that comes can change the distance
+        over = near > self._most  # nothing that comes can change the distance
         for token, ends in node.tokens:
             if not ends or self._best <= self._most:
-                cost = TYPO * (self._best if ends or over else least)
-                yield _Way(token, head, None if over or ends else self._inside(), ends, cost)
+                cost = TYPO * (self._best if ends or over else min(near, self._best))
+                yield _Way(token, head, None if over or ends else self, ends, cost)
         for byte, child in node.below.items():
             yield from (self if over else self._behind(byte))._below(child, head + bytes([byte]))
-
-    def _inside(self) -> _Nearly:
-        """The same, within a word."""
-        if not self._root:
-            return self
-        found = object.__new__(_Nearly)
-        for name in self.__slots__:
-            setattr(found, name, getattr(self, name))
-        found._root = 0
-        return found
 
 
 _Typed: TypeAlias = "_Exactly | _Nearly"
@@ -265,6 +272,7 @@ class _Branch(NamedTuple):
     logprobs: Sequence[float]  # of the tokens, and of the typos at best if there are ways
     given: float  # log-probability of what is before
     cost: float  # what of that is for typos, if ways is None
+    unlisted: float  # probability of other tokens
 
 
 class _Step(NamedTuple):
@@ -291,7 +299,8 @@ class _Search:
         self.model, self.words, self.k = model, words, k
         self.heap: list[tuple[float, int, _Branch, int]] = []  # the next way of each branch
         self.found: dict[bytes, float] = {}  # probability of a word, as far as its paths were followed
-        self.open = 0.0  # probability of paths that were not
+        self.unlisted = 0.0  # probability of what branches do not list,
+        self.beyond = 0.0  # and the most that a path has which goes on so
         self.steps = self.order = 0
 
     def run(self, prefix: str, typos: int) -> Suggestions:
@@ -300,14 +309,15 @@ class _Search:
         word = prefix[begin + behind_space :]
         typos = typos if word else 0
         whole = self.words.single and not typos
-        ids = self.model._ids(prefix if whole else prefix[:begin])
+        before = prefix if whole else prefix[:begin]
+        ids = self.model._ids(before) if before or self.model.bos is not None else array("i")
         typed: _Typed | None = None
         if typos:
-            typed = _Nearly(word.encode(), typos, behind_space)
+            typed = _Nearly(word.encode(), typos)
         elif not whole and begin < len(prefix):
             typed = _Exactly(prefix[begin:].encode())
         with self.model._decoder() as decoder:
-            self.decoder = decoder
+            self.decoder, self.root = decoder, int(behind_space)
             state = self._state(ids)
             self._follow([_Step(0.0, 0.0, b"", typed, state, -1)])
             while self.heap and self.steps < MOST_STEPS and -self.heap[0][0] > self._worst():
@@ -356,11 +366,13 @@ class _Search:
         if rank < len(branch.tokens):
             self.order += 1
             heapq.heappush(self.heap, (-branch.given - branch.logprobs[rank], self.order, branch, rank))
+        elif branch.unlisted:
+            least = branch.logprobs[-1] if branch.logprobs else 0.0
+            self.beyond = max(self.beyond, math.exp(branch.given + least))
 
     def _taken(self, total: float, branch: _Branch, rank: int) -> _Step | None:
         """A way of a branch: a word if it ends there, else what is to be followed."""
         token = branch.tokens[rank]
-        self.open -= math.exp(total)
         if branch.ways is None:
             head, piece = self.words.heads[token], self.words.known.pieces[token]
             text, typed, ends, cost = branch.text + head, None, len(head) < len(piece), branch.cost
@@ -378,12 +390,11 @@ class _Search:
         begun = [step for step in steps if step.typed is not None]
         if free:
             said = self.decoder.follow(*_arguments(free), self.words.ending, MOST_STEPS)
-            for step, (ended, going_on, tokens, logprobs) in zip(free, said, strict=True):
+            for step, (ended, unlisted, tokens, logprobs) in zip(free, said, strict=True):
                 given = step.total + step.cost
                 p = math.exp(given)
                 self._add(step.text, ended * p)
-                self.open += going_on * p
-                self._offer(_Branch(step.text, step.state, None, tokens, logprobs, given, step.cost), 0)
+                self._begin(_Branch(step.text, step.state, None, tokens, logprobs, given, step.cost, unlisted * p))
         if begun:
             self._follow_typed(begun)
 
@@ -395,30 +406,39 @@ class _Search:
             assert step.typed is not None
             if step.text and (cost := step.typed.cost_of_ending) is not None:
                 self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
-            ways = list(step.typed.ways(self.words))
+            ways = list(step.typed.ways(self.words, self.root if step.token < 0 else 0))
             logprobs = row[[way.token for way in ways]] + np.array([way.cost for way in ways])
-            self.open += float(np.exp(logprobs + step.total).sum())
-            order = np.argsort(-logprobs, kind="stable")[:MOST_STEPS].tolist()
-            likeliest = [ways[place] for place in order]
+            order = np.argsort(-logprobs, kind="stable")
+            unlisted = float(np.exp(logprobs[order[MOST_STEPS:]] + step.total).sum())
+            listed = order[:MOST_STEPS].tolist()
+            likeliest, said = [ways[place] for place in listed], logprobs[listed].tolist()
             tokens_of = [way.token for way in likeliest]
-            self._offer(
-                _Branch(step.text, step.state, likeliest, tokens_of, logprobs[order].tolist(), step.total, 0.0), 0
-            )
+            self._begin(_Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted))
+
+    def _begin(self, branch: _Branch) -> None:
+        self.unlisted += branch.unlisted
+        self._offer(branch, 0)
 
     def _add(self, word: bytes, probability: float) -> None:
         self.found[word] = self.found.get(word, 0.0) + probability
 
+    def _open(self) -> float:
+        """Probability of all paths that were not followed."""
+        left = [np.asarray(branch.logprobs[rank:]) + branch.given for _, _, branch, rank in self.heap]
+        return self.unlisted + (float(np.exp(np.concatenate(left)).sum()) if left else 0.0)
+
     def _best(self) -> Suggestions:
         ranked = sorted(self.found.items(), key=lambda one: (-one[1], one[0]))
         whole = [(text, p) for text, p in ranked if p > 0 and _readable(text)]
-        total = sum(self.found.values()) + max(self.open, 0.0)
+        open_ = self._open()
+        total = sum(self.found.values()) + open_
         best = Suggestions((text.decode(), math.log(p / total)) for text, p in whole[: self.k])
         least = whole[self.k - 1][1] if len(whole) >= self.k else 0.0
-        top = math.exp(-self.heap[0][0]) if self.heap else 0.0
-        rest = top if self.words.single else max(self.open, 0.0)  # a word has one path, or several
+        path = max(self.beyond, math.exp(-self.heap[0][0]) if self.heap else 0.0)
+        rest = path if self.words.single else open_  # a word has one path, or several
         gaps = [a[1] - b[1] for a, b in pairwise(whole[: self.k + 1])]
-        best.bound = math.log(max(self.open, 1e-300) / max(total, 1e-300))
-        best.exact = least >= rest and (self.words.single or all(gap >= rest for gap in gaps))
+        best.bound = math.log(max(open_, 1e-300) / total) if total else 0.0
+        best.exact = bool(whole) and least >= rest and (self.words.single or all(gap >= rest for gap in gaps))
         return best
 
 

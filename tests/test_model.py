@@ -250,8 +250,8 @@ BAD_CALLS = [
     (lambda lm: lm.generate("a", do_sample=True), TypeError, "temperature"),
     (
         lambda lm: lm.generate("a", must_include=["b"]),
-        TypeError,
-        "option 'must_include' is not in this version; it has n, best_of",
+        ValueError,
+        "must_include=['b'] does nothing without num_beams",
     ),
     (lambda lm: lm.generate("a", zzz=1), TypeError, "unknown option 'zzz': expected one of n, best_of"),
     (lambda lm: lm.generate("a", temperature=-0.1), ValueError, "temperature=-0.1: expected 0 to 1000"),

@@ -211,7 +211,7 @@ def test_no_proof_where_a_token_could_raise_a_score(lm):
             lm.most_likely("ab", max_tokens=3, **option)
     with pytest.raises(ValueError, match=r"^n=65: expected 1 to 64"):
         lm.most_likely("ab", 65)
-    with pytest.raises(ValueError, match=r"^max_steps=0: expected 1 to"):
+    with pytest.raises(ValueError, match=r"^max_steps=0: expected a whole number from 1 on"):
         lm.most_likely("ab", max_steps=0)
 
 
@@ -352,3 +352,58 @@ def test_drawing_without_replacement_draws_what_controls_leave(toys, lm, byte_mo
 def test_what_does_not_go_with_it_is_refused(lm, options, message):
     with pytest.raises(ValueError, match=message):
         lm.generate("ab", without_replacement=True, **options)
+
+
+def test_a_text_that_may_end_in_several_ways_is_drawn_once(toys):
+    model, weights = toys[3]
+    for seed in range(300):
+        found = model.generate([1], n=5, max_tokens=2, stop_token_ids=[2, 3], without_replacement=True, seed=seed)
+        assert len({tuple(one.token_ids) for one in found}) == len(found)
+    first = [
+        model.generate([1], n=2, max_tokens=2, stop_token_ids=[2, 3], without_replacement=True, seed=seed)[0].token_ids
+        for seed in range(4000)
+    ]
+    logprobs = np.exp(Oracle(weights, [1])(()))
+    assert first.count([]) / 4000 == pytest.approx(logprobs[[END, 2, 3]].sum(), abs=0.03)
+    found, _ = model.most_likely([1], 6, max_tokens=2, stop_token_ids=[2, 3])
+    assert len({(tuple(one.token_ids), one.finish_reason) for one in found}) == len(found)
+
+
+def test_a_search_goes_on_until_phrases_are_there(lm):
+    pytest.importorskip("llguidance")
+    choices = ["a cat", "the dog", "the dog and a zebra in Zurich"]
+    for early in (False, True, "never"):
+        found = lm.generate(
+            "ab", num_beams=3, max_tokens=40, choices=choices, must_include="zebra", early_stopping=early
+        )
+        assert found.text == choices[2]
+
+
+def test_a_recommended_temperature_of_0_draws_no_several_texts(byte_model, tmp_path):
+    weights = random_weights(257, 4, (6,))
+    fastlm.export(weights, tmp_path / "m.gguf", sampling={"temperature": 0.0}, bos=256)
+    model = fastlm.load(tmp_path / "m.gguf")
+    for options in ({"n": 3}, {"n": 3, "without_replacement": True}, {"best_of": 2}):
+        with pytest.raises(ValueError, match="recommends temperature=0"):
+            model.generate([1], **options)
+    assert len(model.generate([1], n=3, temperature=1.0, max_tokens=4)) == 3
+    assert len(model.generate([1], n=3, num_beams=3, max_tokens=4)) == 3
+
+
+def test_what_was_asked_before_changes_no_answer(lm):
+    lm.generate("ab", num_beams=3, max_tokens=2)
+    with pytest.raises(ValueError, match="there is no seed"):
+        lm.generate("ab", num_beams=3, max_tokens=2, seed=5)
+    one, other = lm.session(seed=1, top_k=5), lm.session(seed=2, top_k=5)
+    assert bytes(lm.session(seed=2, top_k=5)) == bytes(other) != bytes(one)
+    for option in ({"n": 3}, {"best_of": 3}, {"n": 3, "without_replacement": True}):
+        with pytest.raises(ValueError, match="next_tokens has no"):
+            lm.next_tokens("ab", **option)
+    assert lm.generate("ab", num_beams=2, max_tokens=3, logprobs=False, stop=[], seed=None).text
+    with pytest.raises(ValueError, match="num_beams: as many texts"):
+        lm.most_likely("ab", max_tokens=2, num_beams=1)
+    assert lm.most_likely("ab", max_tokens=1, max_steps=10**6)[1].proven
+    with pytest.raises(ValueError, match="expected 0 to 1000"):
+        lm.generate("ab", temperature=10**400)
+    with pytest.raises(TypeError, match="found bytes"):
+        lm.generate("ab", temperature=b"0.5")

@@ -3,13 +3,15 @@
 
 import itertools
 import math
+import random
+import time
 
 import numpy as np
 import pytest
 
 import fastlm
 from conftest import random_weights
-from fastlm.tokenizer import CharTokenizer, train_bpe, train_words
+from fastlm.tokenizer import ByteTokenizer, CharTokenizer, train_bpe, train_words
 
 LETTERS = "abc .'"
 TEXT = "a cab. bab a cca bc abba cab' a bca. cab ab ba "
@@ -169,3 +171,50 @@ def test_what_cannot_be_suggested_is_said(chars, tmp_path):
     fastlm.export(random_weights(known.vocab_size, 6, (10,)), tmp_path / "m.gguf", tokenizer=known)
     with pytest.raises(ValueError, match="joins its tokens with spaces"):
         fastlm.load(tmp_path / "m.gguf").suggest("a")
+
+
+def test_what_is_said_to_be_exact_is_exact(chars, bpe, monkeypatch):
+    """With more steps the same words come."""
+    r, claims = random.Random(4), 0
+    for model, name in ((chars, "chars"), (bpe, "bpe"), (fastlm.load("stories"), "stories")):
+        for _ in range(60):
+            letters = "abcde" if name != "stories" else "abcdefghijklmnopqrstuvwxyz"
+            prefix = "a cab. " + "".join(r.choices(letters[: 3 if name != "stories" else 26], k=r.randrange(12)))
+            found = model.suggest(prefix, 3)
+            monkeypatch.setattr("fastlm.suggest.MOST_STEPS", 2000)
+            more = model.suggest(prefix, 3)
+            monkeypatch.undo()
+            assert found.bound <= 1e-6
+            if not found.exact:
+                continue
+            claims += 1
+            assert [word for word, _ in found] == [word for word, _ in more]
+    assert claims > 20
+    assert not fastlm.load("stories").suggest("The x" + "zq" * 40).exact
+
+
+def test_more_words_than_steps_are_not_claimed_to_be_known(tmp_path):
+    """A branch lists only as many tokens as can be followed."""
+    letters = [chr(0x4E00 + n) for n in range(300)]
+    known = CharTokenizer.train(["".join(letters) + " "])
+    weights = random_weights(known.vocab_size, 5, (9,), seed=4)
+    weights["output.kernel"] *= 0
+    weights["output.bias"] = np.linspace(0, 0.1, known.vocab_size).astype(np.float32)
+    fastlm.export(weights, tmp_path / "m.gguf", tokenizer=known)
+    found = fastlm.load(tmp_path / "m.gguf").suggest("", 5)
+    assert not found.exact
+    assert math.exp(found.bound) > 0.5
+
+
+def test_long_words_with_typos_take_no_longer(bpe):
+    begin = time.perf_counter()
+    bpe.suggest("a " + "ab" * 500, typos=3)
+    assert time.perf_counter() - begin < 2
+
+
+def test_a_model_without_start_suggests_from_nothing(tmp_path):
+    fastlm.export(random_weights(257, 4, (6,), seed=2), tmp_path / "m.gguf", tokenizer=ByteTokenizer())
+    model = fastlm.load(tmp_path / "m.gguf")
+    model.bos = None
+    assert isinstance(model.suggest("", 2), list)
+    assert isinstance(model.suggest("cab", 2, typos=1), list)
