@@ -376,7 +376,7 @@ cdef class Decoder:
 
     def follow(self, list states not None, const int32_t[::1] tokens, const uint8_t[::1] ending not None, uint32_t most):
         """States read a token each (tokens None: none); for each what may follow: (probability of tokens with `ending`, of
-        others that are not listed, the likeliest others, at most so many, their log-probabilities)."""
+        others that are listed, of those that are not, the likeliest others, at most so many, their log-probabilities)."""
         cdef Py_ssize_t i, n = len(states)
         if tokens is not None and tokens.shape[0] != n:
             raise ValueError(f"{tokens.shape[0]} tokens for {n} states")
@@ -395,7 +395,7 @@ cdef class Decoder:
                 branches[i].ids, branches[i].logprobs = ids + i * most, <float *>(ids + (n + i) * most)
             with nogil:
                 fl_follow(self._decoder, each, read, n, flags, most, branches)
-            return [(branches[i].ended, branches[i].unlisted, array("i", (<const char *>branches[i].ids)[:4 * branches[i].n]),
+            return [(branches[i].ended, branches[i].listed, branches[i].unlisted, array("i", (<const char *>branches[i].ids)[:4 * branches[i].n]),
                      array("f", (<const char *>branches[i].logprobs)[:4 * branches[i].n])) for i in range(n)]
         finally:
             PyMem_Free(branches)

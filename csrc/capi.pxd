@@ -98,6 +98,7 @@ cdef extern from "fastlm.h" nogil:
 
     ctypedef struct fl_branches:
         double ended
+        double listed
         double unlisted
         size_t n
         int32_t *ids

@@ -148,10 +148,10 @@ void fl_advance(fl_decoder *decoder, fl_state *const *states, const int32_t *tok
 
 /* What may follow a state, for searches that need no more of it. */
 typedef struct fl_branches {
-    double ended, unlisted; /* probability of all tokens with `ending`, and of others that are not listed */
-    size_t n;               /* so many of the others are listed, */
-    int32_t *ids;           /* [most], the likeliest first, */
-    float *logprobs;        /* with their natural log-probabilities */
+    double ended, listed, unlisted; /* probability of all tokens with `ending`, and of others that are listed, or not */
+    size_t n;                       /* so many of the others are listed, */
+    int32_t *ids;                   /* [most], the likeliest first, */
+    float *logprobs;                /* with their natural log-probabilities */
 } fl_branches;
 
 /* The same, but of what follows only this is told. tokens NULL: nothing is read. ending: [V], 1 or 0. */

@@ -557,14 +557,15 @@ void fl_branch(const fl_model *model, const fl_scratch *scratch, const float *lo
         ended += mass[i];
         left[i] = -INFINITY;
     }
-    uint64_t others = d.total - ended;
+    uint64_t listed = 0;
     d.largest = largest_of(model, left);
     branches->n = d.largest > -INFINITY ? rank(&d, most, branches->ids) : 0;
     for (size_t i = 0; i < branches->n; i++) {
-        others -= mass[branches->ids[i]];
+        listed += mass[branches->ids[i]];
         branches->logprobs[i] = (logits[branches->ids[i]] - largest) - whole;
     }
-    branches->ended = (double)ended / total, branches->unlisted = (double)others / total;
+    branches->ended = (double)ended / total, branches->listed = (double)listed / total;
+    branches->unlisted = (double)(d.total - ended - listed) / total;
 }
 
 static void clear_from(const fl_request *r, size_t found) {

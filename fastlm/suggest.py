@@ -15,7 +15,8 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -297,7 +298,8 @@ def suggest(model: Model, prefix: str, k: int, typos: int) -> Suggestions:
 class _Search:
     def __init__(self, model: Model, words: Words, k: int) -> None:
         self.model, self.words, self.k = model, words, k
-        self.heap: list[tuple[float, int, _Branch, int]] = []  # the next way of each branch
+        # The next way of each branch, and the probability of this and all that follow it.
+        self.heap: list[tuple[float, int, _Branch, int, float]] = []
         self.found: dict[bytes, float] = {}  # probability of a word, as far as its paths were followed
         self.unlisted = 0.0  # probability of what branches do not list,
         self.beyond = 0.0  # and the most that a path has which goes on so
@@ -320,8 +322,8 @@ class _Search:
             self.decoder, self.root = decoder, int(behind_space)
             state = self._state(ids)
             self._follow([_Step(0.0, 0.0, b"", typed, state, -1)])
-            while self.heap and self.steps < MOST_STEPS and -self.heap[0][0] > self._worst():
-                self._step()
+            while self.heap and self.steps < MOST_STEPS and -self.heap[0][0] > (worst := self._worst()):
+                self._step(worst)
         best = self._best()
         best.replaces = len(word) if typos else 0
         return best
@@ -349,23 +351,22 @@ class _Search:
             return -math.inf
         return math.log(max(sorted(self.found.values())[-self.k], 1e-300))
 
-    def _step(self) -> None:
+    def _step(self, worst: float) -> None:
         """Follows the likeliest paths."""
-        worst = self._worst()
         chosen: list[_Step] = []
         while self.heap and len(chosen) < TOGETHER and -self.heap[0][0] > worst:
-            minus, _, branch, rank = heapq.heappop(self.heap)
-            self._offer(branch, rank + 1)
+            minus, _, branch, rank, left = heapq.heappop(self.heap)
+            self._offer(branch, rank + 1, max(0.0, left - math.exp(-minus)))
             if (step := self._taken(-minus, branch, rank)) is not None:
                 chosen.append(step)
         if chosen:
             self.steps += len(chosen)
             self._follow(chosen)
 
-    def _offer(self, branch: _Branch, rank: int) -> None:
+    def _offer(self, branch: _Branch, rank: int, left: float) -> None:
         if rank < len(branch.tokens):
             self.order += 1
-            heapq.heappush(self.heap, (-branch.given - branch.logprobs[rank], self.order, branch, rank))
+            heapq.heappush(self.heap, (-branch.given - branch.logprobs[rank], self.order, branch, rank, left))
         elif branch.unlisted:
             least = branch.logprobs[-1] if branch.logprobs else 0.0
             self.beyond = max(self.beyond, math.exp(branch.given + least))
@@ -390,11 +391,12 @@ class _Search:
         begun = [step for step in steps if step.typed is not None]
         if free:
             said = self.decoder.follow(*_arguments(free), self.words.ending, MOST_STEPS)
-            for step, (ended, unlisted, tokens, logprobs) in zip(free, said, strict=True):
+            for step, (ended, listed, unlisted, tokens, logprobs) in zip(free, said, strict=True):
                 given = step.total + step.cost
                 p = math.exp(given)
                 self._add(step.text, ended * p)
-                self._begin(_Branch(step.text, step.state, None, tokens, logprobs, given, step.cost, unlisted * p))
+                branch = _Branch(step.text, step.state, None, tokens, logprobs, given, step.cost, unlisted * p)
+                self._begin(branch, listed * p)
         if begun:
             self._follow_typed(begun)
 
@@ -413,24 +415,20 @@ class _Search:
             listed = order[:MOST_STEPS].tolist()
             likeliest, said = [ways[place] for place in listed], logprobs[listed].tolist()
             tokens_of = [way.token for way in likeliest]
-            self._begin(_Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted))
+            branch = _Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted)
+            self._begin(branch, float(np.exp(logprobs[order[:MOST_STEPS]] + step.total).sum()))
 
-    def _begin(self, branch: _Branch) -> None:
+    def _begin(self, branch: _Branch, listed: float) -> None:
         self.unlisted += branch.unlisted
-        self._offer(branch, 0)
+        self._offer(branch, 0, listed)
 
     def _add(self, word: bytes, probability: float) -> None:
         self.found[word] = self.found.get(word, 0.0) + probability
 
-    def _open(self) -> float:
-        """Probability of all paths that were not followed."""
-        left = [np.asarray(branch.logprobs[rank:]) + branch.given for _, _, branch, rank in self.heap]
-        return self.unlisted + (float(np.exp(np.concatenate(left)).sum()) if left else 0.0)
-
     def _best(self) -> Suggestions:
-        ranked = sorted(self.found.items(), key=lambda one: (-one[1], one[0]))
-        whole = [(text, p) for text, p in ranked if p > 0 and _readable(text)]
-        open_ = self._open()
+        ranked = sorted(self.found.items(), key=itemgetter(1), reverse=True)
+        whole = [*islice(((text, p) for text, p in ranked if p > 0 and _readable(text)), self.k + 1)]
+        open_ = self.unlisted + sum(left for *_, left in self.heap)
         total = sum(self.found.values()) + open_
         best = Suggestions((text.decode(), math.log(p / total)) for text, p in whole[: self.k])
         least = whole[self.k - 1][1] if len(whole) >= self.k else 0.0
