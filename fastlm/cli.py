@@ -18,15 +18,16 @@ from typing import Any
 
 import fastlm
 from fastlm.format import atomic
+from fastlm.options import FORMS
 from fastlm.scoring import rescore, score_lines
 from fastlm.tokenizer import DOCUMENTS, read_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for a wrong call, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
-    command = options.pop("run")
     try:
+        options = vars(_parser().parse_args(arguments))
+        command = options.pop("run")
         return int(command(**options))
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +54,7 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     options = {name: value for name, value in options.items() if value is not None}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
-    if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams"}:
+    if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams", *FORMS}:
         for piece in lm.stream(prompt, **options):
             print(piece, end="", flush=True)
         print()
@@ -63,7 +64,7 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
             print(one.text, flush=True)
             if one.missing:
                 print(f"[not included: {', '.join(map(repr, one.missing))}]", file=sys.stderr)
-            elif one.satisfied is False:
+            if one.satisfied is False and options.keys() & {*FORMS}:
                 print(f"[without the form that was asked for: {one.finish_reason}]", file=sys.stderr)
             if stats:
                 speed = (

@@ -59,7 +59,7 @@ class Form:
         known = llguidance.LLTokenizer(vocabulary, n_vocab=size + 1, eos_token=[*ends] or [size])
         self._matcher = llguidance.LLMatcher(known, grammar, log_level=0)
         if self._matcher.is_error():
-            raise ValueError(_first_line(self._matcher.get_error()))
+            raise ValueError(_in_short(self._matcher.get_error()))
         # Where it is at a loss llguidance lets anything come that is no text.
         self._texts = token_mask(size + 1, [token for token, piece in enumerate(vocabulary.tokens) if piece])
         self._ends = token_mask(size + 1, ends)
@@ -193,7 +193,7 @@ class Guide:
         """A bit for each token that may come next."""
         self._fill(self._matcher, self._mask, 0)
         if self._matcher.is_error():
-            raise ValueError(f"the form cannot be followed: {_first_line(self._matcher.get_error())}")
+            raise ValueError(f"the form cannot be followed: {_in_short(self._matcher.get_error())}")
         mask: npt.NDArray[np.uint32] = self._mask[0].view(np.uint32)
         mask &= self._texts | self._ends if self.complete else self._texts
         return mask
@@ -205,9 +205,17 @@ class Guide:
     def accept(self, token: int) -> str | None:
         """Notes a token; the reason to end if nothing more may come."""
         self._matcher.consume_token(token)
+        if self._matcher.is_error():
+            raise ValueError(f"the form cannot be followed: {_in_short(self._matcher.get_error())}")
         if not self._matcher.is_stopped():
             return None
         return "stop" if self.complete else "unsatisfiable"
+
+    def behind(self, token: int) -> tuple[str | None, bool]:
+        """What `accept` would say, and whether the text would have its form then; nothing is noted."""
+        found = self.accept(token), self.complete
+        self._matcher.rollback(1)
+        return found
 
     over = False  # a form is never behind
 
@@ -244,28 +252,39 @@ def grammar_of(options: GenerationOptions) -> str | None:
     elif name == "grammar":
         grammar = LLMatcher.grammar_from_lark(value)
     elif name == "choices":
-        grammar = LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in value))
+        grammar = LLMatcher.grammar_from_regex("|".join(map(_escaped, value)))
     else:
         grammar = _json_grammar(LLMatcher, value)
     if (problem := LLMatcher.validate_grammar(grammar)) and not problem.startswith("WARNING"):
-        raise ValueError(f"{name}={value!r:.80} cannot be read: {_first_line(problem)}")
+        raise ValueError(f"{name}={value!r:.80} cannot be read: {_in_short(problem)}")
     return grammar
 
 
 def _json_grammar(matcher: Any, schema: Any) -> str:
     try:
         schema = json.loads(schema) if isinstance(schema, str) else schema
+        said = json.dumps({} if schema is True else {"not": {}} if schema is False else schema)
     except ValueError as e:
         raise ValueError(f"json_schema is not JSON: {e}") from None
+    except TypeError as e:
+        raise TypeError(f"json_schema is not JSON: {e}") from None
     if not isinstance(schema, (Mapping, bool)):
         raise TypeError(f"json_schema={schema!r:.60}: expected a mapping, or its JSON")
     # Else a model that has learned no JSON writes spaces for ever.
-    grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), defaults={"whitespace_flexible": False})
+    grammar: str = matcher.grammar_from_json_schema(said, defaults={"whitespace_flexible": False})
     return grammar
 
 
-def _first_line(message: str) -> str:
-    return next(iter(message.strip().splitlines()), "")
+def _escaped(text: str) -> str:
+    """As a regular expression of Rust's."""
+    return "".join(f"\\{c}" if c in r"\.+*?()|[]{}^$#&-~/" else c for c in text)
+
+
+def _in_short(message: str) -> str:
+    """The first line, and that which says why."""
+    lines = [line.strip() for line in message.strip().splitlines()] or [""]
+    why = [line for line in lines[1:] if line.startswith("error:")]
+    return " ".join([lines[0], *why[:1]])
 
 
 def token_mask(vocab_size: int, tokens: Sequence[int]) -> npt.NDArray[np.uint32]:

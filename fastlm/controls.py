@@ -248,7 +248,9 @@ _Word: TypeAlias = "str | Sequence[int]"
 def _ways(model: Model, words: Iterable[_Word] | None, name: str) -> Iterator[tuple[_Word, list[tuple[int, ...]]]]:
     """Each of an option's words, and how it may be written in tokens: a text also after a space."""
     for word in () if words is None else (words,) if isinstance(words, str) else words:
-        if not word and isinstance(word, (str, Sequence)):
+        if isinstance(word, (bytes, bytearray)):
+            raise TypeError(f"{name}: expected texts or token ids, found {word!r:.60}")
+        if isinstance(word, (str, Sequence)) and not word:
             raise ValueError(f"{name}: an empty word is everywhere: leave it out")
         if isinstance(word, str):
             known = model._need_tokenizer()

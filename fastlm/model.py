@@ -22,7 +22,17 @@ import numpy as np
 from fastlm import _engine, controls, tokenizer
 from fastlm.codec import compress, decompress
 from fastlm.constraints import Form, Guide, Healing, Wanted, healed
-from fastlm.options import RECOMMENDABLE, Completion, GenerationOptions, Options, Score, Timings, check_option, timed
+from fastlm.options import (
+    DRAWING,
+    RECOMMENDABLE,
+    Completion,
+    GenerationOptions,
+    Options,
+    Score,
+    Timings,
+    check_option,
+    timed,
+)
 from fastlm.scoring import score_each
 from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search, stochastic_beams
 from fastlm.state import PrefixCache, Session, State, restored, resumed
@@ -39,8 +49,16 @@ BUNDLED = ("stories",)
 
 _KEPT_PLANS = 256
 
+_FIXED = (str, float, int, type(None))
+
 _OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms", "cancelled", "contrastive_model")
 """Options that all prompts of a call share."""
+
+_OF_A_TEXT = (
+    *("contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"),
+    *("max_tokens", "echo", "stop", "stop_repeats", "logprobs", "prompt_logprobs", "deadline_ms", "cancelled"),
+)
+"""Options that do nothing to what may come next, or are not looked at there."""
 
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
@@ -198,20 +216,15 @@ class Model:
 
     def _plan(self, given: Mapping[str, Any]) -> controls.Plan:
         """What options mean for this model. Kept, as most programs call with the same options again and again."""
-        try:
-            # A seed is no matter of the plan, but whether there may be one is.
-            key = (
-                given.get("seed") is None,
-                *((name, type(value), value) for name, value in given.items() if name != "seed"),
-            )
-            found = self._plans.get(key)
-        except TypeError:  # lists and mappings
-            key, found = None, None
-        if found is not None:
-            return found
+        # A seed is no matter of the plan, but whether there may be one is. Lists and mappings may change.
+        key: Any = None
+        if all(isinstance(value, _FIXED) for value in given.values()):
+            items = ((name, type(value), value) for name, value in given.items() if name != "seed")
+            key = (given.get("seed") is None, *items)
+            if (found := self._plans.get(key)) is not None:
+                return found
         found = controls.plan(self, GenerationOptions.of(dict(given)))
-        # An amateur's decoder serves one call at a time, and what is called is a new one each time.
-        if key is not None and not found.options.given("contrastive_model", "cancelled", "logits_processor"):
+        if key is not None:
             controls.remember(self._plans, _KEPT_PLANS, key, found)
         return found
 
@@ -256,11 +269,12 @@ class Model:
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
         plan = self._plan(options)
+        limits = self._limits(plan.options)
         batch = _is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
         plans, seeds = self._plans_of_each(each, options, plan, prompts if batch else None)
         ids = self._ids_of_each(prompts) if batch else [self._ids(prompt)]
-        groups = self._write(prompts, ids, plans, seeds)
+        groups = self._write(prompts, ids, plans, seeds, limits)
         found = groups if plan.options.n > 1 else [group[0] for group in groups]
         return found if batch else found[0]
 
@@ -281,6 +295,8 @@ class Model:
         plans, seeds = [], []
         for place, own in enumerate(each):
             try:
+                if not isinstance(own, Mapping):
+                    raise TypeError(f"expected a mapping of options, found {type(own).__name__}")
                 for name in _OF_A_CALL:
                     if name in own:
                         raise ValueError(f"{name} belongs to the whole call")
@@ -291,12 +307,16 @@ class Model:
         return plans, seeds
 
     def _write(
-        self, prompts: list[Prompt], ids: list[array[int]], plans: list[controls.Plan], seeds: list[int]
+        self,
+        prompts: list[Prompt],
+        ids: list[array[int]],
+        plans: list[controls.Plan],
+        seeds: list[int],
+        limits: dict[str, Any],
     ) -> list[list[Completion]]:
         """The completions of each prompt, all written side by side."""
         begin = time.perf_counter()
         options = plans[0].options if plans else GenerationOptions()
-        limits = self._limits(options)
         with self._decoder() as decoder:
             starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
             self._read(decoder, starts, limits)
@@ -341,6 +361,9 @@ class Model:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         if "num_beams" in options:
             raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
+        for name in DRAWING:
+            if options.get(name) is not None:
+                raise ValueError(f"most_likely draws nothing, so there is no {name}: leave it out")
         plan = self._plan({"length_penalty": 0.0, "num_beams": max(4, n), "early_stopping": "never", **options})
         if plan.options.num_beam_groups:
             raise ValueError("num_beam_groups: there is one likeliest text, however diverse: leave it out")
@@ -350,7 +373,7 @@ class Model:
             start = _Start(self, decoder, ids, plan)
             self._read(decoder, [start], limits)
             known = beam_search(decoder, plan, start.beam(), _over(limits))
-            whole = [one for one in known if one.finish in ("stop", "length") and not one.missing]
+            whole = [one for one in known if one.finish in ("stop", "length") and one.satisfied is not False]
             proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
         timings = timed(begin, len(ids) + proof.steps)
         return [self._found_completion(prompt, start, one, 0, timings) for one in proof.found], proof
@@ -428,7 +451,8 @@ class Model:
             if ids_and_logprobs is None
             else [dict(zip(*one, strict=True)) for one in ids_and_logprobs],
             prompt_logprobs=said,
-            satisfied=text.guide.complete if isinstance(text.guide, Guide) else None,
+            # What a stop text has cut off is not whole.
+            satisfied=text.guide.complete and stopped_by is None if isinstance(text.guide, Guide) else None,
         )
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Iterator[str]:
@@ -474,7 +498,7 @@ class Model:
         ends it."""
         import asyncio  # takes longer than all of fastlm
 
-        over, asked = threading.Event(), options.get("cancelled")
+        over, asked = threading.Event(), check_option("cancelled", options.get("cancelled"))
         options["cancelled"] = over.is_set if asked is None else lambda: over.is_set() or asked()
         try:
             return await asyncio.to_thread(partial(self.generate, prompt, **options))
@@ -517,9 +541,7 @@ class Model:
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"k={k!r}: expected a whole number from 1 on, or None for all tokens")
         plan = self._plan(options)
-        for name in plan.options.given(
-            "contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"
-        ):
+        for name in plan.options.given(*_OF_A_TEXT):
             raise ValueError(f"next_tokens has no {name}")
         ids = self._ids(prompt)
         with self._decoder() as decoder:
@@ -554,8 +576,8 @@ class Model:
         Suggestions
             A list of (what completes the word, natural log-probability of the word given what was typed of it), the
             likeliest first; ``""`` says that the word may be whole. Its ``exact`` and ``bound`` say how sure that is.
-            With ``typos`` these are whole words, and ``replaces`` says for how many characters at the end of the prefix
-            they stand.
+            With ``typos`` these are whole words, whose log-probabilities are among those that were found, and
+            ``replaces`` says for how many characters at the end of the prefix they stand.
         """
         if not isinstance(prefix, str):
             raise TypeError(f"prefix={prefix!r:.60}: expected text, found {type(prefix).__name__}")
@@ -581,10 +603,13 @@ class Model:
 
         Raises
         ------
+        TypeError
+            ``data`` is not bytes: what is to be read goes to `State.feed`.
         ValueError
             The bytes are no state, are damaged, or belong to another model or another version of the numerics.
         """
         if data is not None:
+            _check_bytes(data, "state")
             return restored(self, data)
         state = State(self, _engine.State(self._engine))
         return state.feed([self.bos]) if start and self.bos is not None else state
@@ -602,6 +627,7 @@ class Model:
         if data is not None:
             if options:
                 raise ValueError(f"a stored session has its own options: leave out {', '.join(options)}")
+            _check_bytes(data, "session")
             return resumed(self, data)
         plan = self._plan(options)
         for name in plan.options.given("n", "num_beams", "best_of", "echo", "prompt_logprobs", "token_healing"):
@@ -698,6 +724,12 @@ class Model:
         unknown = self.tokenizer.unknown
         count = 0 if unknown is None else ids.count(unknown)
         return Score(ids.tolist(), logprobs.tolist(), characters, count, _Pieces(self.tokenizer, ids))
+
+
+def _check_bytes(data: Any, what: str) -> None:
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        kind = type(data).__name__
+        raise TypeError(f"expected bytes() of a {what}, found {kind}; a text is read by model.{what}().feed(text)")
 
 
 class _Start:

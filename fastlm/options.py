@@ -7,7 +7,7 @@ import difflib
 import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict
 
@@ -57,6 +57,20 @@ _ELSEWHERE = {
     "n_probs": "logprobs (a number: so many alternatives)",
     "max_time": "deadline_ms",
     "repetition_detection": "stop_repeats",
+    "beam_size": "num_beams",
+    "ignore_eos": "min_tokens",
+    "n_cmpl": "n",
+    "stopping_criteria": "stop, stop_repeats or cancelled",
+    "structured_outputs": "regex, json_schema, grammar or choices",
+    "response_format": "json_schema",
+    "return_scores": "logprobs",
+    "output_scores": "logprobs",
+    "t_max_predict_ms": "deadline_ms",
+    "stop_words": "stop",
+    "force_words": "must_include",
+    "end_token": "stop_token_ids",
+    "include_prompt_in_result": "echo",
+    "unique": "without_replacement",
 }
 
 FORMS = ("regex", "json_schema", "grammar", "choices")
@@ -265,7 +279,8 @@ class GenerationOptions:
         Ends the text (``finish_reason="repetition"``) when a pattern of 1 to 64 tokens was written so often in a row,
         2 at least; 0: never.
     deadline_ms : float
-        Milliseconds after which no further token is begun (``finish_reason="deadline"``).
+        Milliseconds from the call after which no further token is begun (``finish_reason="deadline"``);
+        ``prompt_logprobs`` are computed all the same.
     cancelled : callable
         Called without arguments now and then; once it is true, the text ends (``finish_reason="cancelled"``). For
         instance the ``is_set`` of a `threading.Event`.
@@ -275,7 +290,8 @@ class GenerationOptions:
     num_beams : int
         Above 1: nothing is drawn, but a beam search of so many texts side by side gives the n (at most that many)
         that it finds likeliest, the best first; see `fastlm.search`. Controls that change logits act on
-        log-probabilities.
+        log-probabilities. Texts differ in their tokens: one that can be spelled in several ways may come several
+        times. Not together with ``stop``, ``stop_repeats``, ``logprobs``, ``logits_processor``, ``token_healing``.
     length_penalty : float
         A text's score is its log-probability (with its end) by its number of tokens to this power; default 1.
     early_stopping : bool or "never"
@@ -289,7 +305,8 @@ class GenerationOptions:
         beam search with dynamic allocation, Post & Vilar 2018); ``Completion.missing`` names what it could not.
     without_replacement : bool
         The n texts are all different: each is drawn by its probability among those not drawn yet (stochastic beam
-        search, Kool et al. 2019). ``Completion.score`` is the log-probability with which it is drawn.
+        search, Kool et al. 2019). ``Completion.score`` is the log-probability with which it is drawn. Not together
+        with ``num_beams`` and what that excludes, ``best_of``, ``mirostat_tau``, ``contrastive_model``.
     regex, json_schema, grammar, choices : str, mapping or JSON, str, sequence of str
         The whole text matches a regular expression (Rust's syntax), is JSON of this schema, is derived from a Lark
         grammar, or is one of several (with the ``llguidance`` package). One of them at a time. The text ends when
@@ -422,9 +439,11 @@ class GenerationOptions:
     def _check_beams(self, given: Mapping[str, Any]) -> None:
         if self.num_beams == 1:
             return
-        for name in (*_DRAWING, *_WITHOUT_BEAMS):
+        for name in (*DRAWING, *_WITHOUT_BEAMS):
             if name in given and _asks(name, given[name]) and _acts(name, given[name]):
-                raise ValueError(f"num_beams={self.num_beams} draws nothing, so there is no {name}: leave one out")
+                draws = name in DRAWING or name == "seed"
+                why = f"draws nothing, so there is no {name}" if draws else f"together with {name} is not supported"
+                raise ValueError(f"num_beams={self.num_beams} {why}: leave one out")
         if self.n > self.num_beams:
             raise ValueError(f"n={self.n}: a search of num_beams={self.num_beams} finds no more than these")
         if self.num_beams % (groups := self.num_beam_groups or 1):
@@ -505,7 +524,7 @@ _RESTRICTING = (
 
 _WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "logprobs", "seed")
 
-_DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
+DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
 
 
 # ---- checks of single values ---------------------------------------------------------------------------
@@ -540,10 +559,11 @@ def _real(least: float, most: float, why_not_least: str | None = None) -> _Check
         if type(value) is not float:
             value = _float(name, value)
         number: float = value
-        if not least <= number <= most:  # also refuses NaN
-            raise ValueError(f"{name}={value!r}: expected {least:g} to {most:g}")
         if number == least and why_not_least is not None:
             raise ValueError(f"{name}={value!r}: expected above {least:g} and at most {most:g}; {why_not_least}")
+        if not least <= number <= most:  # also refuses NaN
+            wanted = f"{least:g} to" if why_not_least is None else f"above {least:g} and at most"
+            raise ValueError(f"{name}={value!r}: expected {wanted} {most:g}")
         return number
 
     return check
@@ -578,8 +598,11 @@ def _callable(name: str, value: Any) -> Any:
 
 
 def _lasting(value: Any) -> Any:
-    """What can be gone through again and again."""
-    return tuple(value) if isinstance(value, Iterator) else value
+    """What can be gone through again and again: iterators, views and arrays as lists."""
+    if isinstance(value, (str, Sequence, Mapping)):
+        return value
+    found = [*value]
+    return [one.tolist() if hasattr(one, "tolist") else one for one in found]
 
 
 def _ids(name: str, value: Any) -> Any:
@@ -611,8 +634,9 @@ def _text(name: str, value: Any) -> Any:
 def _choices(name: str, value: Any) -> Any:
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r:.60}: expected several texts in a list")
+    value = _lasting(value)
     for choice in value:
         if not isinstance(choice, str) or not choice:
             raise ValueError(f"{name}: expected texts, found {choice!r:.60}")
@@ -630,8 +654,9 @@ def _biases(name: str, value: Any) -> Any:
 def _order(name: str, value: Any) -> Any:
     if value is None:
         return None
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r:.60}: expected names of steps in a list, as in {list(SAMPLERS[3:6])}")
+    value = _lasting(value)
     for step in value:
         if step not in SAMPLERS:
             guess = next(iter(difflib.get_close_matches(str(step), SAMPLERS, 1)), None)

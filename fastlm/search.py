@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fastlm import _engine
 from fastlm.constraints import Guide, Wanted
@@ -40,7 +40,7 @@ class Beam:
 @dataclass(frozen=True)
 class Found:
     """A text that a search has found. ``finish``: ``"stop"`` or ``"length"``; ``score``: by which they are ranked,
-    behind all that lack less of what they must include."""
+    behind all that have their form, and lack less of what they must include."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -51,9 +51,9 @@ class Found:
     missing: tuple[str | tuple[int, ...], ...] = ()
 
     @property
-    def rank(self) -> tuple[int, float]:
+    def rank(self) -> tuple[bool, int, float]:
         """The lowest first."""
-        return len(self.missing), -self.score
+        return self.satisfied is False, len(self.missing), -self.score
 
 
 @dataclass(slots=True)
@@ -203,7 +203,7 @@ def _follow(beam: Beam, parent: Beam, copied: bool) -> None:
 
 def _completes(beam: Beam, token: int) -> bool:
     """Whether a form is complete behind a token, and nothing more may come."""
-    return beam.guide is not None and beam.guide.copy().accept(token) == "stop"
+    return beam.guide is not None and beam.guide.behind(token)[0] == "stop"
 
 
 def _power(plan: Plan) -> float:
@@ -213,12 +213,13 @@ def _power(plan: Plan) -> float:
 
 def _ended(plan: Plan, beam: Beam, token: int, logprob: float, total: float) -> Found:
     """A text that ends with a token: its end, or its last. total: what is divided for the score."""
-    ended, complete = token in plan.ends, _completes(beam, token)
+    ended = token in plan.ends
+    reason, complete = (None, None) if beam.guide is None else beam.guide.behind(token)
     tokens = beam.tokens if ended else (*beam.tokens, token)
     logprobs = beam.logprobs if ended else (*beam.logprobs, logprob)
-    finish = "stop" if ended or complete else "length"
+    finish = "stop" if ended else reason or "length"
     wanted = beam.wanted if beam.wanted is None or ended else beam.wanted.behind(token)
-    satisfied, missing = _judged(None if beam.guide is None else ended or complete, wanted)
+    satisfied, missing = _judged(complete, wanted)
     score = total / (len(beam.tokens) + 1) ** _power(plan)
     return Found(tokens, logprobs, finish, token if ended else None, score, satisfied, missing)
 
@@ -240,7 +241,7 @@ def _finish(plan: Plan, group: Group, candidate: _Candidate, width: int) -> None
 def _settled(plan: Plan, group: Group, length: int, width: int) -> bool:
     """Whether what is finished stays the best, by the rule that was chosen."""
     options = plan.options
-    if len(group.finished) < width or group.finished[-1].missing:
+    if len(group.finished) < width or group.finished[-1].satisfied is False:
         return False
     if options.early_stopping is True:
         return True
@@ -252,7 +253,8 @@ def _settled(plan: Plan, group: Group, length: int, width: int) -> bool:
 def _cut(plan: Plan, beam: Beam, finish: str) -> Found:
     score = beam.score / max(1, len(beam.tokens)) ** _power(plan)
     satisfied, missing = _judged(None if beam.guide is None else beam.guide.complete, beam.wanted)
-    return Found(beam.tokens, beam.logprobs, finish, None, score if beam.tokens else -math.inf, satisfied, missing)
+    none = not beam.tokens and not plan.options.without_replacement  # behind all others, whatever their length
+    return Found(beam.tokens, beam.logprobs, finish, None, -math.inf if none else score, satisfied, missing)
 
 
 # ---- sampling without replacement ------------------------------------------------------------------------
@@ -336,12 +338,91 @@ class Proof:
         No other text has a better score than this.
     steps : int
         Texts that were followed.
+    reason : str or None
+        Why nothing is proven: ``"steps"`` (of which there are as many as were allowed), ``"successors"`` (of a text
+        that were not all looked at), ``"deadline"`` or ``"cancelled"``.
     """
 
     found: list[Found]
     proven: bool
     bound: float
     steps: int
+    reason: str | None
+
+
+class _Ahead(NamedTuple):
+    """A text in the making, and how it may go on: the likeliest first."""
+
+    beam: Beam
+    tokens: list[int]
+    logprobs: list[float]
+
+
+class _Exact:
+    """Best-first search: the state of `exact_search`. What a text remembers is made when it is followed, and forgotten
+    then: thousands of texts are in the making."""
+
+    def __init__(self, plan: Plan, start: Beam, n: int, known: list[Found]) -> None:
+        self.plan, self.start, self.n = plan, start, n
+        self.best: list[Found] = []
+        for one in known:
+            self.best = _among(self.best, one, n)
+        self.heap: list[tuple[float, int, _Ahead, int]] = []
+        self.order, self.steps, self.lost = 0, 0, -math.inf
+
+    @property
+    def worst(self) -> float:
+        return self.best[-1].score if len(self.best) == self.n else -math.inf
+
+    @property
+    def open(self) -> bool:
+        return bool(self.heap) and -self.heap[0][0] > self.worst
+
+    def follow(self, decoder: _engine.Decoder, beams: list[Beam]) -> None:
+        """Looks at what may come behind texts."""
+        self.steps += len(beams)
+        size = self.plan.vocab_size
+        jobs = [_job(self.plan, beam, min(MOST_SUCCESSORS, size)) for beam in beams]
+        for beam, (tokens, logprobs) in zip(beams, decoder.expand(jobs), strict=True):
+            if len(tokens) >= MOST_SUCCESSORS and size > MOST_SUCCESSORS:
+                lost = _bound(self.plan, beam.score + logprobs[MOST_SUCCESSORS - 1], len(beam.tokens) + 1)
+                self.lost = max(self.lost, lost)
+            order = sorted(range(len(tokens)), key=lambda place: -logprobs[place])
+            self._offer(_Ahead(beam, [tokens[i] for i in order], [logprobs[i] for i in order]), 0)
+            beam.memory = None  # what it remembered; the form stays, for the tokens to come
+
+    def _offer(self, ahead: _Ahead, rank: int) -> None:
+        if rank == len(ahead.tokens):
+            return
+        bound = _bound(self.plan, ahead.beam.score + ahead.logprobs[rank], len(ahead.beam.tokens) + 1)
+        if bound > self.worst:
+            self.order += 1
+            heapq.heappush(self.heap, (-bound, self.order, ahead, rank))
+
+    def chosen(self) -> list[Beam]:
+        """The likeliest texts in the making; those that are whole are among the best, or never will be."""
+        beams: list[Beam] = []
+        while self.open and len(beams) < TOGETHER:
+            _, _, ahead, rank = heapq.heappop(self.heap)
+            self._offer(ahead, rank + 1)
+            beam, token, logprob = ahead.beam, ahead.tokens[rank], ahead.logprobs[rank]
+            whole = _whole(self.plan, beam, token, logprob)
+            if whole is None:
+                beams.append(self._grown(beam, token, logprob))
+            elif whole.satisfied is not False:
+                self.best = _among(self.best, whole, self.n)
+        return beams
+
+    def _grown(self, parent: Beam, token: int, logprob: float) -> Beam:
+        child, start = _child(parent, token, logprob, parent.score + logprob), self.start
+        child.state = parent.state.copy()  # others begin with it too
+        child.memory = start.memory and start.memory.copy()
+        if child.memory is not None:
+            child.memory.add(array("i", child.tokens), True)
+        child.guide = parent.guide and parent.guide.copy()
+        if child.guide is not None:
+            child.guide.accept(token)
+        return child
 
 
 def exact_search(
@@ -351,53 +432,16 @@ def exact_search(
     falls with length makes exact. ``known``: texts that were found already, with which the search need not begin at
     nothing.
     """
-    best: list[Found] = []
-    for one in known:
-        best = _among(best, one, n)
-    order, steps, lost = 0, 0, -math.inf
-    heap: list[tuple[float, int, Beam]] = [(-math.inf, order, start)]
-
-    def worst() -> float:
-        return best[-1].score if len(best) == n else -math.inf
-
-    while heap and -heap[0][0] > worst() and steps < most_steps and over() is None:
-        chosen: list[Beam] = []
-        while heap and len(chosen) < TOGETHER and -heap[0][0] > worst():
-            chosen.append(heapq.heappop(heap)[2])
-        steps += len(chosen)
-        for beam, (tokens, logprobs) in zip(chosen, _successors(decoder, plan, chosen), strict=True):
-            for token, logprob in zip(tokens, logprobs, strict=True):
-                ended = _whole(plan, beam, token, logprob)
-                if ended is not None and ended.missing:
-                    continue
-                if ended is not None:
-                    best = _among(best, ended, n)
-                elif (bound := _bound(plan, beam.score + logprob, len(beam.tokens) + 1)) > worst():
-                    order += 1
-                    heapq.heappush(heap, (-bound, order, _grown(beam, token, logprob)))
-            if len(tokens) >= MOST_SUCCESSORS and plan.vocab_size > MOST_SUCCESSORS:
-                lost = max(lost, _bound(plan, beam.score + logprobs[MOST_SUCCESSORS - 1], len(beam.tokens)))
-    open_bound = max(lost, -heap[0][0] if heap else -math.inf)
-    return Proof(best, open_bound <= worst(), max(open_bound, worst()), steps)
-
-
-def _successors(decoder: _engine.Decoder, plan: Plan, beams: list[Beam]) -> list[tuple[list[int], list[float]]]:
-    jobs = []
-    for beam in beams:
-        beam.state = beam.state.copy()  # its parent's, which others begin with too
-        jobs.append(_job(plan, beam, min(MOST_SUCCESSORS, plan.vocab_size)))
-    return decoder.expand(jobs)
-
-
-def _grown(parent: Beam, token: int, logprob: float) -> Beam:
-    memory, guide = parent.memory and parent.memory.copy(), parent.guide and parent.guide.copy()
-    if memory is not None:
-        memory.add(array("i", [token]), True)
-    if guide is not None:
-        guide.accept(token)
-    child = _child(parent, token, logprob, parent.score + logprob)
-    child.memory, child.guide = memory, guide
-    return child
+    search, reason = _Exact(plan, start, n, known), None
+    if plan.options.max_tokens:
+        search.follow(decoder, [_copy(start)])
+    while search.open and (reason := "steps" if search.steps >= most_steps else over()) is None:
+        if beams := search.chosen():
+            search.follow(decoder, beams)
+    bound = max(search.lost, -search.heap[0][0] if search.heap else -math.inf)
+    proven = bound <= search.worst
+    reason = None if proven else reason or "successors"
+    return Proof(search.best, proven, max(bound, search.worst), search.steps, reason)
 
 
 def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:
@@ -408,9 +452,9 @@ def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:
 
 
 def _bound(plan: Plan, total: float, length: int) -> float:
-    """No text that begins with so many tokens of this log-probability has a better score."""
+    """No text whose first so many tokens (its end counts) have this log-probability has a better score."""
     power = _power(plan)
-    return total / math.pow(plan.options.max_tokens if power > 0 else length + 1, power)
+    return total / math.pow(plan.options.max_tokens if power > 0 else length, power)
 
 
 def _among(best: list[Found], one: Found, n: int) -> list[Found]:

@@ -14,6 +14,7 @@ from array import array
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,6 +73,12 @@ def _unpack(kind: bytes, model: Model, data: bytes) -> tuple[_engine.State, byte
     return state, data[behind + size :]
 
 
+def _count(n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"fork({n!r}): expected a whole number from 0 on")
+    return int(n)
+
+
 class State:
     """A network's past: all that a model knows of what it has read, a few kilobytes whatever its length.
 
@@ -105,7 +112,7 @@ class State:
 
     def fork(self, n: int) -> list[State]:
         """So many copies."""
-        return [self.copy() for _ in range(n)]
+        return [self.copy() for _ in range(_count(n))]
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, State):
@@ -201,7 +208,11 @@ class Session:
     Made by `Model.session`. `feed` adds what somebody else says, `generate` and `stream` write on. Where it is
     interrupted does not matter: with the same seed, the tokens are those of one call, also after ``bytes(session)``
     and ``model.session(data)`` on another machine. One thread at a time.
+
+    ``finish_reason`` says how the last call's text ended, as `Completion.finish_reason`; None before.
     """
+
+    finish_reason: str | None = None
 
     def __init__(self, model: Model, plan: Plan, options: Mapping[str, Any], seed: int, index: int = 0) -> None:
         self.model, self._plan, self._options, self.seed, self.index = model, plan, dict(options), seed, index
@@ -223,7 +234,7 @@ class Session:
 
     @property
     def text(self) -> str:
-        """All of it as text."""
+        """All of it as text, what ended a text (`GenerationOptions.stop`) among it."""
         return self.model.decode(self._memory.tokens)
 
     def __len__(self) -> int:
@@ -285,9 +296,7 @@ class Session:
     def _text(self, max_tokens: int | None) -> Text:
         most = check_option("max_tokens", self._plan.options.max_tokens if max_tokens is None else max_tokens)
         if not len(self._memory):
-            raise ValueError(
-                "nothing was read yet, and this model has no start of text: feed the session a token first"
-            )
+            raise ValueError("the session has no tokens, not even a start of text: feed it one first")
         self._kept.append((self._position, self._state.copy(), self._amateur and self._amateur.copy()))
         if self._writing is None:
             self._begin, self._writing = len(self._memory), self._new_writing(self._memory.tokens)
@@ -322,6 +331,7 @@ class Session:
 
     def _taken(self, text: Text) -> str:
         """What this call has written, as text; the session goes on behind it."""
+        self.finish_reason = "stop" if text.written.stopped_by is not None else text.job.finish
         if text.written.read(text.job.tokens) or text.job.finish != "length":
             self._writing = None
             return text.written.rest(text.job.tokens)
@@ -332,9 +342,11 @@ class Session:
     def rewind(self, n: int) -> Session:
         """Takes back the last n tokens; gives itself. Costs reading again what is behind the nearest of `KEPT_STATES`
         kept states (one is kept at the beginning of each call that writes)."""
-        size = len(self._memory) - n
-        if not 0 <= size <= len(self._memory):
-            raise ValueError(f"rewind({n}): the session has {len(self._memory)} tokens")
+        if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= len(self._memory):
+            raise ValueError(
+                f"rewind({n!r}): expected a whole number from 0 to {len(self._memory)}, the session's tokens"
+            )
+        size = len(self._memory) - int(n)
         while self._kept and self._kept[-1][0] > size:
             self._kept.pop()
         if self._position > size:
@@ -377,7 +389,7 @@ class Session:
 
     def fork(self, n: int) -> list[Session]:
         """So many copies that write differently, as the n texts of one prompt do: each has an index of its own."""
-        copies = [self.copy() for _ in range(n)]
+        copies = [self.copy() for _ in range(_count(n))]
         for index, one in enumerate(copies):
             one.index = self.index + index
         return copies

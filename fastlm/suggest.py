@@ -33,6 +33,13 @@ TOGETHER = 8
 MOST_STEPS = 48
 """Tokens of all paths together after which a search gives what it has."""
 
+MOST_STEPS_OF_TYPOS = 96
+"""The same, where there may be typos."""
+
+EAGER = 1.5
+"""Where there may be typos, for each byte of what was typed that a path has dealt with: so much sooner is it followed.
+Else short beginnings, which are likelier than any whole word, would take all steps."""
+
 TYPO = math.log(0.01)
 """Natural logarithm of how likely a typo is taken to be, for each letter that is wrong, missing, too many, or has
 changed places with its neighbour."""
@@ -55,7 +62,7 @@ class Suggestions(list[tuple[str, float]]):
 
     bound: float
     exact: bool
-    replaces: int
+    replaces: int = 0
 
 
 _WORD = re.compile(r"(?:[^\W_]|['’\udc80-\udcff])*")
@@ -204,10 +211,10 @@ class _Nearly:
     beginnings of what was typed (optimal string alignment: Damerau 1964, Levenshtein 1965). Only beginnings that are at
     most so many bytes longer or shorter can be near enough."""
 
-    __slots__ = ("_before", "_best", "_last", "_most", "_row", "_size", "_typed")
+    __slots__ = ("_before", "_best", "_last", "_most", "_row", "_typed", "size")
 
     def __init__(self, typed: bytes, most: int) -> None:
-        self._typed, self._most, self._size, self._last = typed, most, 0, -1
+        self._typed, self._most, self.size, self._last = typed, most, 0, -1
         # Of the beginnings of size - most … size + most bytes; behind both ends what is never near enough.
         far = [most + 1] * most
         self._row = [*far, *range(min(most, len(typed)) + 1), *far][: 2 * most + 1]
@@ -217,7 +224,7 @@ class _Nearly:
 
     def _behind(self, byte: int) -> _Nearly:
         row, before, typed, most = self._row, self._before, self._typed, self._most
-        first = self._size + 1 - most  # the shortest beginning
+        first = self.size + 1 - most  # the shortest beginning
         new: list[int] = []
         for place in range(2 * most + 1):
             j, least = first + place, most + 1
@@ -231,7 +238,7 @@ class _Nearly:
                     least = min(least, before[place] + 1)
             new.append(least)
         found = object.__new__(_Nearly)
-        found._typed, found._most, found._size = typed, most, self._size + 1
+        found._typed, found._most, found.size = typed, most, self.size + 1
         found._row, found._before, found._last = new, row, byte
         end = len(typed) - first
         found._best = min(self._best, new[end]) if 0 <= end <= 2 * most else self._best
@@ -274,6 +281,7 @@ class _Branch(NamedTuple):
     given: float  # log-probability of what is before
     cost: float  # what of that is for typos, if ways is None
     unlisted: float  # probability of other tokens
+    early: Sequence[float] | float  # what is added to a token's log-probability to say when it is followed
 
 
 class _Step(NamedTuple):
@@ -298,35 +306,52 @@ def suggest(model: Model, prefix: str, k: int, typos: int) -> Suggestions:
 class _Search:
     def __init__(self, model: Model, words: Words, k: int) -> None:
         self.model, self.words, self.k = model, words, k
+        self._reset()
+
+    def _reset(self) -> None:
         # The next way of each branch, and the probability of this and all that follow it.
         self.heap: list[tuple[float, int, _Branch, int, float]] = []
         self.found: dict[bytes, float] = {}  # probability of a word, as far as its paths were followed
         self.unlisted = 0.0  # probability of what branches do not list,
         self.beyond = 0.0  # and the most that a path has which goes on so
         self.steps = self.order = 0
+        self.early = 0.0  # of what has dealt with all that was typed
 
     def run(self, prefix: str, typos: int) -> Suggestions:
         begin = self._word_begin(prefix)
         behind_space = prefix[begin : begin + 1] == " "
         word = prefix[begin + behind_space :]
-        typos = typos if word else 0
-        whole = self.words.single and not typos
-        before = prefix if whole else prefix[:begin]
-        ids = self.model._ids(before) if before or self.model.bos is not None else array("i")
-        typed: _Typed | None = None
-        if typos:
-            typed = _Nearly(word.encode(), typos)
-        elif not whole and begin < len(prefix):
-            typed = _Exactly(prefix[begin:].encode())
-        with self.model._decoder() as decoder:
-            self.decoder, self.root = decoder, int(behind_space)
-            state = self._state(ids)
-            self._follow([_Step(0.0, 0.0, b"", typed, state, -1)])
-            while self.heap and self.steps < MOST_STEPS and -self.heap[0][0] > (worst := self._worst()):
-                self._step(worst)
+        if not (typos and word):
+            whole = self.words.single
+            typed = _Exactly(prefix[begin:].encode()) if begin < len(prefix) and not whole else None
+            self._search(prefix if whole else prefix[:begin], typed)
+            return self._best()
+        # What is spelt as it was typed is looked for by itself: typos have many more ways.
+        self._search(prefix[:begin], _Exactly(prefix[begin:].encode()))
+        spelt = {word.encode() + behind: p for behind, p in self.found.items()}
+        self._reset()
+        self.early = EAGER * len(word.encode())
+        self._search(prefix[:begin], _Nearly(word.encode(), typos), int(behind_space), MOST_STEPS_OF_TYPOS)
+        for text, p in spelt.items():
+            self.found[text] = max(self.found.get(text, 0.0), p)
         best = self._best()
-        best.replaces = len(word) if typos else 0
+        best.replaces = len(word)
         return best
+
+    def _search(self, before: str, typed: _Typed | None, root: int = 0, most: int = MOST_STEPS) -> None:
+        """Looks for words behind a text, with so many steps. root: of the tries."""
+        ids = self.model._ids(before) if before or self.model.bos is not None else array("i")
+        with self.model._decoder() as decoder:
+            self.decoder, self.root = decoder, root
+            self._follow([_Step(0.0, 0.0, b"", typed, self._state(ids), -1)])
+            while self.steps < most and self._likeliest() > (worst := self._worst()):
+                self._step(worst)
+
+    def _likeliest(self) -> float:
+        """Log-probability of the likeliest path that is not followed yet."""
+        if not self.early:
+            return -self.heap[0][0] if self.heap else -math.inf
+        return max((branch.given + branch.logprobs[rank] for _, _, branch, rank, _ in self.heap), default=-math.inf)
 
     def _word_begin(self, prefix: str) -> int:
         """Where the word begins that is being typed, with the space before it: tokens often begin with one."""
@@ -354,10 +379,13 @@ class _Search:
     def _step(self, worst: float) -> None:
         """Follows the likeliest paths."""
         chosen: list[_Step] = []
-        while self.heap and len(chosen) < TOGETHER and -self.heap[0][0] > worst:
-            minus, _, branch, rank, left = heapq.heappop(self.heap)
-            self._offer(branch, rank + 1, max(0.0, left - math.exp(-minus)))
-            if (step := self._taken(-minus, branch, rank)) is not None:
+        while self.heap and len(chosen) < TOGETHER and (self.early or -self.heap[0][0] > worst):
+            _, _, branch, rank, left = heapq.heappop(self.heap)
+            total = branch.given + branch.logprobs[rank]
+            self._offer(branch, rank + 1, max(0.0, left - math.exp(total)))
+            if total <= worst:
+                self.unlisted += math.exp(total)
+            elif (step := self._taken(total, branch, rank)) is not None:
                 chosen.append(step)
         if chosen:
             self.steps += len(chosen)
@@ -366,7 +394,9 @@ class _Search:
     def _offer(self, branch: _Branch, rank: int, left: float) -> None:
         if rank < len(branch.tokens):
             self.order += 1
-            heapq.heappush(self.heap, (-branch.given - branch.logprobs[rank], self.order, branch, rank, left))
+            early = branch.early if isinstance(branch.early, float) else branch.early[rank]
+            key = -branch.given - branch.logprobs[rank] - early
+            heapq.heappush(self.heap, (key, self.order, branch, rank, left))
         elif branch.unlisted:
             least = branch.logprobs[-1] if branch.logprobs else 0.0
             self.beyond = max(self.beyond, math.exp(branch.given + least))
@@ -395,8 +425,10 @@ class _Search:
                 given = step.total + step.cost
                 p = math.exp(given)
                 self._add(step.text, ended * p)
-                branch = _Branch(step.text, step.state, None, tokens, logprobs, given, step.cost, unlisted * p)
-                self._begin(branch, listed * p)
+                self._begin(
+                    _Branch(step.text, step.state, None, tokens, logprobs, given, step.cost, unlisted * p, self.early),
+                    listed * p,
+                )
         if begun:
             self._follow_typed(begun)
 
@@ -410,13 +442,21 @@ class _Search:
                 self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
             ways = list(step.typed.ways(self.words, self.root if step.token < 0 else 0))
             logprobs = row[[way.token for way in ways]] + np.array([way.cost for way in ways])
-            order = np.argsort(-logprobs, kind="stable")
+            early = np.array([self._early(way.typed) for way in ways])
+            order = np.argsort(-logprobs - early, kind="stable")
             unlisted = float(np.exp(logprobs[order[MOST_STEPS:]] + step.total).sum())
             listed = order[:MOST_STEPS].tolist()
             likeliest, said = [ways[place] for place in listed], logprobs[listed].tolist()
             tokens_of = [way.token for way in likeliest]
-            branch = _Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted)
-            self._begin(branch, float(np.exp(logprobs[order[:MOST_STEPS]] + step.total).sum()))
+            listed_mass = float(np.exp(logprobs[listed] + step.total).sum())
+            sooner = early[listed].tolist()
+            self._begin(
+                _Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted, sooner),
+                listed_mass,
+            )
+
+    def _early(self, typed: _Typed | None) -> float:
+        return min(self.early, EAGER * typed.size) if isinstance(typed, _Nearly) else self.early
 
     def _begin(self, branch: _Branch, listed: float) -> None:
         self.unlisted += branch.unlisted
@@ -429,10 +469,13 @@ class _Search:
         ranked = sorted(self.found.items(), key=itemgetter(1), reverse=True)
         whole = [*islice(((text, p) for text, p in ranked if p > 0 and _readable(text)), self.k + 1)]
         open_ = self.unlisted + sum(left for *_, left in self.heap)
-        total = sum(self.found.values()) + open_
-        best = Suggestions((text.decode(), math.log(p / total)) for text, p in whole[: self.k])
+        known = sum(self.found.values())
+        total = known + open_
+        # Of typos most of what is open leads nowhere: there words are weighed against each other alone.
+        whole_mass = known if self.early else total
+        best = Suggestions((text.decode(), math.log(p / whole_mass)) for text, p in whole[: self.k])
         least = whole[self.k - 1][1] if len(whole) >= self.k else 0.0
-        path = max(self.beyond, math.exp(-self.heap[0][0]) if self.heap else 0.0)
+        path = max(self.beyond, math.exp(self._likeliest()))
         rest = path if self.words.single else open_  # a word has one path, or several
         gaps = [a[1] - b[1] for a, b in pairwise(whole[: self.k + 1])]
         best.bound = math.log(max(open_, 1e-300) / total) if total else 0.0

@@ -87,7 +87,7 @@ def test_check_says_good_or_bad(byte_model, tmp_path, capsys):
     ("arguments", "status", "message"),
     [
         (["generate", "x", "--model", "nowhere"], 1, "nowhere"),
-        (["generate", "x", "--top-p", "7"], 1, "top_p=7.0: expected 0 to 1"),
+        (["generate", "x", "--top-p", "7"], 1, "top_p=7.0: expected above 0 and at most 1"),
         (["generate", "x", "--temperature", "hot"], 2, "invalid float value: 'hot'"),
         (["generate", "x", "--colour"], 2, "unrecognized arguments: --colour"),
         (["score", "nowhere.txt"], 1, "nowhere.txt"),

@@ -170,3 +170,11 @@ def test_a_form_that_ends_by_repetition_is_satisfied(lm):
     assert (found.finish_reason, found.satisfied) == ("repetition", False)
     found = lm.generate("ab", regex="a{3}", stop_repeats=3, max_tokens=10)
     assert found.satisfied
+
+
+def test_an_error_of_a_form_says_why(lm):
+    with pytest.raises(ValueError, match="unclosed character class"):
+        lm.generate("ab", regex="[")
+    with pytest.raises(TypeError, match=r"json_schema is not JSON: .*set"):
+        lm.generate("ab", json_schema={"a": {1}})
+    assert lm.generate("ab", json_schema=True, seed=1, max_tokens=40).text

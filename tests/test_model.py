@@ -262,7 +262,7 @@ BAD_CALLS = [
         ValueError,
         "expected above 0 and at most 1; 0 would keep no token",
     ),
-    (lambda lm: lm.generate("a", top_p=1.5), ValueError, "top_p=1.5: expected 0 to 1"),
+    (lambda lm: lm.generate("a", top_p=1.5), ValueError, "top_p=1.5: expected above 0 and at most 1"),
     (lambda lm: lm.generate("a", top_k=-1), ValueError, "top_k=-1"),
     (lambda lm: lm.generate("a", top_k=2.5), TypeError, "top_k=2.5: expected a whole number, found float"),
     (lambda lm: lm.generate("a", max_tokens=-1), ValueError, "max_tokens=-1"),

@@ -4,6 +4,7 @@
 import itertools
 import re
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_a_search_keeps_a_deadline(lm):
         ({"num_beams": 3, "top_k": 5}, "draws nothing, so there is no top_k"),
         ({"num_beams": 3, "temperature": 0.5}, "so there is no temperature"),
         ({"num_beams": 3, "n": 4}, "n=4: a search of num_beams=3 finds no more"),
-        ({"num_beams": 3, "stop": "x"}, "so there is no stop"),
+        ({"num_beams": 3, "stop": "x"}, "together with stop is not supported"),
         ({"num_beams": 3, "num_beam_groups": 2, "diversity_penalty": 1.0}, "cannot be shared out to num_beam_groups=2"),
         ({"num_beams": 4, "num_beam_groups": 2}, "without a diversity_penalty would all find the same"),
         ({"length_penalty": 1.0}, "length_penalty=1.0 does nothing without num_beams"),
@@ -407,3 +408,46 @@ def test_what_was_asked_before_changes_no_answer(lm):
         lm.generate("ab", temperature=10**400)
     with pytest.raises(TypeError, match="found bytes"):
         lm.generate("ab", temperature=b"0.5")
+
+
+# ---- searches of long texts, and of forms ------------------------------------------------------------------
+
+
+def test_an_exact_search_keeps_little_in_memory(lm):
+    tracemalloc.start()
+    _, proof = lm.most_likely("once", 3, max_tokens=30, repetition_penalty=1.2, max_steps=2000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (proof.proven, proof.reason) == (False, "steps")
+    assert proof.steps >= 2000
+    assert peak < 2**26  # as Python counts; what the engine holds is freed with each text followed
+
+
+def test_exact_search_says_why_nothing_is_proven(lm):
+    assert lm.most_likely("ab", max_tokens=0)[0][0].text == ""
+    assert lm.most_likely("ab", max_tokens=1)[1].reason is None
+    assert lm.most_likely("ab", max_tokens=50, deadline_ms=0.001)[1].reason == "deadline"
+    assert lm.most_likely("ab", max_tokens=50, cancelled=lambda: True)[1].reason == "cancelled"
+    with pytest.raises(ValueError, match="most_likely draws nothing, so there is no top_k"):
+        lm.most_likely("ab", top_k=5)
+
+
+def test_texts_with_their_form_come_first(lm):
+    pytest.importorskip("llguidance")
+    options = {"regex": "[a-c]{2,9}x", "max_tokens": 6}
+    found = lm.generate("ab", num_beams=32, n=32, **options)
+    assert [one.satisfied for one in found] == sorted((one.satisfied for one in found), reverse=True)
+    assert found[0].satisfied
+    likely, proof = lm.most_likely("ab", 3, **options)
+    assert proof.proven
+    assert all(one.satisfied and re.fullmatch(options["regex"], one.text) for one in likely)
+    assert found[0].text in [one.text for one in likely]
+    assert lm.most_likely("ab", regex="[a-c]{8}x", max_tokens=4)[0] == []
+    cut = lm.generate("ab", choices=["cat"], stop=["a"])
+    assert (cut.text, cut.satisfied) == ("c", False)
+
+
+def test_thousands_of_choices(lm):
+    pytest.importorskip("llguidance")
+    choices = [f"{n} (no. {n * n}) [.*]" for n in range(3000)]
+    assert lm.generate("ab", choices=choices, seed=1).text in choices

@@ -272,3 +272,32 @@ def test_options_of_any_kind_of_number_or_list_are_stored(lm):
     assert session.generate(40).text == again.generate(40).text == session.copy().rewind(40).generate(40).text
     plain = lm.session(top_k=5, temperature=0.5, min_tokens=3, seed=4, stop=["q", "zz"], bad_words=["x"]).feed("once")
     assert plain.generate(40).text == lm.session(bytes(again.rewind(40))).generate(40).text
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda lm: lm.session("Once upon"), TypeError, r"found str; a text is read by model.session\(\).feed\(text\)"),
+        (lambda lm: lm.state("Once upon"), TypeError, r"expected bytes\(\) of a state, found str"),
+        (
+            lambda lm: lm.session().feed("ab").rewind(1.5),
+            ValueError,
+            "rewind.1.5.: expected a whole number from 0 to 3",
+        ),
+        (lambda lm: lm.session().rewind(True), ValueError, "expected a whole number"),
+        (lambda lm: lm.session().fork(-1), ValueError, "fork.-1.: expected a whole number"),
+        (lambda lm: lm.session().rewind(1).generate(), ValueError, "not even a start of text: feed it one first"),
+    ],
+)
+def test_a_wrong_call_of_a_session_says_what_is_right(lm, call, error, message):
+    with pytest.raises(error, match=message):
+        call(lm)
+
+
+def test_a_session_says_how_its_text_ended(lm):
+    session = lm.session(stop=["e", "a", "o", " "], seed=1).feed("once")
+    assert session.finish_reason is None
+    list(session.stream(200))
+    assert session.finish_reason == "stop"
+    session.generate(0)
+    assert session.finish_reason == "length"

@@ -179,3 +179,24 @@ def test_a_bad_token_of_a_prompt_is_named_by_its_place(lm):
         lm.generate(bad)
     with pytest.raises(ValueError, match="token -1 at place 1"):
         lm.generate([long[0], -1], token_healing=True)
+
+
+def test_lists_of_any_kind(lm):
+    once, twice = lm.generate("ab", seed=1, bad_words=[[97], [98, 99]]), np.array([[97, 97], [98, 99]])
+    assert once.token_ids == lm.generate("ab", seed=1, bad_words=iter([np.array([97]), (98, 99)])).token_ids
+    assert "bc" not in lm.generate("ab", seed=1, bad_words=twice).text
+    stops = {"a": "e"}
+    first = lm.generate("ab", seed=1, stop=stops.values())
+    stops["a"] = first.text[:1] or "q"
+    assert lm.generate("ab", seed=1, stop=stops.values()).text == ""
+    assert lm.generate("ab", seed=1, stop=np.array(["e"])).text == first.text
+    for option in ({"bad_words": [b"Peter"]}, {"must_include": [b"rain"], "num_beams": 2}):
+        with pytest.raises(TypeError, match="expected texts or token ids, found b'"):
+            lm.generate("ab", **option)
+    with pytest.raises(TypeError, match=r"each\[0\]: expected a mapping of options, found NoneType"):
+        lm.generate(["a", "b"], each=[None, {}])
+    with pytest.raises(TypeError, match="did you mean num_beams"):
+        lm.generate("ab", beam_size=2)
+    for option in ({"max_tokens": 0}, {"stop": "x"}, {"deadline_ms": 1}):
+        with pytest.raises(ValueError, match="next_tokens has no"):
+            lm.next_tokens("ab", **option)

@@ -218,3 +218,15 @@ def test_a_model_without_start_suggests_from_nothing(tmp_path):
     model.bos = None
     assert isinstance(model.suggest("", 2), list)
     assert isinstance(model.suggest("cab", 2, typos=1), list)
+
+
+def test_what_is_spelt_right_is_found_with_typos_too():
+    lm = fastlm.load("stories")
+    for prefix in ("He saw the skunk", "Her name was Margaret", "The old gray rabbit"):
+        exact = lm.suggest(prefix)
+        word = prefix.rpartition(" ")[2]
+        found = [text for text, _ in lm.suggest(prefix, typos=1)]
+        assert not exact or word + exact[0][0] in found
+        assert found
+    for typed, meant in [("skunck", "skunk"), ("wodchuck", "woodchuck"), ("rabibt", "rabbit"), ("litle", "little")]:
+        assert any(text.startswith(meant) for text, _ in lm.suggest("They saw the " + typed, typos=1))
