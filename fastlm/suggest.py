@@ -25,6 +25,8 @@ from fastlm import _engine
 from fastlm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 TOGETHER = 8
@@ -435,25 +437,33 @@ class _Search:
     def _follow_typed(self, steps: list[_Step]) -> None:
         states, tokens = _arguments(steps)
         rows = self.decoder.logprobs(states[0]) if tokens is None else self.decoder.advance(states, tokens)
-        ending = np.frombuffer(self.words.ending, np.uint8)
         for step, row in zip(steps, np.frombuffer(rows, np.float32).reshape(len(steps), -1), strict=True):
-            assert step.typed is not None
-            if step.text and (cost := step.typed.cost_of_ending) is not None:
-                self._add(step.text, float(np.exp(row.astype(np.float64)) @ ending) * math.exp(step.total + cost))
-            ways = list(step.typed.ways(self.words, self.root if step.token < 0 else 0))
-            logprobs = row[[way.token for way in ways]] + np.array([way.cost for way in ways])
-            early = np.array([self._early(way.typed) for way in ways])
-            order = np.argsort(-logprobs - early, kind="stable")
-            unlisted = float(np.exp(logprobs[order[MOST_STEPS:]] + step.total).sum())
-            listed = order[:MOST_STEPS].tolist()
-            likeliest, said = [ways[place] for place in listed], logprobs[listed].tolist()
-            tokens_of = [way.token for way in likeliest]
-            listed_mass = float(np.exp(logprobs[listed] + step.total).sum())
-            sooner = early[listed].tolist()
-            self._begin(
-                _Branch(step.text, step.state, likeliest, tokens_of, said, step.total, 0.0, unlisted, sooner),
-                listed_mass,
-            )
+            self._begin_typed(step, row)
+
+    def _begin_typed(self, step: _Step, row: npt.NDArray[np.float32]) -> None:
+        """row: log-probabilities of what may come."""
+        assert step.typed is not None
+        if step.text and (cost := step.typed.cost_of_ending) is not None:
+            ended = np.exp(row.astype(np.float64)) @ np.frombuffer(self.words.ending, np.uint8)
+            self._add(step.text, float(ended) * math.exp(step.total + cost))
+        ways = list(step.typed.ways(self.words, self.root if step.token < 0 else 0))
+        logprobs = row[[way.token for way in ways]] + np.array([way.cost for way in ways])
+        early = np.array([self._early(way.typed) for way in ways])
+        p = np.exp(logprobs + step.total)
+        order = np.argsort(-logprobs - early, kind="stable")
+        listed, unlisted = order[:MOST_STEPS], float(p[order[MOST_STEPS:]].sum())
+        branch = _Branch(
+            step.text,
+            step.state,
+            [ways[place] for place in listed],
+            [ways[place].token for place in listed],
+            logprobs[listed].tolist(),
+            step.total,
+            0.0,
+            unlisted,
+            early[listed].tolist(),
+        )
+        self._begin(branch, float(p[listed].sum()))
 
     def _early(self, typed: _Typed | None) -> float:
         return min(self.early, EAGER * typed.size) if isinstance(typed, _Nearly) else self.early
@@ -476,10 +486,11 @@ class _Search:
         best = Suggestions((text.decode(), math.log(p / whole_mass)) for text, p in whole[: self.k])
         least = whole[self.k - 1][1] if len(whole) >= self.k else 0.0
         path = max(self.beyond, math.exp(self._likeliest()))
-        rest = path if self.words.single else open_  # a word has one path, or several
+        one_path = self.words.single and not self.early  # of a word; and paths were followed as they rank
+        rest = path if one_path else open_
         gaps = [a[1] - b[1] for a, b in pairwise(whole[: self.k + 1])]
         best.bound = math.log(max(open_, 1e-300) / total) if total else 0.0
-        best.exact = bool(whole) and least >= rest and (self.words.single or all(gap >= rest for gap in gaps))
+        best.exact = bool(whole) and least >= rest and (one_path or all(gap >= rest for gap in gaps))
         return best
 
 
