@@ -323,7 +323,7 @@ class Model:
             if options.num_beams > 1 or options.without_replacement:
                 seeds = seeds if options.without_replacement else [0] * len(seeds)
                 found = [_search(decoder, *one, _over(limits)) for one in zip(starts, seeds, strict=True)]
-                return self._found(prompts, starts, seeds, found, begin)
+                return self._found(decoder, prompts, starts, seeds, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
@@ -375,22 +375,36 @@ class Model:
             known = beam_search(decoder, plan, start.beam(), _over(limits))
             whole = [one for one in known if one.finish in ("stop", "length") and one.satisfied is not False]
             proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
-        timings = timed(begin, len(ids) + proof.steps)
-        return [self._found_completion(prompt, start, one, 0, timings) for one in proof.found], proof
+            timings = timed(begin, len(ids) + proof.steps)
+            return [self._found_completion(decoder, prompt, start, one, 0, timings) for one in proof.found], proof
 
     def _found(
-        self, prompts: list[Prompt], starts: list[_Start], seeds: list[int], found: list[list[Found]], begin: float
+        self,
+        decoder: _engine.Decoder,
+        prompts: list[Prompt],
+        starts: list[_Start],
+        seeds: list[int],
+        found: list[list[Found]],
+        begin: float,
     ) -> list[list[Completion]]:
         """The n best of each search."""
         kept = [texts[: start.plan.options.n] for start, texts in zip(starts, found, strict=True)]
         total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
         return [
-            [self._found_completion(prompt, start, one, seed, timings) for one in group]
+            [self._found_completion(decoder, prompt, start, one, seed, timings) for one in group]
             for prompt, start, seed, group in zip(prompts, starts, seeds, kept, strict=True)
         ]
 
-    def _found_completion(self, prompt: Prompt, start: _Start, one: Found, seed: int, timings: Timings) -> Completion:
+    def _found_completion(
+        self,
+        decoder: _engine.Decoder,
+        prompt: Prompt,
+        start: _Start,
+        one: Found,
+        seed: int,
+        timings: Timings,
+    ) -> Completion:
         ids, options = start.ids, start.plan.options
         text = "" if self.tokenizer is None else self.tokenizer.decode(one.tokens, context=ids)
         count = len(one.tokens)
@@ -398,7 +412,7 @@ class Model:
             text=self._echo(prompt, ids) + text if options.echo else text,
             token_ids=list(one.tokens),
             finish_reason=one.finish,
-            logprobs=None,
+            logprobs=start.own_logprobs(decoder, one.tokens) if start.plan.logprobs else None,
             seed=seed,
             usage={"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count},
             timings=timings,
@@ -757,6 +771,12 @@ class _Start:
         logprobs = decoder.score(_engine.State(self.model._engine), self.ids).tolist()
         given = self.model.bos is not None and self.ids[0] == self.model.bos
         return [None, *logprobs[1:]] if given else [*logprobs]
+
+    def own_logprobs(self, decoder: _engine.Decoder, tokens: Sequence[int]) -> list[float]:
+        """Natural log-probabilities of a text behind the prompt, of the model itself before any control."""
+        state = self.state.copy()
+        decoder.feed(state, self.unread)
+        return decoder.score(state, array("i", tokens)).tolist()
 
     def reader(self) -> _engine.Job | None:
         """What reads the prompt and writes nothing; None if that gains nothing."""

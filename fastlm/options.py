@@ -291,7 +291,8 @@ class GenerationOptions:
         Above 1: nothing is drawn, but a beam search of so many texts side by side gives the n (at most that many)
         that it finds likeliest, the best first; see `fastlm.search`. Controls that change logits act on
         log-probabilities. Texts differ in their tokens: one that can be spelled in several ways may come several
-        times. Not together with ``stop``, ``stop_repeats``, ``logprobs``, ``logits_processor``, ``token_healing``.
+        times. Not together with ``stop``, ``stop_repeats``, ``logits_processor``, ``token_healing`` and alternatives
+        (a number of ``logprobs``).
     length_penalty : float
         A text's score is its log-probability (with its end) by its number of tokens to this power; default 1.
     early_stopping : bool or "never"
@@ -439,6 +440,7 @@ class GenerationOptions:
     def _check_beams(self, given: Mapping[str, Any]) -> None:
         if self.num_beams == 1:
             return
+        self._check_alternatives(f"num_beams={self.num_beams}")
         for name in (*DRAWING, *_WITHOUT_BEAMS):
             if name in given and _asks(name, given[name]) and _acts(name, given[name]):
                 draws = name in DRAWING or name == "seed"
@@ -451,11 +453,18 @@ class GenerationOptions:
         if groups > 1 and not self.diversity_penalty:
             raise ValueError(f"num_beam_groups={groups} without a diversity_penalty would all find the same")
 
+    def _check_alternatives(self, what: str) -> None:
+        if self.logprobs and self.logprobs is not True:
+            raise ValueError(
+                f"{what} together with logprobs={self.logprobs} is not supported: leave one out, or say True"
+            )
+
     def _check_without_replacement(self, given: Mapping[str, Any]) -> None:
         if not self.without_replacement:
             return
         if self.n == 1:
             raise ValueError("without_replacement does nothing without n: it makes n texts differ")
+        self._check_alternatives("without_replacement")
         if self.n > 64:
             raise ValueError(f"n={self.n}: without_replacement draws 2 to 64")
         for name in ("num_beams", "mirostat_tau", "contrastive_model", *_WITHOUT_BEAMS[:-1]):
@@ -522,7 +531,7 @@ _RESTRICTING = (
     "xtc_probability",
 )
 
-_WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "logprobs", "seed")
+_WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "seed")
 
 DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
 

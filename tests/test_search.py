@@ -451,3 +451,21 @@ def test_thousands_of_choices(lm):
     pytest.importorskip("llguidance")
     choices = [f"{n} (no. {n * n}) [.*]" for n in range(3000)]
     assert lm.generate("ab", choices=choices, seed=1).text in choices
+
+
+def test_texts_of_a_search_have_their_own_logprobs(lm):
+    """Of the model itself, whatever controls did to them."""
+    for options in (
+        {"num_beams": 3, "n": 3},
+        {"num_beams": 3, "n": 3, "repetition_penalty": 1.5},
+        {"n": 3, "without_replacement": True, "temperature": 0.5, "seed": 1},
+    ):
+        for one in lm.generate("once upon", max_tokens=6, logprobs=True, **options):
+            expected = lm.score([lm.bos, *lm.encode("once upon"), *one.token_ids]).logprobs[-len(one.token_ids) :]
+            assert one.logprobs == pytest.approx(expected, abs=1e-6)
+    assert lm.generate("ab", num_beams=2, max_tokens=2).logprobs is None
+    found, _ = lm.most_likely("ab", max_tokens=2, min_tokens=2, logprobs=True)
+    assert sum(found[0].logprobs) == pytest.approx(found[0].score, abs=1e-5)
+    for option in ({"num_beams": 2}, {"n": 2, "without_replacement": True}):
+        with pytest.raises(ValueError, match="together with logprobs=5 is not supported"):
+            lm.generate("ab", logprobs=5, **option)
