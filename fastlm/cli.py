@@ -64,7 +64,7 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
             print(one.text, flush=True)
             if one.missing:
                 print(f"[not included: {', '.join(map(repr, one.missing))}]", file=sys.stderr)
-            if one.satisfied is False and options.keys() & {*FORMS}:
+            elif one.satisfied is False:
                 print(f"[without the form that was asked for: {one.finish_reason}]", file=sys.stderr)
             if stats:
                 speed = (

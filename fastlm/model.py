@@ -25,11 +25,13 @@ from fastlm.constraints import Form, Guide, Healing, Wanted, healed
 from fastlm.options import (
     DRAWING,
     RECOMMENDABLE,
+    WITHOUT_BEAMS,
     Completion,
     GenerationOptions,
     Options,
     Score,
     Timings,
+    acts,
     check_option,
     timed,
 )
@@ -195,7 +197,7 @@ class Model:
             try:
                 found.append(self._ids(prompt))
             except (TypeError, ValueError) as e:
-                raise type(e)(f"prompt {place} of the list: {e}") from None
+                raise _kind(e)(f"prompt {place} of the list: {e}") from None
         return found
 
     # ---- decoders ------------------------------------------------------------------------------------
@@ -303,7 +305,7 @@ class Model:
                 plans.append(self._plan({**shared, **own}))
                 seeds.append(_seed(own) if own.get("seed") is not None else seed)
             except (TypeError, ValueError) as e:
-                raise type(e)(f"each[{place}]: {e}") from None
+                raise _kind(e)(f"each[{place}]: {e}") from None
         return plans, seeds
 
     def _write(
@@ -361,9 +363,11 @@ class Model:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         if "num_beams" in options:
             raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
-        for name in DRAWING:
-            if options.get(name) is not None:
-                raise ValueError(f"most_likely draws nothing, so there is no {name}: leave it out")
+        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement"):
+            if acts(name, options.get(name)):
+                raise ValueError(f"most_likely has no {name}: leave it out")
+        if options.get("logprobs") not in (None, False, True, 0):
+            raise ValueError(f"logprobs={options['logprobs']!r}: most_likely gives no alternatives: say True")
         plan = self._plan({"length_penalty": 0.0, "num_beams": max(4, n), "early_stopping": "never", **options})
         if plan.options.num_beam_groups:
             raise ValueError("num_beam_groups: there is one likeliest text, however diverse: leave it out")
@@ -738,6 +742,11 @@ class Model:
         unknown = self.tokenizer.unknown
         count = 0 if unknown is None else ids.count(unknown)
         return Score(ids.tolist(), logprobs.tolist(), characters, count, _Pieces(self.tokenizer, ids))
+
+
+def _kind(e: Exception) -> type[TypeError] | type[ValueError]:
+    """Its plain kind: some kinds of ValueError are not made of a text."""
+    return TypeError if isinstance(e, TypeError) else ValueError
 
 
 def _check_bytes(data: Any, what: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import operator
@@ -290,9 +291,9 @@ class GenerationOptions:
     num_beams : int
         Above 1: nothing is drawn, but a beam search of so many texts side by side gives the n (at most that many)
         that it finds likeliest, the best first; see `fastlm.search`. Controls that change logits act on
-        log-probabilities. Texts differ in their tokens: one that can be spelled in several ways may come several
-        times. Not together with ``stop``, ``stop_repeats``, ``logits_processor``, ``token_healing`` and alternatives
-        (a number of ``logprobs``).
+        log-probabilities. A text that can be spelled or can end in several ways, or that several groups find, may
+        come several times. Not together with ``stop``, ``stop_repeats``, ``logits_processor``, ``token_healing`` and
+        alternatives (a number of ``logprobs``).
     length_penalty : float
         A text's score is its log-probability (with its end) by its number of tokens to this power; default 1.
     early_stopping : bool or "never"
@@ -306,7 +307,8 @@ class GenerationOptions:
         beam search with dynamic allocation, Post & Vilar 2018); ``Completion.missing`` names what it could not.
     without_replacement : bool
         The n texts are all different: each is drawn by its probability among those not drawn yet (stochastic beam
-        search, Kool et al. 2019). ``Completion.score`` is the log-probability with which it is drawn. Not together
+        search, Kool et al. 2019). ``Completion.score`` is the log-probability with which it is drawn (with the token
+        that ended it, if there are several such). Not together
         with ``num_beams`` and what that excludes, ``best_of``, ``mirostat_tau``, ``contrastive_model``.
     regex, json_schema, grammar, choices : str, mapping or JSON, str, sequence of str
         The whole text matches a regular expression (Rust's syntax), is JSON of this schema, is derived from a Lark
@@ -441,8 +443,8 @@ class GenerationOptions:
         if self.num_beams == 1:
             return
         self._check_alternatives(f"num_beams={self.num_beams}")
-        for name in (*DRAWING, *_WITHOUT_BEAMS):
-            if name in given and _asks(name, given[name]) and _acts(name, given[name]):
+        for name in (*DRAWING, *WITHOUT_BEAMS):
+            if acts(name, given.get(name)):
                 draws = name in DRAWING or name == "seed"
                 why = f"draws nothing, so there is no {name}" if draws else f"together with {name} is not supported"
                 raise ValueError(f"num_beams={self.num_beams} {why}: leave one out")
@@ -467,8 +469,8 @@ class GenerationOptions:
         self._check_alternatives("without_replacement")
         if self.n > 64:
             raise ValueError(f"n={self.n}: without_replacement draws 2 to 64")
-        for name in ("num_beams", "mirostat_tau", "contrastive_model", *_WITHOUT_BEAMS[:-1]):
-            if _asks(name, given.get(name)) and _acts(name, given[name]):
+        for name in ("num_beams", "mirostat_tau", "contrastive_model", *WITHOUT_BEAMS[:-1]):
+            if acts(name, given.get(name)):
                 raise ValueError(f"without_replacement together with {name} is not supported: leave one out")
 
     def _check_samplers(self, given: Mapping[str, Any]) -> None:
@@ -509,6 +511,11 @@ def _acts(name: str, value: object) -> bool:
     return value is not None and value != NEUTRAL.get(name)
 
 
+def acts(name: str, value: Any) -> bool:
+    """Whether an option with this value does anything."""
+    return _asks(name, value) and _acts(name, value)
+
+
 def _asks(name: str, value: Any) -> bool:
     """Whether an option's value is more than to say that nothing is wanted."""
     if value is None or value is False or (isinstance(value, Sized) and len(value) == 0):
@@ -531,7 +538,7 @@ _RESTRICTING = (
     "xtc_probability",
 )
 
-_WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "seed")
+WITHOUT_BEAMS = ("best_of", "stop", "stop_repeats", "logits_processor", "token_healing", "seed")
 
 DRAWING = (*_RESTRICTING, "temperature", "mirostat_tau", "samplers", "contrastive_model")
 
@@ -579,15 +586,14 @@ def _real(least: float, most: float, why_not_least: str | None = None) -> _Check
 
 
 def _float(name: str, value: Any) -> float:
-    wrong = TypeError(f"{name}={value!r:.60}: expected a number, found {type(value).__name__}")
-    if isinstance(value, (bool, str, bytes, bytearray)):
-        raise wrong
     try:
-        return float(value)
+        if not isinstance(value, (bool, str, bytes, bytearray)):
+            return float(value)
     except (TypeError, ValueError):
-        raise wrong from None
+        pass
     except OverflowError:
         return math.inf
+    raise TypeError(f"{name}={value!r:.60}: expected a number, found {type(value).__name__}")
 
 
 def _truth(name: str, value: Any) -> Any:
@@ -606,26 +612,31 @@ def _callable(name: str, value: Any) -> Any:
     return value
 
 
-def _lasting(value: Any) -> Any:
-    """What can be gone through again and again: iterators, views and arrays as lists."""
-    if isinstance(value, (str, Sequence, Mapping)):
+def _lasting(name: str, value: Any) -> Any:
+    """A copy that nobody else changes, of what may be an iterator, a view or an array."""
+    if value is None or isinstance(value, str):
         return value
-    found = [*value]
-    return [one.tolist() if hasattr(one, "tolist") else one for one in found]
+    if isinstance(value, (bytes, bytearray, memoryview, Mapping)) or not isinstance(value, Iterable):
+        raise TypeError(f"{name}={value!r:.60}: expected a list, found {type(value).__name__}")
+    try:
+        found = [*value]
+    except TypeError:  # an array without dimensions
+        raise TypeError(f"{name}={value!r:.60}: expected a list, found one {type(value).__name__}") from None
+    plain = [one.tolist() if hasattr(one, "tolist") else one for one in found]
+    return [[*one] if isinstance(one, (list, tuple)) else one for one in plain]
+
+
+def _check_unicode(name: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}={value!r:.60}: not valid Unicode") from None
 
 
 def _ids(name: str, value: Any) -> Any:
-    if value is not None and (isinstance(value, (str, bytes)) or not isinstance(value, Iterable)):
+    if value is not None and (isinstance(value, str) or not isinstance(value, Iterable)):
         raise TypeError(f"{name}={value!r:.60}: expected token ids, as in [0, 13]")
-    return _lasting(value)
-
-
-def _texts(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bytes) or not isinstance(value, Iterable):
-        raise TypeError(f"{name}={value!r:.60}: expected text, or several texts in a list")
-    return _lasting(value)
+    return _lasting(name, value)
 
 
 def _stopping(name: str, value: Any) -> Any:
@@ -637,18 +648,21 @@ def _stopping(name: str, value: Any) -> Any:
 def _text(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name}={value!r:.60}: expected text, found {type(value).__name__}")
+    if value is not None:
+        _check_unicode(name, value)
     return value
 
 
 def _choices(name: str, value: Any) -> Any:
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, str):
         raise TypeError(f"{name}={value!r:.60}: expected several texts in a list")
-    value = _lasting(value)
+    value = _lasting(name, value)
     for choice in value:
         if not isinstance(choice, str) or not choice:
             raise ValueError(f"{name}: expected texts, found {choice!r:.60}")
+        _check_unicode(name, choice)
     if not value:
         raise ValueError(f"{name}: an empty list leaves nothing to write; leave it out to allow all")
     return value
@@ -657,15 +671,15 @@ def _choices(name: str, value: Any) -> Any:
 def _biases(name: str, value: Any) -> Any:
     if value is not None and not isinstance(value, Mapping):
         raise TypeError(f"{name}={value!r:.60}: expected a mapping of token ids to numbers, as in {{13: -100}}")
-    return value
+    return value if value is None else dict(value)
 
 
 def _order(name: str, value: Any) -> Any:
     if value is None:
         return None
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+    if isinstance(value, str) or not isinstance(value, Iterable):
         raise TypeError(f"{name}={value!r:.60}: expected names of steps in a list, as in {list(SAMPLERS[3:6])}")
-    value = _lasting(value)
+    value = _lasting(name, value)
     for step in value:
         if step not in SAMPLERS:
             guess = next(iter(difflib.get_close_matches(str(step), SAMPLERS, 1)), None)
@@ -709,14 +723,14 @@ _CHECKS: Mapping[str, _Check] = {
     "dry_base": _real(1.0, 100.0),
     "dry_allowed_length": _whole(1, 50),
     "dry_window": _whole(0, 2**31 - 1),
-    "dry_sequence_breakers": _texts,
+    "dry_sequence_breakers": _lasting,
     "logit_bias": _biases,
-    "bad_words": _texts,
+    "bad_words": _lasting,
     "allowed_token_ids": _ids,
     "contrastive_alpha": _real(0.0, 1.0, "0 would leave tokens that the stronger model rules out"),
     "contrastive_beta": _real(0.0, 10.0),
     "samplers": _order,
-    "stop": _texts,
+    "stop": _lasting,
     "stop_token_ids": _ids,
     "stop_repeats": _whole(0, 2**31 - 1),
     "deadline_ms": _real(0.0, 1e9),
@@ -727,10 +741,10 @@ _CHECKS: Mapping[str, _Check] = {
     "early_stopping": _stopping,
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),
-    "must_include": _texts,
+    "must_include": _lasting,
     "without_replacement": _truth,
     "regex": _text,
-    "json_schema": lambda name, value: value,  # read by fastlm.constraints
+    "json_schema": lambda name, value: copy.deepcopy(value),  # read by fastlm.constraints
     "grammar": _text,
     "choices": _choices,
     "logprobs": _truth_or_count,

@@ -294,6 +294,7 @@ class Session:
             text.written.read(text.job.tokens)
 
     def _text(self, max_tokens: int | None) -> Text:
+        self.finish_reason = None
         most = check_option("max_tokens", self._plan.options.max_tokens if max_tokens is None else max_tokens)
         if not len(self._memory):
             raise ValueError("the session has no tokens, not even a start of text: feed it one first")
@@ -340,8 +341,11 @@ class Session:
     # ---- going back, copies, storing -----------------------------------------------------------------------
 
     def rewind(self, n: int) -> Session:
-        """Takes back the last n tokens; gives itself. Costs reading again what is behind the nearest of `KEPT_STATES`
-        kept states (one is kept at the beginning of each call that writes)."""
+        """Takes back the last n tokens; gives itself. A text that was over stays so: what is written next is another.
+
+        Costs reading again what is behind the nearest of `KEPT_STATES` kept states (one is kept at the beginning of
+        each call that writes).
+        """
         if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= len(self._memory):
             raise ValueError(
                 f"rewind({n!r}): expected a whole number from 0 to {len(self._memory)}, the session's tokens"
@@ -406,6 +410,7 @@ class Session:
             "unread": len(self._unread),
             "begin": self._begin,
             "writing": self._writing is not None,
+            "finish_reason": self.finish_reason,
             "tokens": len(self._memory),
             "surprised": not np.isnan(surprises).all() if len(surprises) else False,
         }
@@ -457,7 +462,7 @@ def _session(model: Model, state: _engine.State, rest: bytes) -> Session:
         session._memory.add(array("i", tokens[begin:end].tobytes()), bool(written[begin]))
     if facts["surprised"]:
         session._memory.surprises = array("f", rest[at + 5 * n : at + 9 * n])
-    session._state = state
+    session._state, session.finish_reason = state, facts["finish_reason"]
     session._unread = session._memory.tokens[n - facts["unread"] :]
     if facts["writing"]:
         session._begin, session._writing = facts["begin"], Written(None, ())

@@ -149,16 +149,6 @@ class Words:
     def _pieces(self) -> list[bytes]:
         return [*self.known.pieces, *[b""] * (self.size - self.known.vocab_size)]
 
-    @staticmethod
-    def end(piece: bytes) -> int:
-        """Where the word ends in a piece; bytes of a broken character belong to it."""
-        at = 0
-        for character in piece.decode("utf-8", "surrogateescape"):
-            if not _is_word(character) and not "\udc80" <= character <= "\udcff":
-                break
-            at += len(character.encode("utf-8", "surrogateescape"))
-        return at
-
 
 class _Node:
     """Of a trie: tokens whose heads end here, with whether the word ends there too."""
@@ -353,7 +343,9 @@ class _Search:
         """Log-probability of the likeliest path that is not followed yet."""
         if not self.early:
             return -self.heap[0][0] if self.heap else -math.inf
-        return max((branch.given + branch.logprobs[rank] for _, _, branch, rank, _ in self.heap), default=-math.inf)
+        # Those of a branch are not in this order then.
+        ahead = (branch.given + max(branch.logprobs[rank:]) for _, _, branch, rank, _ in self.heap)
+        return max(ahead, default=-math.inf)
 
     def _word_begin(self, prefix: str) -> int:
         """Where the word begins that is being typed, with the space before it: tokens often begin with one."""

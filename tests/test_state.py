@@ -301,3 +301,27 @@ def test_a_session_says_how_its_text_ended(lm):
     assert session.finish_reason == "stop"
     session.generate(0)
     assert session.finish_reason == "length"
+
+
+def test_a_session_keeps_its_options_to_itself(lm):
+    """What the caller does to his lists later is no matter."""
+    stops, biases, choices = ["zz"], {97: -5.0}, ["ab"]
+    session = lm.session(stop=stops, logit_bias=biases, seed=1).feed("once")
+    before = bytes(session)
+    stops[0], biases[97] = "e", 50.0
+    assert bytes(session) == before
+    pytest.importorskip("llguidance")
+    session = lm.session(choices=choices, max_tokens=1, seed=1)
+    session.generate()
+    choices[0] = "xy"
+    assert lm.session(bytes(session)).generate().text == session.copy().generate().text
+
+
+def test_the_reason_of_the_last_text_is_kept_and_forgotten(lm):
+    session = lm.session(stop=["e", "a", "o", " "], seed=1, max_tokens=200).feed("once")
+    session.generate()
+    assert lm.session(bytes(session)).finish_reason == session.finish_reason == "stop"
+    pieces = session.stream()
+    next(pieces, None)
+    pieces.close()
+    assert session.finish_reason != "stop" or not session._writing

@@ -200,3 +200,21 @@ def test_lists_of_any_kind(lm):
     for option in ({"max_tokens": 0}, {"stop": "x"}, {"deadline_ms": 1}):
         with pytest.raises(ValueError, match="next_tokens has no"):
             lm.next_tokens("ab", **option)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"choices": ["a\ud800"]}, ValueError, "choices='a.ud800': not valid Unicode"),
+        ({"regex": "\ud800"}, ValueError, "regex=.*not valid Unicode"),
+        ({"stop": np.array("x")}, TypeError, "stop=.*expected a list, found one ndarray"),
+        ({"samplers": {"top_k": 1}}, TypeError, "samplers=.*expected a list, found dict"),
+        ({"must_include": bytearray(b"ab"), "num_beams": 2}, TypeError, "must_include=.*found bytearray"),
+        ({"temperature": 10**5000}, ValueError, "temperature=inf: expected 0 to 1000"),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(lm, options, error, message):
+    with pytest.raises(error, match=message):
+        lm.generate("ab", **options)
+    with pytest.raises(error, match=message):
+        lm.generate(["ab", "c"], each=[{}, {}], **options)
