@@ -144,7 +144,7 @@ class Wanted:
     @property
     def needed(self) -> int:
         """Tokens that are still needed, at least."""
-        left = {phrase: min(map(len, phrase.ways)) for phrase in self._phrases if phrase not in self._done}
+        left = self._left.copy()
         for phrase, way, n in self._begun:
             left[phrase] = min(left[phrase], len(way) - n)
         return sum(left.values())
@@ -158,15 +158,16 @@ class Wanted:
         """`needed`, after a token. Of most tokens it is known at once: they begin nothing and complete nothing."""
         if token in self._moving:
             return self.behind(token).needed
-        return self._needed_afresh
+        return sum(self._left.values())
 
     @cached_property
     def _moving(self) -> frozenset[int]:
         return frozenset(self.asked()).union(*(phrase.lasts for phrase in self._phrases if phrase not in self._done))
 
     @cached_property
-    def _needed_afresh(self) -> int:
-        return sum(min(map(len, phrase.ways)) for phrase in self._phrases if phrase not in self._done)
+    def _left(self) -> dict[Phrase, int]:
+        """What is not done, and how many tokens each takes at least from its beginning."""
+        return {phrase: min(map(len, phrase.ways)) for phrase in self._phrases if phrase not in self._done}
 
     def behind(self, token: int) -> Wanted:
         """After a token."""

@@ -390,7 +390,7 @@ class GenerationOptions:
         for name, check in _CHECKS.items():
             value = getattr(self, name)
             if value is not _DEFAULTS[name] and (used := check(name, value)) is not value:
-                object.__setattr__(self, name, used)  # numpy's numbers as Python's, iterators as tuples
+                object.__setattr__(self, name, used)  # numpy's numbers as Python's, lists as copies
         given = self._given()
         if not given:
             return
