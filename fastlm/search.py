@@ -31,7 +31,6 @@ class Beam:
     unread: array[int]
     tokens: tuple[int, ...] = ()
     score: float = 0.0
-    logprobs: tuple[float, ...] = ()
     memory: _engine.Memory | None = None
     guide: Guide | None = None
     wanted: Wanted | None = None
@@ -43,7 +42,6 @@ class Found:
     behind all that have their form, and lack less of what they must include."""
 
     tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
     finish: str
     ended_by: int | None
     score: float
@@ -169,20 +167,19 @@ def _choose(plan: Plan, group: Group, best: Sequence[_Candidate], width: int) ->
 def _onward(parents: Sequence[Beam], chosen: Sequence[_Candidate]) -> list[Beam]:
     """The chosen ones, each with a past of its own."""
     shared, beams = Counter(place for _, place, _, _ in chosen), []
-    for minus, place, token, logprob in chosen:
+    for minus, place, token, _ in chosen:
         shared[place] -= 1
-        beams.append(_child(parents[place], token, logprob, -minus))
+        beams.append(_child(parents[place], token, -minus))
         _follow(beams[-1], parents[place], shared[place] > 0)
     return beams
 
 
-def _child(parent: Beam, token: int, logprob: float, score: float) -> Beam:
+def _child(parent: Beam, token: int, score: float) -> Beam:
     return Beam(
         parent.state,
         array("i", [token]),
         (*parent.tokens, token),
         score,
-        (*parent.logprobs, logprob),
         parent.memory,
         parent.guide,
         parent.wanted and parent.wanted.behind(token),
@@ -211,17 +208,16 @@ def _power(plan: Plan) -> float:
     return 1.0 if asked is None else float(asked)
 
 
-def _ended(plan: Plan, beam: Beam, token: int, logprob: float, total: float) -> Found:
+def _ended(plan: Plan, beam: Beam, token: int, total: float) -> Found:
     """A text that ends with a token: its end, or its last. total: what is divided for the score."""
     ended = token in plan.ends
     reason, complete = (None, None) if beam.guide is None else beam.guide.behind(token)
     tokens = beam.tokens if ended else (*beam.tokens, token)
-    logprobs = beam.logprobs if ended else (*beam.logprobs, logprob)
     finish = "stop" if ended else reason or "length"
     wanted = beam.wanted if beam.wanted is None or ended else beam.wanted.behind(token)
     satisfied, missing = _judged(complete, wanted)
     score = total / (len(beam.tokens) + 1) ** _power(plan)
-    return Found(tokens, logprobs, finish, token if ended else None, score, satisfied, missing)
+    return Found(tokens, finish, token if ended else None, score, satisfied, missing)
 
 
 def _judged(form: bool | None, wanted: Wanted | None) -> tuple[bool | None, tuple[str | tuple[int, ...], ...]]:
@@ -232,8 +228,8 @@ def _judged(form: bool | None, wanted: Wanted | None) -> tuple[bool | None, tupl
 
 
 def _finish(plan: Plan, group: Group, candidate: _Candidate, width: int) -> None:
-    minus, place, token, logprob = candidate
-    group.finished.append(_ended(plan, group.beams[place], token, logprob, -minus))  # behind those that are as good
+    minus, place, token, _ = candidate
+    group.finished.append(_ended(plan, group.beams[place], token, -minus))  # behind those that are as good
     group.finished.sort(key=lambda one: one.rank)
     del group.finished[width:]
 
@@ -254,7 +250,7 @@ def _cut(plan: Plan, beam: Beam, finish: str) -> Found:
     score = beam.score / max(1, len(beam.tokens)) ** _power(plan)
     satisfied, missing = _judged(None if beam.guide is None else beam.guide.complete, beam.wanted)
     none = not beam.tokens and not plan.options.without_replacement  # behind all others, whatever their length
-    return Found(beam.tokens, beam.logprobs, finish, None, -math.inf if none else score, satisfied, missing)
+    return Found(beam.tokens, finish, None, -math.inf if none else score, satisfied, missing)
 
 
 # ---- sampling without replacement ------------------------------------------------------------------------
@@ -293,7 +289,7 @@ def stochastic_beams(decoder: _engine.Decoder, plan: Plan, start: Beam, n: int, 
             if minus > least:
                 break
             if last or token in plan.ends or _completes(beam, token):
-                done.append((-minus, _ended(plan, beam, token, logprob, beam.score + logprob)))
+                done.append((-minus, _ended(plan, beam, token, beam.score + logprob)))
             else:
                 onward.append(child)
         parents, live = live, _onward(live, onward)
@@ -414,7 +410,7 @@ class _Exact:
         return beams
 
     def _grown(self, parent: Beam, token: int, logprob: float) -> Beam:
-        child, start = _child(parent, token, logprob, parent.score + logprob), self.start
+        child, start = _child(parent, token, parent.score + logprob), self.start
         child.state = parent.state.copy()  # others begin with it too
         child.memory = start.memory and start.memory.copy()
         if child.memory is not None:
@@ -448,7 +444,7 @@ def _whole(plan: Plan, beam: Beam, token: int, logprob: float) -> Found | None:
     """The text that ends with this token, if it does."""
     if token not in plan.ends and len(beam.tokens) + 1 < plan.options.max_tokens and not _completes(beam, token):
         return None
-    return _ended(plan, beam, token, logprob, beam.score + logprob)
+    return _ended(plan, beam, token, beam.score + logprob)
 
 
 def _bound(plan: Plan, total: float, length: int) -> float:
