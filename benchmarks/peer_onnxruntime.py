@@ -126,12 +126,9 @@ def _graph(workload: Workload, batch: int, output: str) -> Any:
     """The ONNX model `token, h0, c0, h1, c1, … -> new token or logits, new h0, c0, h1, c1, …`."""
     from onnx import TensorProto, helper, numpy_helper
 
-    w, layers = workload.weights, range(workload.L)
-    constants = {name: w[name] for name in ("embedding", "output.kernel", "output.bias")}
+    layers, constants = range(workload.L), _weights(workload)
     nodes = [helper.make_node("Gather", ["embedding", "token"], ["x0"])]
     for i in layers:
-        W, R, b = (_onnx_gates(w[f"lstm.{i}.{part}"]) for part in ("kernel", "recurrent_kernel", "bias"))
-        constants |= {f"W{i}": W, f"R{i}": R, f"B{i}": np.append(b, np.zeros_like(b), axis=1)}
         inputs = [f"x{i}", f"W{i}", f"R{i}", f"B{i}", "", f"h{i}", f"c{i}"]
         nodes += [
             helper.make_node("LSTM", inputs, ["", f"new_h{i}", f"new_c{i}"], hidden_size=workload.H),
@@ -160,13 +157,10 @@ def _scoring_graph(workload: Workload, batch: int, output: str) -> Any:
     """The ONNX model `token, following [T, PADDED] -> logprobs [T, PADDED, 1]` of the latter given the former."""
     from onnx import TensorProto, helper, numpy_helper
 
-    w, layers = workload.weights, range(workload.L)
-    constants = {name: w[name] for name in ("embedding", "output.kernel", "output.bias")}
-    constants |= {"one": np.array([1]), "last": np.array([2])}
+    layers = range(workload.L)
+    constants = {"one": np.array([1]), "last": np.array([2]), **_weights(workload)}
     nodes = [helper.make_node("Gather", ["embedding", "token"], ["x0"])]
     for i in layers:
-        W, R, b = (_onnx_gates(w[f"lstm.{i}.{part}"]) for part in ("kernel", "recurrent_kernel", "bias"))
-        constants |= {f"W{i}": W, f"R{i}": R, f"B{i}": np.append(b, np.zeros_like(b), axis=1)}
         nodes += [
             helper.make_node("LSTM", [f"x{i}", f"W{i}", f"R{i}", f"B{i}"], [f"y{i}"], hidden_size=workload.H),
             helper.make_node("Squeeze", [f"y{i}", "one"], [f"x{i + 1}"]),
@@ -183,6 +177,16 @@ def _scoring_graph(workload: Workload, batch: int, output: str) -> Any:
     initializers = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "lstm", inputs, [result], initializers)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+
+
+def _weights(workload: Workload) -> dict[str, NDArray[np.float32]]:
+    """As the graphs name and order them."""
+    w = workload.weights
+    found = {name: w[name] for name in ("embedding", "output.kernel", "output.bias")}
+    for i in range(workload.L):
+        W, R, b = (_onnx_gates(w[f"lstm.{i}.{part}"]) for part in ("kernel", "recurrent_kernel", "bias"))
+        found |= {f"W{i}": W, f"R{i}": R, f"B{i}": np.append(b, np.zeros_like(b), axis=1)}
+    return found
 
 
 def _onnx_gates(weights: NDArray[np.float32]) -> NDArray[np.float32]:
