@@ -66,6 +66,8 @@ CONTROLS = {
 }
 """Steps from logits to the next token, in their usual order, with the engine's numbers."""
 
+_SCREENING = {"useful": FL_SCREEN_USEFUL, "never": FL_SCREEN_NEVER, "always": FL_SCREEN_ALWAYS,
+              "checked": FL_SCREEN_CHECKED}
 _FINISH = {
     FL_FINISH_LENGTH: "length",
     FL_FINISH_STOP: "stop",
@@ -137,7 +139,8 @@ cdef class Model:
     cdef fl_model *_model
     cdef readonly uint32_t vocab_size
 
-    def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0):
+    def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0,
+                  str screening="useful"):
         cdef fl_error error
         cdef fl_load_options options
         cdef fl_model_info info
@@ -149,6 +152,7 @@ cdef class Model:
         options.isa = NULL if isa is None else <const char *>isa_bytes
         options.row_cache_bytes = row_cache_bytes
         options.threads = threads
+        options.screening = _SCREENING[screening]
         if path is not None:
             path_bytes = os.fsencode(path)
             if b"\0" in path_bytes:
@@ -185,6 +189,7 @@ cdef class Model:
             "row_cache_bytes": info.row_cache_bytes,
             "threads": info.threads,
             "isa": info.isa.decode(),
+            "screened": bool(info.screened),
         }
 
     def keys(self):
@@ -732,6 +737,8 @@ cdef class Job:
     cdef readonly list alternatives  # of each place: (ids, logprobs); None if not asked for
     cdef public str finish           # None: not done
     cdef readonly object ended_by    # the stop token
+    cdef readonly size_t screened    # tokens drawn with a screen, and rows that it could not rule out
+    cdef readonly size_t finished
 
     def __cinit__(self, State state not None, const int32_t[::1] prompt not None, Sampling sampling not None,
                   Py_ssize_t max_tokens, *, uint64_t seed=0, uint32_t index=0, Memory memory=None, State amateur=None,
@@ -793,6 +800,7 @@ cdef class Job:
         request.logprobs, request.alternative_ids, request.alternative_logprobs = NULL, NULL, NULL
         request.n_asked, request.keys = 0, NULL
         request.written, request.finish, request.ended_by = 0, FL_FINISH_LENGTH, -1
+        request.screened, request.finished, request.wrong = 0, 0, 0
         return 0
 
     cdef int _take(self, fl_request *request, bint reading) except -1:
@@ -809,6 +817,10 @@ cdef class Job:
         if request.written:
             last = array("i", [request.tokens[request.written - 1]])
             self._prompt, self._at = last, 0
+        self.screened += request.screened
+        self.finished += request.finished
+        if request.wrong:
+            raise RuntimeError(f"the model's screen of its output matrix is wrong: {request.wrong} bounds do not hold")
         if reading:
             return 0
         if request.finish == FL_FINISH_STOP:

@@ -30,10 +30,17 @@ cdef extern from "fastlm.h" nogil:
     int fl_isa_supported(size_t index) noexcept
     fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error) noexcept
 
+    ctypedef enum fl_screening:
+        FL_SCREEN_USEFUL
+        FL_SCREEN_NEVER
+        FL_SCREEN_ALWAYS
+        FL_SCREEN_CHECKED
+
     ctypedef struct fl_load_options:
         const char *isa
         size_t row_cache_bytes
         uint32_t threads
+        fl_screening screening
 
     ctypedef struct fl_model_info:
         uint32_t vocab_size
@@ -46,6 +53,7 @@ cdef extern from "fastlm.h" nogil:
         size_t row_cache_bytes
         uint32_t threads
         const char *isa
+        int screened
 
     fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model,
                             fl_error *error) noexcept
@@ -217,6 +225,9 @@ cdef extern from "fastlm.h" nogil:
         size_t written
         fl_finish finish
         int32_t ended_by
+        size_t screened
+        size_t finished
+        size_t wrong
 
     void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline) noexcept
     void fl_expand(fl_decoder *decoder, fl_request *requests, size_t n) noexcept

@@ -111,7 +111,24 @@ static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, f
     if (c->block) *room = made;
 }
 
-static void cut_scratch(cutter *c, size_t V, fl_scratch *scratch) {
+static void cut_view(cutter *c, const fl_model *model, fl_view *view) {
+    const fl_screen *screen = model->screen;
+    const readers floats = {true, false}, bytes = {false, true};
+    const size_t K = model->output.inputs;
+    view->column = cut_hidden(c, K, 1, 1, readers_of(&model->output, &model->output));
+    view->standard = cut_columns(c, K, 1, 1, floats);
+    view->along = cut_columns(c, screen->along.inputs, 1, 1, bytes);
+    view->input = cut(c, K * sizeof(float));
+    view->values = cut(c, 16 * screen->pairs * sizeof(float));
+    view->directions = cut(c, screen->basis.panels * FL_PANEL * sizeof(float));
+    view->tables = cut(c, 64 * screen->pairs);
+    view->lower = cut(c, screen->blocks * FL_BLOCK * sizeof(float));
+    view->upper = cut(c, screen->blocks * FL_BLOCK * sizeof(float));
+}
+
+static void cut_scratch(cutter *c, const fl_model *model, fl_scratch *scratch) {
+    const size_t V = model->vocab_size;
+    if (model->screen) cut_view(c, model, &scratch->view);
     const size_t listed = fl_round_up(V, FL_PANEL) + FL_PANEL;
     scratch->candidates = cut(c, V * sizeof(fl_candidate));
     scratch->mass = cut(c, fl_round_up(V, FL_PANEL) * sizeof(uint32_t));
@@ -145,7 +162,7 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
     }
     fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
     for (uint32_t i = 0; i < model->threads; i++)
-        cut_scratch(c, model->vocab_size, scratch ? &scratch[i] : &(fl_scratch){0});
+        cut_scratch(c, model, scratch ? &scratch[i] : &(fl_scratch){0});
     decoder->scratch = scratch;
     decoder->bytes = c->at;
 }

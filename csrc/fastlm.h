@@ -52,12 +52,21 @@ fl_status fl_isa_choose(const char *isa, const char **name, fl_error *error);
 
 /* ---- model -------------------------------------------------------------------------------------- */
 
+/* When a screen of the output matrix (docs/screening.md), if the file has one, is used. No token depends on it. */
+typedef enum fl_screening {
+    FL_SCREEN_USEFUL = 0, /* where it is faster */
+    FL_SCREEN_NEVER,
+    FL_SCREEN_ALWAYS,
+    FL_SCREEN_CHECKED, /* always, and all that it says is compared with the whole matrix: slow */
+} fl_screening;
+
 typedef struct fl_load_options {
     const char *isa;        /* as for fl_isa_choose */
     size_t row_cache_bytes; /* address space set aside for first-layer gate rows; 0: none are kept */
     uint32_t threads; /* that share the work of a step, the caller among them, at most 64 and at most as many as the
                                process may run on; 0: the environment's FASTLM_THREADS, else as many as the model's size
                                and the machine make useful (a container's quota counts) */
+    fl_screening screening;
 } fl_load_options;
 
 typedef struct fl_model_info {
@@ -70,6 +79,7 @@ typedef struct fl_model_info {
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
+    int screened;           /* 1: the file has a screen, and it is used */
 } fl_model_info;
 
 /* Maps the file at path and validates all of it; the mapping lives as long as the model. options: NULL means all
@@ -294,6 +304,9 @@ typedef struct fl_request {
     size_t written;        /* result: number of tokens */
     fl_finish finish;      /* result */
     int32_t ended_by;      /* result: the token of `stop` that ended the text; -1: none did */
+    size_t screened;       /* result: tokens that were drawn with a screen, */
+    size_t finished;       /* rows that it could not rule out, over all of them, */
+    size_t wrong;          /* and, where this is checked, bounds that did not hold and tokens that differed */
 } fl_request;
 
 /* Reads the prompts, then draws tokens for all requests side by side, each with a state of its own. A result does

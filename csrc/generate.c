@@ -300,7 +300,7 @@ static void read_prompts(fl_decoder *d, reading *list, size_t n) {
     for (size_t j = 0; j < active; j++) feed(d, list[j].state, list[j].prompt + t, list[j].n - t);
 }
 
-static void clear(fl_request *r) { r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1; }
+static void clear(fl_request *r) { r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1, r->screened = r->finished = r->wrong = 0; }
 
 /* Takes in requests as long as there is room for `room` of them. All of a prompt but its last token is read at once; the
  * last one with those of the others. */
@@ -365,6 +365,26 @@ static int32_t draw_token(batch *b, size_t column, const fl_scratch *scratch, co
     return token;
 }
 
+/* Whether nobody in a batch needs all logits. */
+static bool is_screened(const batch *b) {
+    if (b->n > b->decoder->model->most_screened) return false;
+    for (size_t j = 0; j < b->n; j++)
+        if (!fl_screens(b->decoder->model, b->request[j])) return false;
+    return true;
+}
+
+static void screen_part(void *context, uint32_t part, uint32_t parts) {
+    batch *b = context;
+    fl_decoder *d = b->decoder;
+    fl_scratch *scratch = &d->scratch[part];
+    size_t begin, end;
+    fl_slice(b->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) {
+        const fl_columns *hidden = fl_step_hidden(d, j, true, scratch);
+        b->token[j] = fl_screen_draw(d->model, NULL, scratch, b->request[j], hidden, d->logits[j]);
+    }
+}
+
 static void draw_part(void *context, uint32_t part, uint32_t parts) {
     batch *b = context;
     size_t begin, end;
@@ -376,6 +396,14 @@ static void draw_part(void *context, uint32_t part, uint32_t parts) {
 static void draw_tokens(batch *b) {
     fl_decoder *d = b->decoder;
     const bool alone = b->n == 1;
+    if (is_screened(b)) {
+        if (alone)
+            b->token[0] = fl_screen_draw(d->model, &d->team, d->scratch, b->request[0], fl_step_hidden(d, 0, false, NULL),
+                                         d->logits[0]);
+        else
+            fl_team_run(&d->team, screen_part, b);
+        return;
+    }
     if (b->amateur) fl_step_logits(amateur_of(b), b->n, !alone);
     if (alone && !fl_changes(b->request[0])) {
         const fl_contest contest = fl_contest_of(b->request[0]);

@@ -144,6 +144,30 @@ static inline bool fl_reads_bytes(const fl_matrix *matrix) {
     return matrix->dtype == FL_INT8 || matrix->dtype == FL_INT4;
 }
 
+/* What proves of most rows of the output matrix that they lose, from a fraction of its bytes (docs/screening.md). Rows in
+ * blocks of FL_BLOCK. All in the mapping, but for along.sums. */
+typedef struct fl_screen {
+    const float *mean, *spread, *gain; /* [K] */
+    fl_matrix basis;                   /* f32: the directions, of K inputs, filled up to whole panels */
+    fl_matrix along;                   /* int8: of a row's rest along each direction */
+    const float *shift, *radius;       /* [blocks][FL_BLOCK] */
+    const float *size;                 /* [planes][blocks][FL_BLOCK] */
+    const uint8_t *bits;               /* [blocks][planes][pairs][2][FL_BLOCK], a row's byte where FL_PLACE says */
+    size_t blocks, planes;
+    size_t pairs; /* ⌈K / 16⌉, of bytes */
+} fl_screen;
+
+/* Where in 64 bytes the one of a row is: so that even and odd bytes of 32 are 16 rows in a row each. */
+#define FL_PLACE(row) ((row) / 32 * 32 + (row) % 16 * 2 + (row) / 16 % 2)
+
+enum {
+    FL_TABLE_ZERO = 32, /* what stands for 0 in a table of bytes, of which four are added in 8 bits */
+    FL_TABLE_MOST = 31,
+    FL_MOST_SCREENED = 4096, /* inputs: so many tables are added in 16 bits */
+    FL_MOST_PLANES = 4,
+    FL_MOST_DIRECTIONS = 1024,
+};
+
 /* One LSTM layer. Panels come in groups of four, the i, f, g and o gates of the same 16 units. */
 typedef struct fl_lstm {
     fl_matrix x;       /* input product, 4 * groups panels */
@@ -177,6 +201,9 @@ struct fl_model {
     fl_lstm *layers;
     fl_matrix output;
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
+    fl_screen *screen;        /* NULL: none, or of no use */
+    size_t most_screened;     /* columns, for which it is of use */
+    bool checks_screen;       /* every bound against the logit */
     fl_row_store *store;
     uint32_t threads; /* that share a step, at most */
 };
@@ -201,6 +228,24 @@ void fl_columns_put(const fl_columns *columns, size_t column, const float *value
 void fl_columns_copy(const fl_columns *to, size_t column, const fl_columns *from, size_t begin, size_t end);
 /* A row of a matrix, as floats: out[K]. */
 void fl_matrix_row(const fl_matrix *matrix, size_t row, float *out);
+
+/* ---- screens of the output matrix: screen.c ---------------------------------------------------------- */
+
+/* What a screen needs to know of an input. */
+typedef struct fl_view {
+    fl_columns column;     /* a copy of the input, as the output matrix reads it, if it stands among others */
+    fl_columns standard;   /* less the mean, times the spread: y */
+    fl_columns along;      /* of y along the directions, as bytes */
+    float *input;          /* [K]: x */
+    float *values;         /* [16 pairs]: less the mean, times the gain */
+    float *directions;     /* [padded directions]: of y along them, as floats */
+    uint8_t *tables;       /* [pairs][4][16] */
+    float *lower, *upper;  /* [blocks][FL_BLOCK]: bounds of logits, then upper ones of keys */
+    float step;            /* of the tables */
+    float table_error;     /* at most, of all tables together, for each unit of a row's size */
+    float distance;        /* times a row's radius: how far the rest may reach */
+    float rounding;        /* of all floats, in parts of the result */
+} fl_view;
 
 /* ---- state and decoder: decoder.c ---------------------------------------------------------------- */
 
@@ -232,6 +277,7 @@ typedef struct fl_scratch {
     uint32_t *kept_mass;
     float *changed; /* [V rounded up to FL_BLOCK]: logits that controls have changed */
     float *values;  /* [V rounded up to FL_BLOCK]: what tokens are ordered by, if not by their logits */
+    fl_view view;   /* if the model has a screen */
 } fl_scratch;
 
 /* One layer of all columns. Each h twice, since a step reads the old one while it writes the new one. */
@@ -296,6 +342,19 @@ int32_t fl_sample(const fl_model *model, const fl_scratch *scratch, const fl_req
 /* Of the same tokens, which would be drawn from: fl_candidates. */
 size_t fl_restrict(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const float *logits,
                    const float *amateur, int32_t *ids, float *kept);
+/* Whether a token can be drawn from a screen's bounds: its steps, the first that restricts above all, do not ask how
+ * large all probabilities are. */
+bool fl_screens(const fl_model *model, const fl_request *request);
+/* Whether nothing changes logits or restricts the set. */
+bool fl_is_contest(const fl_request *request);
+/* What the upper bound of a token that may matter reaches, given bounds of all logits. Both arrays are changed as controls
+ * change logits, and if nothing restricts the set, upper becomes bounds of keys. */
+float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *request, float *lower,
+                      float *upper);
+/* How many rows are worth computing before that. */
+uint32_t fl_sharp_rows(const fl_model *model, const fl_request *request);
+/* Lists, in scratch->kept_ids, the n tokens of the largest values, [V rounded up to FL_BLOCK]; returns how many. */
+size_t fl_top(const fl_model *model, const fl_scratch *scratch, const float *values, uint32_t n);
 /* The winner among all tokens. */
 fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest);
 /* Natural log-probability of one token under the full softmax. */

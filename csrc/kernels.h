@@ -29,6 +29,19 @@ struct fl_kernels {
     void (*update)(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
                    float *const *h, float *const *c);
 
+    /* A table of 16 for each four of the values: under the bits b the sum of the four, each with a minus where its bit
+     * is 0, times `steps`, rounded, plus FL_TABLE_ZERO. */
+    void (*make_tables)(const float *values, size_t groups, float steps, uint8_t *tables);
+
+    /* Bounds of the logits of the blocks begin … end-1 (docs/screening.md). lower holds the shift plus the product
+     * along the directions. */
+    void (*bound)(const fl_screen *screen, const fl_view *view, size_t begin, size_t end, float *lower, float *upper);
+
+    /* As `choose` for the tokens begin … end-1, whole blocks, with lower bounds of their logits; upper ones become those
+     * of keys. */
+    void (*contend)(fl_winner *winner, const float *lower, float *upper, size_t begin, size_t end, float temperature,
+                    const fl_noise *noise);
+
     /* Lets the tokens begin … end-1 challenge the winner with the key logit + temperature * g, g standard Gumbel
      * noise (none if temperature is 0). ids: NULL for the tokens themselves, else logits[i] is token ids[i]'s. begin is
      * a multiple of FL_BLOCK; logits and ids must have room up to the next multiple of FL_BLOCK (ids NULL) or

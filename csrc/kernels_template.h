@@ -545,6 +545,54 @@ static void update(size_t begin, size_t end, size_t n, const float *const *gates
     for (size_t b = 0; h_new->bytes && b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
 }
 
+/* ---- screens ------------------------------------------------------------------------------------------ */
+
+/* A group's table: under the bits b the sum of its four values, each with a minus where its bit is 0, in steps. */
+static void make_tables(const float *values, size_t groups, float steps, uint8_t *tables) {
+    vf sign[4][VECTORS];
+    EACH(i, 4) EACH(v, VECTORS) {
+        const vi b = vi_add(vi_set((uint32_t)(v * FL_LANES)), vi_lanes());
+        sign[i][v] = vf_select(vi_equal(vi_and(b, vi_set(1u << i)), vi_set(0)), vf_set(-1.0f), vf_set(1.0f));
+    }
+    for (size_t g = 0; g < groups; g++, values += 4, tables += 16) EACH(v, VECTORS) {
+            vf sum = vf_mul(sign[0][v], vf_set(values[0]));
+            for (int i = 1; i < 4; i++) sum = vf_fma(sign[i][v], vf_set(values[i]), sum);
+            const vf rounded = vf_fma(sum, vf_set(steps), vf_set(12582912.0f + FL_TABLE_ZERO)); /* as in exp_parts */
+            vi_store_bytes((int8_t *)tables + v * FL_LANES, vi_bits(rounded));
+        }
+}
+
+static void bound(const fl_screen *screen, const fl_view *view, size_t begin, size_t end, float *lower, float *upper) {
+    const vi zero = vi_set((uint32_t)(4 * screen->pairs * FL_TABLE_ZERO));
+    const vf sign = vf_bits(vi_set(0x7FFFFFFF));
+    for (size_t block = begin; block < end; block++) {
+        const size_t at = block * FL_BLOCK;
+        vf middle[FL_BLOCK / FL_LANES], size[FL_BLOCK / FL_LANES];
+        EACH(i, FL_BLOCK / FL_LANES) middle[i] = vf_load(lower + at + i * FL_LANES), size[i] = vf_set(0.0f);
+        for (size_t plane = 0; plane < screen->planes; plane++) {
+            const float *sizes = screen->size + plane * screen->blocks * FL_BLOCK + at;
+            uint16_t sums[FL_BLOCK];
+            look_up(screen->bits + (block * screen->planes + plane) * screen->pairs * 2 * FL_BLOCK, view->tables,
+                    screen->pairs, sums);
+            EACH(i, FL_BLOCK / FL_LANES) {
+                const vf one = vf_load(sizes + i * FL_LANES);
+                const vf whole = vf_from_int(vi_sub(vi_load_short(sums + i * FL_LANES), zero));
+                middle[i] = vf_fma(whole, vf_mul(one, vf_set(view->step)), middle[i]);
+                size[i] = vf_add(size[i], one);
+            }
+        }
+        EACH(i, FL_BLOCK / FL_LANES) {
+            const vf radius = vf_load(screen->radius + at + i * FL_LANES);
+            const vf magnitude = vf_bits(vi_and(vi_bits(middle[i]), vi_bits(sign)));
+            vf error = vf_mul(vf_set(view->rounding), magnitude);
+            error = vf_fma(size[i], vf_set(view->table_error), error);
+            error = vf_fma(radius, vf_set(view->distance), error);
+            vf_store(lower + at + i * FL_LANES, vf_sub(middle[i], error));
+            vf_store(upper + at + i * FL_LANES, vf_add(middle[i], error));
+        }
+    }
+}
+
 /* ---- the next token --------------------------------------------------------------------------------- */
 
 FL_INLINE size_t lowest_bit(uint32_t bits) {
@@ -582,12 +630,20 @@ FL_INLINE void challenge_greedy(winner *best, const float *logits, size_t begin,
     EACH(i, 4) challenge(best, chain[i].key, chain[i].id);
 }
 
+/* Whether no token of a block is in the set: then its noise, which costs the most here, is not needed. */
+FL_INLINE bool is_empty(const float *logits) {
+    vf largest = vf_load(logits);
+    for (size_t at = FL_LANES; at < FL_BLOCK; at += FL_LANES) largest = vf_max(largest, vf_load(logits + at));
+    return !vm_bits(vf_greater(largest, vf_set(-INFINITY)));
+}
+
 /* Token 64 b + 16 j + l has word j of the counter that starts with 16 b + l, so that 16 lanes of the
  * generator make the noise of 64 tokens in a row, in order. */
 FL_INLINE void challenge_all(winner *best, const float *logits, size_t begin, size_t end, float temperature,
                              const fl_noise *noise) {
     const vf t = vf_set(temperature);
     for (size_t block = begin / FL_BLOCK; block * FL_BLOCK < end; block++) {
+        if (is_empty(logits + block * FL_BLOCK)) continue;
         for (size_t v = 0; v < VECTORS; v++) {
             vi word[4];
             philox(ids_from(block * FL_PANEL + v * FL_LANES), noise, word);
@@ -617,6 +673,39 @@ FL_INLINE void challenge_listed(winner *best, const float *logits, const int32_t
     }
 }
 
+/* The best of all lanes, if it is better. */
+static void settle(const winner *best, fl_winner *found) {
+    float key[FL_LANES];
+    int32_t id[FL_LANES];
+    vf_store(key, best->key);
+    vi_store(id, best->id);
+    for (int i = 0; i < FL_LANES; i++) *found = fl_better(*found, (fl_winner){key[i], id[i]});
+}
+
+/* Rounding keeps bounds in order. */
+static void contend(fl_winner *found, const float *lower, float *upper, size_t begin, size_t end, float temperature,
+                    const fl_noise *noise) {
+    const vf t = vf_set(temperature);
+    winner best = {vf_set(found->key), vi_set((uint32_t)found->id)};
+    if (temperature == 0.0f) {
+        challenge_greedy(&best, lower, begin, end);
+        settle(&best, found);
+        return;
+    }
+    for (size_t block = begin / FL_BLOCK; block * FL_BLOCK < end; block++)
+        for (size_t v = 0; v < VECTORS; v++) {
+            vi word[4];
+            philox(ids_from(block * FL_PANEL + v * FL_LANES), noise, word);
+            for (size_t j = 0; j < 4; j++) {
+                const size_t at = block * FL_BLOCK + j * FL_PANEL + v * FL_LANES;
+                const vf g = gumbel(word[j]);
+                challenge(&best, vf_fma(t, g, vf_load(lower + at)), ids_from(at));
+                vf_store(upper + at, vf_fma(t, g, vf_load(upper + at)));
+            }
+        }
+    settle(&best, found);
+}
+
 static void choose(fl_winner *found, const float *logits, const int32_t *ids, size_t begin, size_t end,
                    float temperature, const fl_noise *noise) {
     winner best = {vf_set(found->key), vi_set((uint32_t)found->id)};
@@ -626,11 +715,7 @@ static void choose(fl_winner *found, const float *logits, const int32_t *ids, si
         challenge_greedy(&best, logits, begin, end);
     else
         challenge_all(&best, logits, begin, end, temperature, noise);
-    float key[FL_LANES];
-    int32_t id[FL_LANES];
-    vf_store(key, best.key);
-    vi_store(id, best.id);
-    for (int i = 0; i < FL_LANES; i++) *found = fl_better(*found, (fl_winner){key[i], id[i]});
+    settle(&best, found);
 }
 
 FL_INLINE vm at_least(vf x, vf floor) { return vm_or(vf_greater(x, floor), vf_equal(x, floor)); }
@@ -697,5 +782,4 @@ static uint32_t random_word(const fl_noise *noise) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update,    choose,
-                                       collect,           weigh,    mass,    logarithm, random_word};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update, make_tables, bound, contend, choose, collect, weigh, mass, logarithm, random_word};

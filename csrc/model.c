@@ -3,6 +3,7 @@
  * From a parsed file to a model: reads the layer table and points every matrix into the mapping. */
 #include "kernels.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 /* Limits that keep all arithmetic on sizes, and all sums (docs/numerics.md), far from overflow. */
@@ -246,6 +247,98 @@ static fl_status read_layers(fl_model *model, fl_error *error) {
     return status ? status : read_embedding(model, &table, error);
 }
 
+/* ---- screen ------------------------------------------------------------------------------------------ */
+
+/* The tensors of a screen that is being read, and their common name. */
+typedef struct screen_file {
+    const fl_file *file;
+    char name[240];
+    size_t size;
+} screen_file;
+
+/* Numbers from `least` to `most`: far more than a screen's maker gives, but with them nothing can overflow. */
+static fl_status read_numbers(const screen_file *f, const char *part, const uint64_t dims[4], float least, float most,
+                              const float **numbers, fl_error *error) {
+    const void *data = NULL;
+    const fl_status status = fl_file_data(f->file, f->name, f->size, part, FL_GGML_F32, dims, &data, error);
+    *numbers = data;
+    for (uint64_t i = 0; !status && i < dims[0] * dims[1] * dims[2]; i++)
+        if (!((*numbers)[i] >= least && (*numbers)[i] <= most))
+            return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.%s': expected numbers from %g to %g, found %g",
+                           fl_show(f->name, f->size).text, part, (double)least, (double)most, (double)(*numbers)[i]);
+    return status;
+}
+
+static fl_status read_of_type(const screen_file *f, const char *part, fl_dtype dtype, size_t panels, size_t inputs,
+                              fl_matrix *matrix, fl_error *error) {
+    char name[256];
+    const int size = snprintf(name, sizeof name, "%.*s.%s", (int)f->size, f->name, part);
+    const fl_status status = read_matrix(f->file, name, (size_t)size, FL_PANEL, panels, inputs, matrix, error);
+    if (status || matrix->dtype == dtype) return status;
+    return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.weight': expected it in %s", name,
+                   dtype == FL_F32 ? "f32" : "int8");
+}
+
+/* How many planes and directions there are, which the tensors' dimensions tell. */
+static fl_status measure_screen(const screen_file *f, size_t inputs, size_t *planes, size_t *directions,
+                                fl_error *error) {
+    const fl_tensor *bits = fl_file_tensor(f->file, f->name, f->size, "bits");
+    const fl_tensor *basis = fl_file_tensor(f->file, f->name, f->size, "basis.weight");
+    const uint64_t panels = basis ? basis->dims[2] : 0;
+    *planes = (size_t)bits->dims[2], *directions = (size_t)panels * FL_PANEL;
+    if (inputs > FL_MOST_SCREENED)
+        return fl_fail(error, FL_ERROR_FORMAT, "a screen is of at most %d inputs, found %zu", FL_MOST_SCREENED, inputs);
+    if (bits->dims[2] < 1 || bits->dims[2] > FL_MOST_PLANES)
+        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.bits': expected 1 to %d planes, found %llu",
+                       fl_show(f->name, f->size).text, FL_MOST_PLANES, (unsigned long long)bits->dims[2]);
+    if (panels < 1 || panels * FL_PANEL > FL_MOST_DIRECTIONS)
+        return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.basis.weight': expected 1 to %d panels, found %llu",
+                       fl_show(f->name, f->size).text, FL_MOST_DIRECTIONS / FL_PANEL, (unsigned long long)panels);
+    return FL_OK;
+}
+
+static fl_status read_screen_tensors(const fl_model *model, const screen_file *f, fl_screen *s, fl_error *error) {
+    const size_t K = model->output.inputs, blocks = fl_parts(model->vocab_size, FL_BLOCK);
+    size_t directions = 0;
+    fl_status status = measure_screen(f, K, &s->planes, &directions, error);
+    if (status) return status;
+    s->blocks = blocks, s->pairs = fl_parts(K, 16);
+    const uint64_t inputs[4] = {K, 1, 1, 1}, rows[4] = {FL_BLOCK, blocks, 1, 1};
+    const uint64_t sizes[4] = {FL_BLOCK, blocks, s->planes, 1}, bits[4] = {2 * FL_BLOCK, s->pairs, s->planes, blocks};
+    const void *data = NULL;
+    const float most = 0x1p40f;
+    status = read_numbers(f, "mean", inputs, -1, 1, &s->mean, error);
+    if (!status) status = read_numbers(f, "spread", inputs, 0, 1024, &s->spread, error);
+    if (!status) status = read_numbers(f, "gain", inputs, 0, 1, &s->gain, error);
+    if (!status) status = read_of_type(f, "basis", FL_F32, directions / FL_PANEL, K, &s->basis, error);
+    if (!status) status = read_of_type(f, "along", FL_INT8, blocks * FL_BLOCK / FL_PANEL, directions, &s->along, error);
+    if (!status) status = sum_rows(model, &s->along, error);
+    if (!status) status = read_numbers(f, "shift", rows, -most, most, &s->shift, error);
+    if (!status) status = read_numbers(f, "radius", rows, 0, most, &s->radius, error);
+    if (!status) status = read_numbers(f, "size", sizes, 0, most, &s->size, error);
+    if (!status) status = fl_file_data(f->file, f->name, f->size, "bits", FL_GGML_I8, bits, &data, error);
+    s->bits = data;
+    return status;
+}
+
+/* The output matrix's screen, if there is one and it is of use. */
+static fl_status read_screen(fl_model *model, fl_screening screening, fl_error *error) {
+    size_t size;
+    const fl_field *tensors = fl_file_field(&model->file, "lstm.layer.tensor");
+    const char *output = fl_field_string(tensors, model->n_layers + 1, &size);
+    screen_file f = {.file = &model->file};
+    if (size > sizeof f.name - sizeof ".screen") return FL_OK;
+    f.size = (size_t)snprintf(f.name, sizeof f.name, "%.*s.screen", (int)size, output);
+    if (!fl_file_tensor(f.file, f.name, f.size, "bits")) return FL_OK;
+    model->screen = calloc(1, sizeof *model->screen);
+    if (!model->screen) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a screen");
+    const fl_status status = read_screen_tensors(model, &f, model->screen, error);
+    if (status) return status;
+    model->checks_screen = screening == FL_SCREEN_CHECKED;
+    model->most_screened = screening == FL_SCREEN_NEVER ? 0 : FL_MOST_COLUMNS;
+    return FL_OK;
+}
+
 /* An optional key that holds a token; -1 if there is none. */
 static fl_status read_token(const fl_model *model, const char *key, int32_t *token, fl_error *error) {
     uint32_t value;
@@ -326,6 +419,7 @@ static fl_status build(fl_model *model, const fl_load_options *options, fl_error
     int32_t unknown; /* of no use here, but the file must not name a token that does not exist */
     fl_status status = read_header(&model->file, error);
     if (!status) status = read_layers(model, error);
+    if (!status) status = read_screen(model, options->screening, error);
     if (!status) status = read_token(model, "tokenizer.ggml.bos_token_id", &model->bos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);
@@ -377,6 +471,8 @@ void fl_model_close(fl_model *model) {
         free(model->layers[i].h.sums);
     }
     free(model->output.sums);
+    if (model->screen) free(model->screen->along.sums);
+    free(model->screen);
     free(model->layers);
     fl_file_close(&model->file);
     free(model);
@@ -395,6 +491,7 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .row_cache_bytes = store ? store->capacity * store->row_floats * sizeof(float) : 0,
         .threads = model->threads,
         .isa = model->kernels->name,
+        .screened = model->most_screened > 0,
     };
 }
 

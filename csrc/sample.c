@@ -399,6 +399,8 @@ fl_contest fl_contest_of(const fl_request *r) {
     return (fl_contest){is_filtered(r->sampling) ? 0 : r->sampling->temperature, noise_of(r, FL_PURPOSE_TOKEN)};
 }
 
+bool fl_is_contest(const fl_request *r) { return !fl_changes(r) && !is_filtered(r->sampling); }
+
 fl_winner fl_win(const fl_model *model, const float *logits, const fl_contest *contest) {
     fl_winner winner = FL_NO_WINNER;
     model->kernels->choose(&winner, logits, NULL, 0, model->vocab_size, contest->temperature, &contest->noise);
@@ -419,13 +421,16 @@ static void contrast(draw *d, const float *amateur) {
         logits[i] = logits[i] >= floor ? logits[i] + beta * (logits[i] - amateur[i]) : -INFINITY;
 }
 
-static void change_logits(draw *d, const float *amateur) {
-    const fl_request *r = d->request;
+/* Each token's new logit never falls when its logit rises. */
+static void change_each(const fl_model *model, const fl_request *r, float *logits) {
     const uint8_t *steps = r->sampling->steps;
-    if (amateur) contrast(d, amateur);
-    float *logits = own_logits(d);
-    if (fl_bans(r)) fl_ban(r, d->model->vocab_size, logits);
+    if (fl_bans(r)) fl_ban(r, model->vocab_size, logits);
     for (size_t i = 0; i < FL_CONTROLS && steps[i]; i++) fl_change((fl_control)steps[i], r, logits);
+}
+
+static void change_logits(draw *d, const float *amateur) {
+    if (amateur) contrast(d, amateur);
+    change_each(d->model, d->request, own_logits(d));
 }
 
 /* The set of which a token is drawn; false if it is empty. first: the contest's winner, if it was held already. */
@@ -493,6 +498,63 @@ size_t fl_restrict(const fl_model *model, const fl_scratch *scratch, const fl_re
     keep_floor(&d, -FLT_MAX);
     memcpy(ids, scratch->kept_ids, d.n * sizeof *ids);
     memcpy(kept, scratch->kept_logits, d.n * sizeof *kept);
+    return d.n;
+}
+
+/* ---- screens ------------------------------------------------------------------------------------------- */
+
+/* The first step that takes tokens out of the set; FL_NO_CONTROL if none does. unit: what it divides logits by. */
+static fl_control first_restriction(const fl_model *model, const fl_sampling *s, float *unit) {
+    *unit = 1;
+    for (size_t i = 0; is_filtered(s) && i < FL_CONTROLS && s->steps[i]; i++) {
+        const fl_control step = (fl_control)s->steps[i];
+        if (step == FL_TEMPERATURE) *unit = s->temperature;
+        if (step < FL_TOP_N_SIGMA || (step == FL_TOP_K && s->top_k >= model->vocab_size)) continue;
+        return step;
+    }
+    return FL_NO_CONTROL;
+}
+
+bool fl_screens(const fl_model *model, const fl_request *r) {
+    float unit;
+    const fl_control step = first_restriction(model, r->sampling, &unit);
+    return model->screen && !r->logprobs && !r->alternatives && !r->sampling->amateur &&
+           (step == FL_NO_CONTROL || step == FL_TOP_K || step == FL_MIN_P);
+}
+
+float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *r, float *lower,
+                      float *upper) {
+    const fl_sampling *s = r->sampling;
+    draw d = begin(model, scratch, r, lower);
+    const fl_control step = first_restriction(model, s, &d.unit);
+    if (fl_changes(r)) {
+        change_each(model, r, lower);
+        change_each(model, r, upper);
+    }
+    if (step == FL_NO_CONTROL) {
+        const fl_noise noise = noise_of(r, FL_PURPOSE_TOKEN);
+        fl_winner best = FL_NO_WINNER;
+        model->kernels->contend(&best, lower, upper, 0, fl_round_up(model->vocab_size, FL_BLOCK), s->temperature,
+                                &noise);
+        return best.key;
+    }
+    if (step == FL_TOP_K) return least(scratch, fl_top(model, scratch, lower, s->top_k)).key;
+    d.largest = largest_of(model, lower);
+    return d.largest + d.unit * logarithm(&d, s->min_p);
+}
+
+enum { SHARP_ROWS = 8 };
+
+uint32_t fl_sharp_rows(const fl_model *model, const fl_request *r) {
+    float unit;
+    return first_restriction(model, r->sampling, &unit) == FL_TOP_K ? r->sampling->top_k : SHARP_ROWS;
+}
+
+size_t fl_top(const fl_model *model, const fl_scratch *scratch, const float *values, uint32_t n) {
+    draw d = begin(model, scratch, NULL, values);
+    d.largest = largest_of(model, values);
+    keep_top_k(&d, n);
+    if (!d.listed) keep_floor(&d, -FLT_MAX);
     return d.n;
 }
 

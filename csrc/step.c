@@ -201,6 +201,12 @@ fl_winner fl_step_winner(fl_decoder *d, const fl_contest *contest) {
     return best;
 }
 
+const fl_columns *fl_step_hidden(const fl_decoder *d, size_t column, bool many, const fl_scratch *scratch) {
+    if (!many) return &top(d)->one[d->now];
+    fl_columns_put(&scratch->view.column, 0, top(d)->h[column], FL_HIDDEN_STEP);
+    return &scratch->view.column;
+}
+
 void fl_text_logits(fl_decoder *d, size_t n) { logits_of(d, &top(d)->text, n, NULL, NULL); }
 
 /* ---- states ------------------------------------------------------------------------------------------ */

@@ -24,6 +24,13 @@ void fl_step_logits(fl_decoder *decoder, size_t n, bool many);
 /* The same for the only column, and who wins the contest. */
 fl_winner fl_step_winner(fl_decoder *decoder, const fl_contest *contest);
 
+/* The next token of a request whose hidden values on top are given, as fl_sample would draw it from all logits, with most
+ * of them proved not to matter: screen.c. team NULL: without its help. logits: room for them. */
+int32_t fl_screen_draw(const fl_model *model, fl_team *team, fl_scratch *scratch, fl_request *request,
+                       const fl_columns *input, float *logits);
+/* The hidden values on top of a column, alone in its block; scratch: room for a copy. */
+const fl_columns *fl_step_hidden(const fl_decoder *decoder, size_t column, bool many, const fl_scratch *scratch);
+
 /* The only column reads n tokens. keep_top: fl_text_logits then gives logits[t] before token t, t < n. */
 void fl_read(fl_decoder *decoder, const int32_t *tokens, size_t n, bool keep_top);
 void fl_text_logits(fl_decoder *decoder, size_t n);

@@ -146,6 +146,35 @@ FL_INLINE void vi_store_bytes(int8_t *p, vi a) {
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
 
+/* Four nibbles' entries are added as bytes, then the bytes of even and of odd places in 16 bits each. */
+FL_INLINE __m256i look_up_four(const uint8_t *bits, const __m256i *tables) {
+    const __m256i mask = _mm256_set1_epi8(15), first = vi_load(bits), second = vi_load(bits + FL_BLOCK);
+    const __m256i a = _mm256_shuffle_epi8(tables[0], _mm256_and_si256(first, mask));
+    const __m256i b = _mm256_shuffle_epi8(tables[1], _mm256_and_si256(_mm256_srli_epi16(first, 4), mask));
+    const __m256i c = _mm256_shuffle_epi8(tables[2], _mm256_and_si256(second, mask));
+    const __m256i d = _mm256_shuffle_epi8(tables[3], _mm256_and_si256(_mm256_srli_epi16(second, 4), mask));
+    return _mm256_add_epi8(_mm256_add_epi8(a, b), _mm256_add_epi8(c, d));
+}
+FL_INLINE void look_up(const uint8_t *bits, const uint8_t *tables, size_t pairs, uint16_t *sums) {
+    const __m256i even = _mm256_set1_epi16(255);
+    __m256i sum[4];
+    for (int i = 0; i < 4; i++) sum[i] = _mm256_setzero_si256();
+    for (size_t pair = 0; pair < pairs; pair++, tables += 64, bits += 2 * FL_BLOCK) {
+        __m256i table[4];
+        for (int i = 0; i < 4; i++)
+            table[i] = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(tables + 16 * i)));
+        for (int i = 0; i < 4; i += 2) {
+            const __m256i four = look_up_four(bits + 16 * i, table);
+            sum[i] = _mm256_add_epi16(sum[i], _mm256_and_si256(four, even));
+            sum[i + 1] = _mm256_add_epi16(sum[i + 1], _mm256_srli_epi16(four, 8));
+        }
+    }
+    for (int i = 0; i < 4; i++) vi_store(sums + 16 * i, sum[i]);
+}
+FL_INLINE vi vi_load_short(const uint16_t *p) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+
 typedef __m256i vsum;
 FL_INLINE vsum vsum_zero(void) { return _mm256_setzero_si256(); }
 FL_INLINE vsum vsum_add(vsum s, vi a) {

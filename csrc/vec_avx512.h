@@ -150,6 +150,30 @@ FL_INLINE vi vi_pair(vi first, vi second) {
 FL_INLINE vi vi_load_factors(const int8_t *p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
 FL_INLINE void vi_store_bytes(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
 
+/* Four nibbles' entries are added as bytes, then the bytes of even and of odd places in 16 bits each. */
+FL_INLINE __m512i look_up_one(const uint8_t *table, __m512i nibbles) {
+    const __m512i entries = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)table));
+    return _mm512_shuffle_epi8(entries, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
+}
+FL_INLINE void look_up(const uint8_t *bits, const uint8_t *tables, size_t pairs, uint16_t *sums) {
+    __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
+    for (size_t pair = 0; pair < pairs; pair++, tables += 64, bits += 2 * FL_BLOCK) {
+        const __m512i first = vi_load(bits), second = vi_load(bits + FL_BLOCK);
+        const __m512i a = look_up_one(tables, first), b = look_up_one(tables + 16, _mm512_srli_epi16(first, 4));
+        const __m512i c = look_up_one(tables + 32, second), d = look_up_one(tables + 48, _mm512_srli_epi16(second, 4));
+        const __m512i four = _mm512_add_epi8(_mm512_add_epi8(a, b), _mm512_add_epi8(c, d));
+        even = _mm512_add_epi16(even, _mm512_and_si512(four, _mm512_set1_epi16(255)));
+        odd = _mm512_add_epi16(odd, _mm512_srli_epi16(four, 8));
+    }
+    _mm256_storeu_si256((__m256i *)(void *)sums, _mm512_castsi512_si256(even));
+    _mm256_storeu_si256((__m256i *)(void *)(sums + 16), _mm512_castsi512_si256(odd));
+    _mm256_storeu_si256((__m256i *)(void *)(sums + 32), _mm512_extracti64x4_epi64(even, 1));
+    _mm256_storeu_si256((__m256i *)(void *)(sums + 48), _mm512_extracti64x4_epi64(odd, 1));
+}
+FL_INLINE vi vi_load_short(const uint16_t *p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+
 typedef __m512i vsum;
 FL_INLINE vsum vsum_zero(void) { return _mm512_setzero_si512(); }
 FL_INLINE vsum vsum_add(vsum s, vi a) {

@@ -112,6 +112,29 @@ FL_INLINE void vi_store_bytes(int8_t *p, vi a) {
     memcpy(p, &word, sizeof word);
 }
 
+/* Four nibbles' entries are added as bytes, then the bytes of even and of odd places in 16 bits each. */
+FL_INLINE uint8x16_t look_up_two(const uint8_t *tables, uint8x16_t byte) {
+    const uint8x16_t low = vqtbl1q_u8(vld1q_u8(tables), vandq_u8(byte, vdupq_n_u8(15)));
+    return vaddq_u8(low, vqtbl1q_u8(vld1q_u8(tables + 16), vshrq_n_u8(byte, 4)));
+}
+FL_INLINE void look_up(const uint8_t *bits, const uint8_t *tables, size_t pairs, uint16_t *sums) {
+    uint16x8_t even[4], odd[4];
+    for (int i = 0; i < 4; i++) even[i] = odd[i] = vdupq_n_u16(0);
+    for (size_t pair = 0; pair < pairs; pair++, tables += 64, bits += 2 * FL_BLOCK)
+        for (int i = 0; i < 4; i++) {
+            const uint8x16_t first = look_up_two(tables, vld1q_u8(bits + 16 * i));
+            const uint8x16_t second = look_up_two(tables + 32, vld1q_u8(bits + FL_BLOCK + 16 * i));
+            const uint16x8_t four = vreinterpretq_u16_u8(vaddq_u8(first, second));
+            even[i] = vaddq_u16(even[i], vandq_u16(four, vdupq_n_u16(255)));
+            odd[i] = vaddq_u16(odd[i], vshrq_n_u16(four, 8));
+        }
+    for (int i = 0; i < 4; i++) {
+        vst1q_u16(sums + 32 * (i / 2) + 8 * (i % 2), even[i]);
+        vst1q_u16(sums + 32 * (i / 2) + 16 + 8 * (i % 2), odd[i]);
+    }
+}
+FL_INLINE vi vi_load_short(const uint16_t *p) { return vmovl_u16(vld1_u16(p)); }
+
 typedef uint64x2_t vsum;
 FL_INLINE vsum vsum_zero(void) { return vdupq_n_u64(0); }
 FL_INLINE vsum vsum_add(vsum s, vi a) { return vpadalq_u32(s, a); }

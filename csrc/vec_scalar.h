@@ -101,6 +101,20 @@ FL_INLINE vi vi_load_factors(const int8_t *p) { return vi_pair((vi)p[0], (vi)p[1
 
 FL_INLINE void vi_store_bytes(int8_t *p, vi a) { *p = (int8_t)a; } /* each lane's low byte */
 
+/* For a block of rows, sums[row] = what the tables, four of 16 bytes for each pair, hold under the row's nibbles: the low
+ * and the high one of its byte, in the pair's first 64 bytes and then in its second. Where a row's byte is: FL_PLACE. Sums
+ * of all must fit 16 bits, and four of them 8. */
+FL_INLINE void look_up(const uint8_t *bits, const uint8_t *tables, size_t pairs, uint16_t *sums) {
+    for (size_t row = 0; row < FL_BLOCK; row++) sums[row] = 0;
+    for (size_t pair = 0; pair < pairs; pair++, tables += 64)
+        for (size_t half = 0; half < 2; half++, bits += FL_BLOCK)
+            for (size_t row = 0; row < FL_BLOCK; row++) {
+                const uint8_t byte = bits[FL_PLACE(row)];
+                sums[row] = (uint16_t)(sums[row] + tables[32 * half + (byte & 15)] + tables[32 * half + 16 + (byte >> 4)]);
+            }
+}
+FL_INLINE vi vi_load_short(const uint16_t *p) { return *p; } /* 16 bits a lane made wide */
+
 typedef uint64_t vsum; /* sum of unsigned 32-bit lanes without overflow */
 FL_INLINE vsum vsum_zero(void) { return 0; }
 FL_INLINE vsum vsum_add(vsum s, vi a) { return s + a; }

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the inputs of a model's matrices go together, which rounding to int4 makes use of. No data is needed: the text
-is the model's own."""
+"""How the inputs of a model's matrices go together, which rounding to int4 and screens make use of. No data is needed:
+the text is the model's own."""
 
 from __future__ import annotations
 
 import itertools
+from array import array
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from fastlm.format import LSTMWeights, Weights
+from fastlm import _engine
+from fastlm.format import PANEL, LSTMWeights, Weights
 from fastlm.model import Model
 from fastlm.rounding import Array
 
+_WINDOW = 256
 _SHAPE = (32, 128)  # streams and tokens of each: 4 times as many change nothing on the bundled model
 
 
@@ -27,6 +31,29 @@ def own_text(model: Model) -> npt.NDArray[np.int32]:
         text = model.generate([start], max_tokens=length, temperature=1.0, top_k=0, top_p=1.0, seed=seed)
         tokens += [start, *text.token_ids]
     return np.array(tokens[: streams * length], np.int32).reshape(streams, length)
+
+
+def windows(tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+    """Token ids int32 [n, 256] out of a text, at most 32, evenly spread over it."""
+    length = min(_WINDOW, len(tokens))
+    most = min(_SHAPE[0], len(tokens) // length)
+    starts = np.linspace(0, len(tokens) - length, most).astype(int)
+    return np.array([tokens[start : start + length] for start in starts], np.int32)
+
+
+def output_states(model: Model, tokens: npt.NDArray[np.int32], skipped: int = 0) -> Array:
+    """The inputs of the output matrix, float32 [streams · (T - skipped), K], when the fresh model reads ``tokens``
+    [streams, T], after all but the first ones."""
+    units = model._engine.info()["units"][-1]
+    top = 2 * (units + -units % PANEL)  # h, then c
+    decoder, found = _engine.Decoder(model._engine), []
+    for stream in tokens:
+        state = _engine.State(model._engine)
+        decoder.feed(state, array("i", stream[:skipped]))
+        for token in stream[skipped:]:
+            decoder.feed(state, array("i", [token]))
+            found.append(np.frombuffer(state.values(), np.float32)[-top:][:units])
+    return np.array(found)
 
 
 def input_moments(weights: Weights, tokens: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.float64]]:

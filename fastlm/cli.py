@@ -458,6 +458,9 @@ def _add_dtype(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--dtype", default=default, help=f"type of the weights: {types} (default: {default})")
     command.add_argument("--text", help="held-out text file, plain or .gz: measures what fewer bits cost")
     command.add_argument("--max-loss", type=float, help="auto: highest rise of perplexity in percent (default: 1)")
+    command.add_argument(
+        "--screen", action="store_true", help="rule most of a large vocabulary out early: the same text, faster"
+    )
 
 
 def _add_train(commands: Any) -> None:

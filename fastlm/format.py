@@ -20,9 +20,13 @@ import numpy.typing as npt
 
 from fastlm import _engine
 from fastlm.rounding import BLOCK, RUN, Array, RoundedRows, round_rows
+from fastlm.screening import Screen
 
 PANEL = 16
 """Output rows that lie side by side."""
+
+SCREEN_BLOCK = 64
+"""Rows of the output matrix that a screen looks at together."""
 
 PAGE_BLOCKS, SPARE_BLOCKS = 64, 4
 """Blocks of a panel, of 64 bytes, in a page of memory, and what keeps panels off each other's place in it."""
@@ -173,6 +177,22 @@ def spread(panels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.pad(panels, [(0, SPARE_BLOCKS if axis == 1 else 0) for axis in range(panels.ndim)])
 
 
+def filled_blocks(rows: npt.NDArray[Any], axis: int = 0) -> npt.NDArray[Any]:
+    """With zeros behind the rows, up to whole blocks."""
+    return np.pad(rows, [(0, -rows.shape[axis] % SCREEN_BLOCK if n == axis else 0) for n in range(rows.ndim)])
+
+
+def pack_signs(signs: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:
+    """[planes, V, K] to int8 [blocks, planes, ⌈K / 16⌉, 2 · 64]: twice 8 bits of each row of a block, the rows in an
+    order that suits the engine (docs/format.md)."""
+    planes, _, inputs = signs.shape
+    bits = np.pad(filled_blocks(signs, axis=1), ((0, 0), (0, 0), (0, -inputs % 16)))
+    octets = np.packbits(bits, axis=2, bitorder="little").reshape(planes, -1, 2, 2, 16, bits.shape[2] // 16, 2)
+    # axes: plane, block, half of the block, sixteen of the half, row of these, pair, octet of the pair
+    ordered = octets.transpose(1, 0, 5, 6, 2, 4, 3)
+    return np.ascontiguousarray(ordered).view(np.int8).reshape(-1, planes, bits.shape[2] // 16, 2 * SCREEN_BLOCK)
+
+
 def weight_panels(matrix: RoundedRows) -> npt.NDArray[Any]:
     """Weights as a file holds them; int4 gains nothing by being spread (docs/format.md)."""
     panels = pack(matrix.weight, RUN[matrix.dtype])
@@ -211,7 +231,23 @@ def layer_table(weights: Weights, rounded: Mapping[str, RoundedRows]) -> dict[st
     }
 
 
-def _tensors(weights: Weights, rounded: Mapping[str, RoundedRows]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def screen_tensors(screen: Screen) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """What a file holds of a screen, by the end of its name."""
+    yield "mean", screen.mean
+    yield "spread", screen.spread
+    yield "gain", screen.gain
+    yield "basis.weight", spread(pack(screen.basis, 1))
+    yield "along.scale", filled_blocks(screen.along_scale).reshape(-1, PANEL)
+    yield "along.weight", spread(pack(filled_blocks(screen.along), RUN["int8"]))
+    yield "shift", filled_blocks(screen.shift).reshape(-1, SCREEN_BLOCK)
+    yield "radius", filled_blocks(screen.radius).reshape(-1, SCREEN_BLOCK)
+    yield "size", filled_blocks(screen.size, axis=1).reshape(len(screen.size), -1, SCREEN_BLOCK)
+    yield "bits", pack_signs(screen.signs)
+
+
+def _tensors(
+    weights: Weights, rounded: Mapping[str, RoundedRows], screen: Screen | None
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """In the order in which a token uses them."""
     biases = {f"blk.{n}.x": (f"blk.{n}", gate_rows(layer.bias[None])) for n, layer in enumerate(weights.layers)}
     biases["output"] = ("output", filled_rows(weights.output_bias[:, None]))
@@ -225,6 +261,8 @@ def _tensors(weights: Weights, rounded: Mapping[str, RoundedRows]) -> Iterator[t
         if matrix.group is not None:
             yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
         yield f"{name}.weight", weight_panels(matrix) if in_panels else matrix.weight
+    for part, tensor in screen_tensors(screen) if screen else ():
+        yield f"output.screen.{part}", tensor
 
 
 WRITTEN = (
@@ -243,6 +281,7 @@ def write(
     weights: Weights,
     fields: Mapping[str, Any],
     rounded: Mapping[str, RoundedRows] | None = None,
+    screen: Screen | None = None,
 ) -> None:
     """Writes a model file. Use it inside `atomic`, so that there is all of it or nothing.
 
@@ -254,6 +293,8 @@ def write(
         Further keys: str, bool, int (uint32 if it fits), float (float32), list of str, or an array of numbers.
     rounded : mapping, optional
         What the file holds instead of each of `matrices`. Default: float32.
+    screen : Screen, optional
+        Of the output matrix.
 
     Raises
     ------
@@ -276,7 +317,7 @@ def write(
             writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
         for key, value in fields.items():
             _add_field(writer, key, value)
-        for name, tensor in _tensors(weights, rounded):
+        for name, tensor in _tensors(weights, rounded, screen):
             kind = gguf.GGMLQuantizationType.BF16 if tensor.dtype == np.uint16 else None  # else as the array says
             writer.add_tensor(name, tensor, raw_dtype=kind)
         writer.write_header_to_file()

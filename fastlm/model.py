@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from importlib import resources
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -329,7 +329,7 @@ class Model:
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
         total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
-        timings = timed(begin, total)
+        timings = timed(begin, total, (text.job for group in texts for text in group))
         return [
             [self._completion(prompt, text, start.logprobs, seed, timings) for text in _best(group, options)]
             for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
@@ -971,6 +971,7 @@ def load(
     isa: str | None = None,
     row_cache_mb: float = 16,
     prefix_cache_mb: float = 1,
+    screening: Literal["useful", "never", "always", "checked"] = "useful",
 ) -> Model:
     """Opens a model.
 
@@ -991,6 +992,11 @@ def load(
     prefix_cache_mb : float
         Megabytes at most for states after prompts (of 8 tokens and more), so that what was read before is not read
         again; 0: none.
+    screening : str
+        When a screen of the output matrix (docs/screening.md), if the file has one, is used: ``"useful"``, where it is
+        faster here; ``"never"``; ``"always"``; or ``"checked"``, for tests of a file: always, and every token is also
+        chosen without it, and every bound compared with what it bounds (RuntimeError if one does not hold). The results
+        do not depend on it.
 
     Raises
     ------
@@ -999,22 +1005,25 @@ def load(
     OSError
         The file cannot be read.
     ValueError
-        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1 to 64, or a cache's size is negative.
+        ``isa`` is unknown or this processor lacks it, ``threads`` is not 1 to 64, a cache's size is negative, or
+        ``screening`` is none of these.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, Integral) or not 0 < threads < 65):
         raise ValueError(f"threads={threads!r}: expected a whole number from 1 to 64")
     for name, size in (("row_cache_mb", row_cache_mb), ("prefix_cache_mb", prefix_cache_mb)):
         if isinstance(size, bool) or not isinstance(size, Real) or not 0 <= size <= 2**20:
             raise ValueError(f"{name}={size!r}: expected 0 to {2**20} megabytes")
+    if screening not in SCREENING:
+        raise ValueError(f"screening={screening!r}: expected {', '.join(SCREENING)}")
     cache, prefixes, threads = int(row_cache_mb * 2**20), int(prefix_cache_mb * 2**20), int(threads or 0)
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads), prefixes)
+        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads, screening), prefixes)
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = model_path(model)
     if not os.path.exists(path) and os.sep not in path and not path.endswith(".gguf"):
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
-    engine = _engine.Model(path, None, isa, cache, threads)
+    engine = _engine.Model(path, None, isa, cache, threads, screening)
     try:
         return Model(engine, prefixes)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling
@@ -1026,6 +1035,8 @@ def model_path(model: str | os.PathLike[str]) -> str:
     path = os.fspath(model)
     return str(resources.files("fastlm.models") / f"{path}.gguf") if path in BUNDLED else path
 
+
+SCREENING = ("useful", "never", "always", "checked")
 
 _loaded: dict[str, Model] = {}
 

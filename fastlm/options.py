@@ -773,16 +773,25 @@ class Usage(TypedDict):
 
 
 class Timings(TypedDict):
-    """Where the time went: seconds in all, and tokens (read and drawn) a second."""
+    """Where the time of a call went: seconds in all, and tokens (read and drawn) a second. ``screened_tokens`` is how
+    many were drawn with a screen of the output matrix (docs/screening.md), and ``rows_finished`` how many of the
+    matrix's rows it could not rule out, over all of them."""
 
     seconds: float
     tokens_per_second: float
+    screened_tokens: int
+    rows_finished: int
 
 
-def timed(begin: float, tokens: int) -> Timings:
-    """Of work on so many tokens that began at this value of `time.perf_counter`."""
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "tokens_per_second": tokens / max(seconds, 1e-9)}
+def timed(begin: float, tokens: int, jobs: Iterable[_engine.Job] = ()) -> Timings:
+    """Of work on so many tokens that began at this value of `time.perf_counter`, and of those who wrote."""
+    seconds, jobs = time.perf_counter() - begin, list(jobs)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": tokens / max(seconds, 1e-9),
+        "screened_tokens": sum(job.screened for job in jobs),
+        "rows_finished": sum(job.finished for job in jobs),
+    }
 
 
 @dataclass(frozen=True)

@@ -267,7 +267,7 @@ class Session:
         begin = time.perf_counter()
         text, read = self._text(max_tokens), len(self._unread)
         self._write(text, 0, self.model._limits(self._plan.options))
-        timings = timed(begin, read + len(text.job.tokens))
+        timings = timed(begin, read + len(text.job.tokens), [text.job])
         return self.model._completion("", text, None, self.seed, timings, self._taken(text))
 
     def stream(self, max_tokens: int | None = None) -> Iterator[str]:

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Screens of output matrices: what proves of most rows that they lose, from a bit or two of each weight.
+docs/screening.md has the method and the proof, docs/format.md the bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm.rounding import Array
+
+Float64 = npt.NDArray[np.float64]
+
+LARGEST_INPUTS = 4096
+"""Inputs of a row: so many sums of tables fit 16 bits."""
+
+PANEL = 16
+"""Rows that are computed together when one of them cannot be ruled out; directions come in as many."""
+
+_MIX = 0.125  # MIX in csrc/screen.c
+_TABLE_MOST = 31  # FL_TABLE_MOST
+_LEAST_SPREAD = 0.3 / 127  # of an input: that of rounding to a step of hidden states
+_ROWS = 1024  # at a time: they stay in a processor's cache
+_TURNS = 3  # more change nothing
+_SWEEPS = 2  # through the signs of a row: the first leaves 5 to 7 % less, the second 2, a third 1
+
+_CHOICES = [(1, 16), (1, 32), (1, 64), (1, 128), (2, 32), (2, 64), (2, 128), (3, 128)]
+_TRIED = 256  # states on which they are compared
+
+# What reading a matrix costs per weight, int8 = 1, and looking up a bit: on AVX2 and on AVX-512 between 0.15 and 0.2.
+_COST = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
+_BIT_COST = 0.2
+_ROW_COST = 32.0  # bounds, in weights
+_WORTH = 0.8  # of the whole matrix's cost
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What a file holds of a screen, row by row.
+
+    Attributes
+    ----------
+    mean, spread, gain : float32 [K]
+        Of the inputs their mean, what makes them and their weights alike in size, and the size of the weights.
+    basis : float32 [n, K]
+        Orthonormal directions that tell most of (inputs - mean) · spread and of rows / spread.
+    along : int8 [V, n]
+        What the signs leave of a row, along the directions, in steps of ``along_scale``.
+    along_scale, shift, radius : float32 [V]
+        ``shift`` is the bias and the product with the mean; ``radius`` bounds what neither signs nor directions tell.
+    size : float32 [planes, V]
+    signs : bool [planes, V, K]
+        A row's approximation is the sum over the planes of ± size · gain, plus where the sign is set.
+    """
+
+    mean: Array
+    spread: Array
+    gain: Array
+    basis: Array
+    along: npt.NDArray[np.int8]
+    along_scale: Array
+    shift: Array
+    radius: Array
+    size: Array
+    signs: npt.NDArray[np.bool_]
+
+    def bounds(self, states: Array) -> tuple[Float64, Float64]:
+        """Lower and upper bounds of the logits, float64 [N, V], of inputs [N, K]; as the engine's, but for rounding."""
+        away = states.astype(np.float64) - self.mean
+        standard = away * self.spread
+        exact = standard @ self.basis.T.astype(np.float64)
+        step = np.abs(exact).max(axis=1, keepdims=True) / 127
+        found = np.rint(exact / np.where(step, step, 1)) * step
+        scaled = away * self.gain
+        middle = self.shift + found @ (self.along * self.along_scale[:, None].astype(np.float64)).T
+        for size, signs in zip(self.size, self.signs, strict=True):
+            middle += scaled @ np.where(signs, 1.0, -1.0).T * size
+        fours = np.pad(np.abs(scaled), ((0, 0), (0, -scaled.shape[1] % 4))).reshape(len(states), -1, 4).sum(axis=2)
+        table_error = fours.max(axis=1) / _TABLE_MOST * 0.5 * fours.shape[1]
+        rest = np.square(standard).sum(axis=1) - 2 * (exact * found).sum(axis=1) + np.square(found).sum(axis=1)
+        errors = _MIX**2 * np.square(found).sum(axis=1) + np.square(exact - found).sum(axis=1) / _MIX**2
+        distance = np.sqrt(rest.clip(0) + errors)
+        error = np.outer(distance, self.radius) + np.outer(table_error, self.size.sum(axis=0))
+        return middle - error, middle + error
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of a matrix: ``mean`` of its inputs, float64 [K], and moments about zero of inputs less that and of rows, float64
+    [K, K]."""
+
+    mean: Float64
+    inputs: Float64
+    rows: Float64
+
+    @classmethod
+    def of(cls, rows: Array, states: Array) -> Statistics:
+        x = states.astype(np.float64)
+        mean = x.mean(axis=0).astype(np.float32).astype(np.float64)
+        parts = (rows[at : at + _ROWS].astype(np.float64) for at in range(0, len(rows), _ROWS))
+        return cls(mean, (x - mean).T @ (x - mean) / len(x), sum(part.T @ part for part in parts) / len(rows))
+
+    def directions(self, count: int) -> tuple[Array, Array]:
+        """Spread, float32 [K], and basis, float32 [count, K], that leave as little as possible of rows and of inputs.
+        What is left is bounded by the product of the norms of both (rows / spread, inputs · spread), so directions count
+        as much as they take of either, and an input's spread makes its two shares alike. Each depends on the others:
+        found in turns."""
+        K = len(self.mean)
+        least = _LEAST_SPREAD * np.ones(K)
+        sigma, rho = (np.sqrt(np.diag(moments)) for moments in (self.inputs, self.rows))
+        by_inputs = by_rows = 1.0
+        for turn in range(_TURNS):
+            spread = np.sqrt((rho + 1e-6 * (rho.max() or 1)) / np.maximum(sigma, least))
+            spread = (spread / spread.max()).astype(np.float32).astype(np.float64)
+            inputs, rows = self.inputs * np.outer(spread, spread), self.rows / np.outer(spread, spread)
+            if not turn:
+                by_inputs, by_rows = np.trace(inputs), np.trace(rows)
+            _, vectors = np.linalg.eigh(inputs / (by_inputs or 1) + rows / (by_rows or 1))
+            basis = vectors[:, ::-1][:, :count]
+            off = np.eye(K) - basis @ basis.T
+            inputs, rows = off @ inputs @ off, off @ rows @ off
+            by_inputs, by_rows = np.trace(inputs), np.trace(rows)
+            sigma, rho = np.sqrt(np.diag(inputs).clip(0)) / spread, np.sqrt(np.diag(rows).clip(0)) * spread
+        padded = np.zeros((count, K), np.float32)
+        padded[: basis.shape[1]] = basis.T
+        return spread.astype(np.float32), padded
+
+
+def make_screen(rows: Array, bias: Array, statistics: Statistics, planes: int, directions: int) -> Screen:
+    """The screen of an output matrix.
+
+    Parameters
+    ----------
+    rows : float32 [V, K]
+        As the engine computes with them.
+    bias : float32 [V]
+    statistics : Statistics
+    planes, directions : int
+        Signs of each weight, and directions, a multiple of 16. With fewer inputs the rest of the directions are zero.
+    """
+    mean = statistics.mean.astype(np.float32)
+    spread, basis = statistics.directions(directions)
+    P = basis.astype(np.float64)
+    gain = _gain(rows, spread, P)
+    part = _Rows(mean, spread, gain, P, planes)
+    cuts = range(0, len(rows), _ROWS)
+    found = [part.screen(rows[at : at + _ROWS].astype(np.float64), bias[at : at + _ROWS]) for at in cuts]
+    along, scale, shift, radius = (np.concatenate([one[i] for one in found]) for i in range(4))
+    size, signs = (np.concatenate([one[i] for one in found], axis=1) for i in (4, 5))
+    return Screen(mean, spread, gain, basis, along, scale, shift, radius, size, signs)
+
+
+def _gain(rows: Array, spread: Array, basis: Float64) -> Array:
+    """Mean size, input by input, of what the directions leave of the weights; the largest is 1."""
+    total = np.zeros(rows.shape[1])
+    for at in range(0, len(rows), _ROWS):
+        scaled = rows[at : at + _ROWS] / spread.astype(np.float64)
+        total += np.abs((scaled - scaled @ basis.T @ basis) * spread).sum(axis=0)
+    return np.asarray(total / (total.max() or 1), np.float32)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Makes some rows of a screen."""
+
+    mean: Array
+    spread: Array
+    gain: Array
+    basis: Float64
+    planes: int
+
+    def screen(self, rows: Float64, bias: Array) -> tuple[npt.NDArray[Any], ...]:
+        spread, gain, P = self.spread.astype(np.float64), self.gain.astype(np.float64), self.basis
+        size, signs = self._signs(rows / spread)
+        approximation = sum(
+            s[:, None] * np.where(b, gain, -gain) for s, b in zip(size.astype(np.float64), signs, strict=True)
+        )
+        rest = (rows - approximation) / spread
+        exact = rest @ P.T
+        scale = np.asarray(np.abs(exact).max(axis=1, initial=0) / 127, np.float32)
+        steps = np.where(scale < 2.0**-100, 1, scale).astype(np.float64)[:, None]
+        along = np.where(scale[:, None] < 2.0**-100, 0, np.rint(exact / steps)).clip(-127, 127).astype(np.int8)
+        scale = np.where(scale < 2.0**-100, np.float32(0), scale)
+        found = along * scale[:, None].astype(np.float64)
+        off = rest - exact @ P
+        norm = np.linalg.norm
+        kept = norm(exact, axis=1)
+        magnitude = (
+            norm(rows, axis=1)
+            + norm(rest, axis=1)
+            + kept
+            + norm(found, axis=1)
+            + size.sum(axis=0, dtype=np.float64) * norm(gain / spread)
+        )
+        rounding = (rows.shape[1] + 8) * 2.0**-23
+        radius = np.sqrt(
+            np.square(off).sum(axis=1)
+            + np.square(off @ P.T + exact - found).sum(axis=1) / _MIX**2
+            + np.square(_MIX * kept)
+            + rounding * np.square(magnitude)
+        )
+        shift = bias + rows @ self.mean.astype(np.float64)
+        return along, scale, shift.astype(np.float32), (radius * (1 + 2.0**-20)).astype(np.float32), size, signs
+
+    def _signs(self, scaled: Float64) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """The signs of what the directions leave, plane after plane of what is left then."""
+        P, unit = self.basis, self.gain / self.spread.astype(np.float64)
+        off = np.eye(len(unit)) - P.T @ P
+        left = scaled @ off
+        sizes, planes = [], []
+        for _ in range(self.planes):
+            signs = np.where(left >= 0, 1.0, -1.0)
+            size = _fit(left, signs * unit @ off)
+            for _ in range(_SWEEPS):
+                _improve(signs, left - size[:, None] * (signs * unit @ off), size, unit, off)
+                size = _fit(left, signs * unit @ off)
+            size = size.astype(np.float32).astype(np.float64)
+            left -= size[:, None] * (signs * unit @ off)
+            sizes.append(size.astype(np.float32))
+            planes.append(signs > 0)
+        return np.array(sizes), np.array(planes)
+
+
+def _fit(left: Float64, each: Float64) -> Float64:
+    """The sizes with the least squared error."""
+    square = np.square(each).sum(axis=1)
+    return np.asarray((np.einsum("vk,vk->v", left, each) / np.where(square, square, 1)).clip(0))
+
+
+def _improve(signs: Float64, rest: Float64, size: Float64, unit: Float64, off: Float64) -> None:
+    """Turns signs, one input after the other, where this leaves less outside the directions; what lies along them is
+    told exactly. ``signs`` and ``rest`` are changed."""
+    for k in range(len(unit)):
+        step = 2 * size * unit[k] * signs[:, k]
+        turned = np.flatnonzero(2 * step * rest[:, k] + step * step * off[k, k] < 0)
+        rest[turned] += np.outer(step[turned], off[k])
+        signs[turned, k] *= -1
+
+
+# ---- which one ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a screen leaves on some inputs of its matrix: float64 [N, V] bounds and logits."""
+
+    lower: Float64
+    upper: Float64
+    logits: Float64
+
+    @classmethod
+    def of(cls, screen: Screen, rows: Array, bias: Array, states: Array) -> Trial:
+        return cls(*screen.bounds(states), states.astype(np.float64) @ rows.T.astype(np.float64) + bias)
+
+    def left(self, seed: int | None = None) -> npt.NDArray[np.bool_]:
+        """[N, V]: rows that cannot be ruled out by the row of the best lower bound, of greedy choices, or of draws at
+        temperature 1 with this seed."""
+        noise = 0.0 if seed is None else np.random.default_rng(seed).gumbel(size=self.logits.shape)
+        best = (self.lower + noise).argmax(axis=1)[:, None]
+        return np.asarray(self.upper + noise >= np.take_along_axis(self.logits + noise, best, axis=1))
+
+    def panels_left(self) -> float:
+        """The mean share of panels with such a row, of both kinds."""
+        left = np.concatenate([self.left(), self.left(seed=0)])
+        panels = np.pad(left, ((0, 0), (0, -left.shape[1] % PANEL))).reshape(len(left), -1, PANEL)
+        return float(panels.any(axis=2).mean())
+
+
+def cost(screen: Screen, dtype: str, share: float) -> float:
+    """Of a token, as a share of what the whole int8 matrix costs, when so many panels are finished."""
+    (V, n), K = screen.along.shape, screen.basis.shape[1]
+    prepared = (4 * n + 16) / V  # the directions' product, in float32, and the tables
+    return float(len(screen.size) * _BIT_COST + (n + _ROW_COST) / K + prepared + share * _COST[dtype])
+
+
+def best_screen(rows: Array, bias: Array, dtype: str, states: Array) -> Screen | None:
+    """The screen of an output matrix that promises to save most, or None if none saves a fifth of its cost.
+
+    Parameters
+    ----------
+    rows, bias : float32 [V, K], [V]
+    dtype : str
+        In which the matrix is stored.
+    states : float32 [N, K]
+        Its inputs on text, in the order of the text.
+    """
+    if rows.shape[1] > LARGEST_INPUTS:
+        return None
+    statistics, tried = Statistics.of(rows, states[::2]), states[1::2][:: max(1, len(states) // 2 // _TRIED)]
+    best, least = None, _WORTH * _COST[dtype]
+    for planes, directions in _CHOICES:
+        if planes * _BIT_COST + (directions + _ROW_COST) / rows.shape[1] >= least:
+            continue
+        screen = make_screen(rows, bias, statistics, planes, directions)
+        found = cost(screen, dtype, Trial.of(screen, rows, bias, tried).panels_left())
+        if found < least:
+            best, least = screen, found
+    return best
