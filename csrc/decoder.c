@@ -161,8 +161,7 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
         decoder->logits[i] = cut(c, padded * sizeof(float));
     }
     fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
-    for (uint32_t i = 0; i < model->threads; i++)
-        cut_scratch(c, model, scratch ? &scratch[i] : &(fl_scratch){0});
+    for (uint32_t i = 0; i < model->threads; i++) cut_scratch(c, model, scratch ? &scratch[i] : &(fl_scratch){0});
     decoder->scratch = scratch;
     decoder->bytes = c->at;
 }

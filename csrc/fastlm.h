@@ -79,7 +79,7 @@ typedef struct fl_model_info {
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
-    int screened;           /* 1: the file has a screen, and it is used */
+    int screened; /* 1: the file has a screen, and it is used */
 } fl_model_info;
 
 /* Maps the file at path and validates all of it; the mapping lives as long as the model. options: NULL means all

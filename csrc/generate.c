@@ -300,7 +300,9 @@ static void read_prompts(fl_decoder *d, reading *list, size_t n) {
     for (size_t j = 0; j < active; j++) feed(d, list[j].state, list[j].prompt + t, list[j].n - t);
 }
 
-static void clear(fl_request *r) { r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1, r->screened = r->finished = r->wrong = 0; }
+static void clear(fl_request *r) {
+    r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1, r->screened = r->finished = r->wrong = 0;
+}
 
 /* Takes in requests as long as there is room for `room` of them. All of a prompt but its last token is read at once; the
  * last one with those of the others. */
@@ -398,8 +400,8 @@ static void draw_tokens(batch *b) {
     const bool alone = b->n == 1;
     if (is_screened(b)) {
         if (alone)
-            b->token[0] = fl_screen_draw(d->model, &d->team, d->scratch, b->request[0], fl_step_hidden(d, 0, false, NULL),
-                                         d->logits[0]);
+            b->token[0] = fl_screen_draw(d->model, &d->team, d->scratch, b->request[0],
+                                         fl_step_hidden(d, 0, false, NULL), d->logits[0]);
         else
             fl_team_run(&d->team, screen_part, b);
         return;

@@ -233,18 +233,18 @@ void fl_matrix_row(const fl_matrix *matrix, size_t row, float *out);
 
 /* What a screen needs to know of an input. */
 typedef struct fl_view {
-    fl_columns column;     /* a copy of the input, as the output matrix reads it, if it stands among others */
-    fl_columns standard;   /* less the mean, times the spread: y */
-    fl_columns along;      /* of y along the directions, as bytes */
-    float *input;          /* [K]: x */
-    float *values;         /* [16 pairs]: less the mean, times the gain */
-    float *directions;     /* [padded directions]: of y along them, as floats */
-    uint8_t *tables;       /* [pairs][4][16] */
-    float *lower, *upper;  /* [blocks][FL_BLOCK]: bounds of logits, then upper ones of keys */
-    float step;            /* of the tables */
-    float table_error;     /* at most, of all tables together, for each unit of a row's size */
-    float distance;        /* times a row's radius: how far the rest may reach */
-    float rounding;        /* of all floats, in parts of the result */
+    fl_columns column;    /* a copy of the input, as the output matrix reads it, if it stands among others */
+    fl_columns standard;  /* less the mean, times the spread: y */
+    fl_columns along;     /* of y along the directions, as bytes */
+    float *input;         /* [K]: x */
+    float *values;        /* [16 pairs]: less the mean, times the gain */
+    float *directions;    /* [padded directions]: of y along them, as floats */
+    uint8_t *tables;      /* [pairs][4][16] */
+    float *lower, *upper; /* [blocks][FL_BLOCK]: bounds of logits, then upper ones of keys */
+    float step;           /* of the tables */
+    float table_error;    /* at most, of all tables together, for each unit of a row's size */
+    float distance;       /* times a row's radius: how far the rest may reach */
+    float rounding;       /* of all floats, in parts of the result */
 } fl_view;
 
 /* ---- state and decoder: decoder.c ---------------------------------------------------------------- */

@@ -98,11 +98,12 @@ typedef struct sieve {
     fl_winner winner[FL_MOST_THREADS];
 } sieve;
 
+/* Logits of panels; what pads the vocabulary must never win. */
 static void compute(const sieve *s, size_t begin, size_t end) {
     const fl_matrix *output = &s->model->output;
     float *logits = s->logits;
-    if (end > output->panels) end = output->panels;
     if (begin < end) s->model->kernels->product(output, begin, end, s->input, 1, &s->model->output_bias, &logits);
+    for (size_t i = s->model->vocab_size; end == output->panels && i < end * FL_PANEL; i++) logits[i] = -INFINITY;
 }
 
 /* Whose lower bound is best is computed at once: his own key rules out more than a bound of it. */
@@ -114,23 +115,23 @@ static void bound_part(void *context, uint32_t part, uint32_t parts) {
     fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
     bound(s->model, s->view, begin, end);
     *best = FL_NO_WINNER;
-    if (!s->contest || begin == end) return;
+    if (!s->contest) return;
     kernels->contend(best, s->view->lower, s->view->upper, begin * FL_BLOCK, end * FL_BLOCK, s->contest->temperature,
                      &s->contest->noise);
+    if (best->id == INT32_MAX) return; /* a part without rows */
     const size_t panel = (size_t)best->id / FL_PANEL, first = panel * FL_PANEL;
     int32_t ids[FL_PANEL];
     compute(s, panel, panel + 1);
-    for (size_t i = 0; i < FL_PANEL; i++) ids[i] = (int32_t)(first + i);
-    kernels->choose(best, s->logits + first, ids, 0, s->model->vocab_size - first < FL_PANEL ? s->model->vocab_size - first : FL_PANEL,
-                    s->contest->temperature, &s->contest->noise);
+    for (size_t i = 0; i < FL_PANEL; i++) ids[i] = first + i < s->model->vocab_size ? (int32_t)(first + i) : INT32_MAX;
+    kernels->choose(best, s->logits + first, ids, 0, FL_PANEL, s->contest->temperature, &s->contest->noise);
 }
 
 /* Computes the logits of panels with a row whose upper bound reaches the floor; all others become minus infinity. Returns
  * how many rows reach it. */
 static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, size_t end) {
-    const size_t first = begin * FL_BLOCK, last = end * FL_BLOCK;
-    const size_t n = s->model->kernels->collect(s->view->upper + first, last - first, s->floor, INFINITY,
-                                                scratch->kept_ids, scratch->kept_logits);
+    const size_t first = begin * FL_BLOCK, last = end * FL_BLOCK, V = s->model->vocab_size;
+    const size_t n = s->model->kernels->collect(s->view->upper + first, (last < V ? last : V) - first, s->floor,
+                                                INFINITY, scratch->kept_ids, scratch->kept_logits);
     size_t from = 0, to = 0; /* panels in a row that are to be computed */
     for (size_t i = first; i < last; i++) s->logits[i] = -INFINITY;
     for (size_t i = 0; i < n; i++) {
@@ -142,7 +143,6 @@ static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, si
         to = panel + 1;
     }
     compute(s, from, to);
-    for (size_t i = s->model->vocab_size; i < last; i++) s->logits[i] = -INFINITY;
     return n;
 }
 
@@ -188,8 +188,8 @@ static void sharpen(const sieve *s, uint32_t rows) {
 }
 
 static void compute_all(const sieve *s) {
-    compute(s, 0, s->model->output.panels);
     for (size_t i = s->model->vocab_size; i < s->model->screen->blocks * FL_BLOCK; i++) s->logits[i] = -INFINITY;
+    compute(s, 0, s->model->output.panels);
 }
 
 /* Logits that are not within their bounds. */

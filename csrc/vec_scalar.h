@@ -110,7 +110,8 @@ FL_INLINE void look_up(const uint8_t *bits, const uint8_t *tables, size_t pairs,
         for (size_t half = 0; half < 2; half++, bits += FL_BLOCK)
             for (size_t row = 0; row < FL_BLOCK; row++) {
                 const uint8_t byte = bits[FL_PLACE(row)];
-                sums[row] = (uint16_t)(sums[row] + tables[32 * half + (byte & 15)] + tables[32 * half + 16 + (byte >> 4)]);
+                sums[row] =
+                    (uint16_t)(sums[row] + tables[32 * half + (byte & 15)] + tables[32 * half + 16 + (byte >> 4)]);
             }
 }
 FL_INLINE vi vi_load_short(const uint16_t *p) { return *p; } /* 16 bits a lane made wide */

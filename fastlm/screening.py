@@ -105,9 +105,9 @@ class Statistics:
 
     def directions(self, count: int) -> tuple[Array, Array]:
         """Spread, float32 [K], and basis, float32 [count, K], that leave as little as possible of rows and of inputs.
-        What is left is bounded by the product of the norms of both (rows / spread, inputs · spread), so directions count
-        as much as they take of either, and an input's spread makes its two shares alike. Each depends on the others:
-        found in turns."""
+        What is left is bounded by the product of the norms of both (rows / spread, inputs · spread), so directions
+        count as much as they take of either, and an input's spread makes its two shares alike. Each depends on the
+        others: found in turns."""
         K = len(self.mean)
         least = _LEAST_SPREAD * np.ones(K)
         sigma, rho = (np.sqrt(np.diag(moments)) for moments in (self.inputs, self.rows))

@@ -14,6 +14,7 @@
 #include "check_elementary.h"
 #include "check_model.h"
 #include "check_products.h"
+#include "check_screens.h"
 
 static void check_all(uint64_t *random, uint32_t stride) {
     make_arenas();
@@ -34,6 +35,7 @@ static void check_all(uint64_t *random, uint32_t stride) {
     check_collections(random);
     check_masses(random);
     check_weights(random);
+    check_screens(random);
     check_models(random, quick);
 }
 

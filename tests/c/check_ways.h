@@ -14,7 +14,7 @@
 /* ---- models ------------------------------------------------------------------------------------------- */
 
 static fl_model *open_or_exit(const tiny_model *file, const char *isa, size_t cache, uint32_t threads) {
-    const fl_load_options options = {isa, cache, threads};
+    const fl_load_options options = {.isa = isa, .row_cache_bytes = cache, .threads = threads};
     fl_model *model;
     fl_error error;
     if (fl_model_from_memory(file->bytes, file->size, &options, &model, &error)) {

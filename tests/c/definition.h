@@ -182,6 +182,39 @@ static void naive_logits(const fl_model *m, const int32_t *tokens, size_t n, flo
         logits[v] = matrix_sum(m->output_bias[v], &m->output, v, &layers[m->n_layers - 1].input);
 }
 
+/* ---- screens ------------------------------------------------------------------------------------------- */
+
+/* What a table of four values holds under the bits b. */
+static uint8_t table_entry(const float *values, unsigned b, float steps) {
+    float sum = b & 1 ? values[0] : -values[0];
+    for (unsigned i = 1; i < 4; i++) sum = fmaf(b >> i & 1 ? 1.0f : -1.0f, values[i], sum);
+    return (uint8_t)(FL_TABLE_ZERO + (int)rintf(sum * steps));
+}
+
+/* The signs of a row's inputs 8 octet … 8 octet + 7, as bits. */
+static uint8_t sign_octet(const fl_screen *s, size_t row, size_t plane, size_t octet) {
+    const size_t block = row / FL_BLOCK, in_block = row % FL_BLOCK;
+    const size_t place = in_block / 32 * 32 + in_block % 16 * 2 + in_block / 16 % 2;
+    return s->bits[((block * s->planes + plane) * s->pairs * 2 + octet) * FL_BLOCK + place];
+}
+
+/* Bounds of a row's logit, given its product along the directions. */
+static void naive_bound(const fl_screen *s, const fl_view *v, size_t row, float *lower, float *upper) {
+    const size_t rows = s->blocks * FL_BLOCK;
+    float middle = *lower, size = 0;
+    for (size_t plane = 0; plane < s->planes; plane++) {
+        int whole = 0;
+        for (size_t octet = 0; octet < 2 * s->pairs; octet++) {
+            const uint8_t bits = sign_octet(s, row, plane, octet);
+            whole += v->tables[32 * octet + (bits & 15)] + v->tables[32 * octet + 16 + (bits >> 4)] - 2 * FL_TABLE_ZERO;
+        }
+        middle = fmaf((float)whole, s->size[plane * rows + row] * v->step, middle);
+        size += s->size[plane * rows + row];
+    }
+    const float error = fmaf(s->radius[row], v->distance, fmaf(size, v->table_error, v->rounding * fabsf(middle)));
+    *lower = middle - error, *upper = middle + error;
+}
+
 /* ---- the draw ------------------------------------------------------------------------------------------ */
 
 /* A token's noise. */
