@@ -739,6 +739,7 @@ cdef class Job:
     cdef readonly object ended_by    # the stop token
     cdef readonly size_t screened    # tokens drawn with a screen, and rows that it could not rule out
     cdef readonly size_t finished
+    cdef size_t _computed
 
     def __cinit__(self, State state not None, const int32_t[::1] prompt not None, Sampling sampling not None,
                   Py_ssize_t max_tokens, *, uint64_t seed=0, uint32_t index=0, Memory memory=None, State amateur=None,
@@ -800,7 +801,8 @@ cdef class Job:
         request.logprobs, request.alternative_ids, request.alternative_logprobs = NULL, NULL, NULL
         request.n_asked, request.keys = 0, NULL
         request.written, request.finish, request.ended_by = 0, FL_FINISH_LENGTH, -1
-        request.screened, request.finished, request.wrong = 0, 0, 0
+        request.screened, request.finished, request.computed = self.screened, self.finished, self._computed
+        request.wrong = 0
         return 0
 
     cdef int _take(self, fl_request *request, bint reading) except -1:
@@ -817,8 +819,7 @@ cdef class Job:
         if request.written:
             last = array("i", [request.tokens[request.written - 1]])
             self._prompt, self._at = last, 0
-        self.screened += request.screened
-        self.finished += request.finished
+        self.screened, self.finished, self._computed = request.screened, request.finished, request.computed
         if request.wrong:
             raise RuntimeError(f"the model's screen of its output matrix is wrong: {request.wrong} bounds do not hold")
         if reading:

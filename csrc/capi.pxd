@@ -227,6 +227,7 @@ cdef extern from "fastlm.h" nogil:
         int32_t ended_by
         size_t screened
         size_t finished
+        size_t computed
         size_t wrong
 
     void fl_generate(fl_decoder *decoder, fl_request *requests, size_t n, uint64_t deadline) noexcept

@@ -304,9 +304,11 @@ typedef struct fl_request {
     size_t written;        /* result: number of tokens */
     fl_finish finish;      /* result */
     int32_t ended_by;      /* result: the token of `stop` that ended the text; -1: none did */
-    size_t screened;       /* result: tokens that were drawn with a screen, */
-    size_t finished;       /* rows that it could not rule out, over all of them, */
-    size_t wrong;          /* and, where this is checked, bounds that did not hold and tokens that differed */
+    /* Of a text's screening so far: what a call adds to them. They tell whether it is worth it to go on. */
+    size_t screened; /* tokens that were drawn with a screen, */
+    size_t finished; /* rows that it could not rule out, over all of them, */
+    size_t computed; /* rows that were computed for their sake, */
+    size_t wrong;    /* and, where this is checked, bounds that did not hold and tokens that differed */
 } fl_request;
 
 /* Reads the prompts, then draws tokens for all requests side by side, each with a state of its own. A result does

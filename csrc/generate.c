@@ -300,9 +300,7 @@ static void read_prompts(fl_decoder *d, reading *list, size_t n) {
     for (size_t j = 0; j < active; j++) feed(d, list[j].state, list[j].prompt + t, list[j].n - t);
 }
 
-static void clear(fl_request *r) {
-    r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1, r->screened = r->finished = r->wrong = 0;
-}
+static void clear(fl_request *r) { r->written = 0, r->finish = FL_FINISH_LENGTH, r->ended_by = -1; }
 
 /* Takes in requests as long as there is room for `room` of them. All of a prompt but its last token is read at once; the
  * last one with those of the others. */
@@ -367,11 +365,21 @@ static int32_t draw_token(batch *b, size_t column, const fl_scratch *scratch, co
     return token;
 }
 
+/* Tokens after which it is told whether a text's screening is worth it. */
+enum { TRIED = 8 };
+
+/* Whether so few rows were computed that the screen has cost less than they all would have. */
+static bool is_worth(const fl_model *model, const fl_request *r) {
+    const double all = (double)r->screened * (double)model->vocab_size;
+    return r->screened < TRIED || (double)r->computed < model->worth_screening * all;
+}
+
 /* Whether nobody in a batch needs all logits. */
 static bool is_screened(const batch *b) {
-    if (b->n > b->decoder->model->most_screened) return false;
+    const fl_model *model = b->decoder->model;
+    if (b->n > model->most_screened) return false;
     for (size_t j = 0; j < b->n; j++)
-        if (!fl_screens(b->decoder->model, b->request[j])) return false;
+        if (!fl_screens(model, b->request[j]) || !is_worth(model, b->request[j])) return false;
     return true;
 }
 

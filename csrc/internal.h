@@ -203,6 +203,7 @@ struct fl_model {
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
     fl_screen *screen;        /* NULL: none, or of no use */
     size_t most_screened;     /* columns, for which it is of use */
+    double worth_screening;   /* the largest share of rows that may be computed for its sake */
     bool checks_screen;       /* every bound against the logit */
     fl_row_store *store;
     uint32_t threads; /* that share a step, at most */

@@ -321,6 +321,11 @@ static fl_status read_screen_tensors(const fl_model *model, const screen_file *f
     return status;
 }
 
+/* What share of the rows of an output matrix of whole numbers, or of real ones, may be computed for a screen's sake, so that
+ * it saves time: bounds cost 0.25 or 0.1 of what all rows would, and panels one by one more than in a row. */
+#define WORTH_WHOLE 0.4
+#define WORTH_REAL 0.7
+
 /* The output matrix's screen, if there is one and it is of use. */
 static fl_status read_screen(fl_model *model, fl_screening screening, fl_error *error) {
     size_t size;
@@ -336,6 +341,9 @@ static fl_status read_screen(fl_model *model, fl_screening screening, fl_error *
     if (status) return status;
     model->checks_screen = screening == FL_SCREEN_CHECKED;
     model->most_screened = screening == FL_SCREEN_NEVER ? 0 : FL_MOST_COLUMNS;
+    model->worth_screening = screening != FL_SCREEN_USEFUL    ? 2
+                             : fl_reads_bytes(&model->output) ? WORTH_WHOLE
+                                                              : WORTH_REAL;
     return FL_OK;
 }
 

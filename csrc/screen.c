@@ -94,7 +94,7 @@ typedef struct sieve {
     const fl_contest *contest; /* NULL: held only when all rows are finished */
     float *logits;
     float floor;
-    size_t rows[FL_MOST_THREADS]; /* of each part, and so the next */
+    size_t rows[FL_MOST_THREADS], computed[FL_MOST_THREADS]; /* of each part, and so the next */
     fl_winner winner[FL_MOST_THREADS];
 } sieve;
 
@@ -127,8 +127,8 @@ static void bound_part(void *context, uint32_t part, uint32_t parts) {
 }
 
 /* Computes the logits of panels with a row whose upper bound reaches the floor; all others become minus infinity. Returns
- * how many rows reach it. */
-static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, size_t end) {
+ * how many rows reach it, and adds up how many are computed. */
+static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, size_t end, size_t *computed) {
     const size_t first = begin * FL_BLOCK, last = end * FL_BLOCK, V = s->model->vocab_size;
     const size_t n = s->model->kernels->collect(s->view->upper + first, (last < V ? last : V) - first, s->floor,
                                                 INFINITY, scratch->kept_ids, scratch->kept_logits);
@@ -138,11 +138,13 @@ static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, si
         const size_t panel = (first + (size_t)scratch->kept_ids[i]) / FL_PANEL;
         if (panel > to) {
             compute(s, from, to);
+            *computed += (to - from) * FL_PANEL;
             from = panel;
         }
         to = panel + 1;
     }
     compute(s, from, to);
+    *computed += (to - from) * FL_PANEL;
     return n;
 }
 
@@ -150,7 +152,8 @@ static void finish_part(void *context, uint32_t part, uint32_t parts) {
     sieve *s = context;
     size_t begin, end;
     fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
-    s->rows[part] = finish(s, &s->scratch[part], begin, end);
+    s->computed[part] = 0;
+    s->rows[part] = finish(s, &s->scratch[part], begin, end, &s->computed[part]);
     s->winner[part] = FL_NO_WINNER;
     if (s->contest)
         s->model->kernels->choose(&s->winner[part], s->logits, NULL, begin * FL_BLOCK, end * FL_BLOCK,
@@ -224,7 +227,7 @@ int32_t fl_screen_draw(const fl_model *model, fl_team *team, fl_scratch *scratch
     run(team, finish_part, &s);
     const fl_winner first = best_of(&s, parts);
     const int32_t token = fl_sample(model, scratch, r, logits, NULL, s.contest ? &first : NULL);
-    for (uint32_t i = 0; i < parts; i++) r->finished += s.rows[i];
+    for (uint32_t i = 0; i < parts; i++) r->finished += s.rows[i], r->computed += s.computed[i];
     r->screened++;
     if (model->checks_screen) r->wrong += draws_another(&s, r, token);
     return token;

@@ -385,7 +385,7 @@ static void check_watch(void) {
  * there are fewer, which is no error. */
 static void check_out_of_memory(const tiny_model *file) {
 #if defined(WATCH_MMAP)
-    const fl_load_options options = {NULL, 1 << 16, 1};
+    const fl_load_options options = {.row_cache_bytes = 1 << 16, .threads = 1};
     bool done = false;
     for (size_t n = 1; !done; n++) {
         const int64_t mapped = watch.mapped;

@@ -19,6 +19,7 @@ typedef struct tiny_shape {
     tiny_dtype embedding_dtype, x_dtype[TINY_LAYERS], h_dtype[TINY_LAYERS], output_dtype;
     bool tied;
     bool spread;        /* panels have spare blocks */
+    uint32_t planes;    /* of a screen that proves nothing, with 16 directions; 0: none */
     bool text;          /* with a character tokenizer, and a start and an end of text */
     bool test;          /* with a test vector; log-probabilities are 0 until tiny_set_test */
     uint32_t alignment; /* of the tensors; 0: 64 */
@@ -206,7 +207,7 @@ typedef struct tiny_tensor {
 } tiny_tensor;
 
 /* The tensors of a file, in their order. */
-enum { TINY_TENSORS = 7 * TINY_LAYERS + 8 };
+enum { TINY_TENSORS = 7 * TINY_LAYERS + 8 + 11 };
 typedef struct tiny_list {
     tiny_tensor tensors[TINY_TENSORS];
     size_t n;
@@ -256,6 +257,26 @@ static void tiny_bias(tiny_list *list, const char *name, size_t panels, float sc
     tiny_add(list, name, "bias", OF_F32, scale, (const uint64_t[4]){16, panels, 1, 1});
 }
 
+/* Numbers of which none is below 0. */
+static void tiny_sizes(tiny_list *list, const char *part, float most, const uint64_t dims[4]) {
+    tiny_add(list, "output.screen", part, OF_SCALES, most, dims);
+}
+
+static void tiny_screen(tiny_list *list, uint32_t V, uint32_t K, uint32_t planes) {
+    const uint64_t blocks = tiny_parts(V, 64), pairs = tiny_parts(K, 16);
+    const uint64_t inputs[4] = {K, 1, 1, 1}, rows[4] = {64, blocks, 1, 1}, sizes[4] = {64, blocks, planes, 1};
+    const uint64_t bits[4] = {128, pairs, planes, blocks};
+    tiny_add(list, "output.screen", "mean", OF_F32, 0.5f, inputs);
+    tiny_sizes(list, "spread", 1, inputs);
+    tiny_sizes(list, "gain", 1, inputs);
+    tiny_matrix(list, "output.screen.basis", AS_F32, 16, 1, K, 1);
+    tiny_matrix(list, "output.screen.along", AS_INT8, 16, 4 * blocks, 16, 1);
+    tiny_add(list, "output.screen", "shift", OF_F32, 1, rows);
+    tiny_sizes(list, "radius", 1, rows);
+    tiny_sizes(list, "size", 1, sizes);
+    tiny_add(list, "output.screen", "bits", OF_ANY_BYTES, 0, bits);
+}
+
 static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     uint32_t K = shape->embedding;
     list->n = 0;
@@ -274,6 +295,7 @@ static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     }
     tiny_bias(list, "output", tiny_panels(shape->vocab), shape->output_scale);
     tiny_matrix(list, "output", shape->output_dtype, 16, tiny_panels(shape->vocab), K, shape->output_scale);
+    if (shape->planes) tiny_screen(list, shape->vocab, K, shape->planes);
 }
 
 static size_t tiny_item_size(tiny_kind kind) {
