@@ -308,7 +308,7 @@ static fl_status read_screen_tensors(const fl_model *model, const screen_file *f
     const void *data = NULL;
     const float most = 0x1p40f;
     status = read_numbers(f, "mean", inputs, -1, 1, &s->mean, error);
-    if (!status) status = read_numbers(f, "spread", inputs, 0, 1024, &s->spread, error);
+    if (!status) status = read_numbers(f, "spread", inputs, 0, 1, &s->spread, error);
     if (!status) status = read_numbers(f, "gain", inputs, 0, 1, &s->gain, error);
     if (!status) status = read_of_type(f, "basis", FL_F32, directions / FL_PANEL, K, &s->basis, error);
     if (!status) status = read_of_type(f, "along", FL_INT8, blocks * FL_BLOCK / FL_PANEL, directions, &s->along, error);

@@ -274,6 +274,9 @@ static const special specials_bf16[] = {{0x7FC0, false, false}, {0xFF81, false, 
                                         {0xFF80, false, false}, {0x5381, false, false}, {0xD381, false, false},
                                         {0x5380, true, false},  {0xD380, true, false},  {0x0001, true, false},
                                         {0x8000, true, false}};
+static const special specials_unit[] = {
+    {0x7FC00000, false, false}, {0x7F800000, false, false}, {0x3F800001, false, false}, {0xBF800001, false, false},
+    {0x3F800000, true, false},  {0x80000000, true, false},  {0x00000001, true, false}};
 static const special specials_byte[] = {{0x80, false, false}, {0x81, true, false}, {0x7F, true, false}};
 
 static const struct {
@@ -282,6 +285,7 @@ static const struct {
 } specials[TINY_KINDS] = {
     [OF_F32] = {specials_f32, sizeof specials_f32 / sizeof(special)},
     [OF_SCALES] = {specials_f32, sizeof specials_f32 / sizeof(special)},
+    [OF_UNITS] = {specials_unit, sizeof specials_unit / sizeof(special)},
     [OF_BF16] = {specials_bf16, sizeof specials_bf16 / sizeof(special)},
     [OF_INT8] = {specials_byte, sizeof specials_byte / sizeof(special)},
     [OF_ANY_BYTES] = {specials_byte, sizeof specials_byte / sizeof(special)},

@@ -35,7 +35,7 @@ typedef struct tiny_spot {
 } tiny_spot;
 
 /* What the values of a tensor may be. */
-typedef enum tiny_kind { OF_F32, OF_BF16, OF_INT8, OF_SCALES, OF_ANY_BYTES, TINY_KINDS } tiny_kind;
+typedef enum tiny_kind { OF_F32, OF_BF16, OF_INT8, OF_SCALES, OF_UNITS, OF_ANY_BYTES, TINY_KINDS } tiny_kind;
 
 /* One key, or one tensor's description. */
 typedef struct tiny_record {
@@ -266,9 +266,9 @@ static void tiny_screen(tiny_list *list, uint32_t V, uint32_t K, uint32_t planes
     const uint64_t blocks = tiny_parts(V, 64), pairs = tiny_parts(K, 16);
     const uint64_t inputs[4] = {K, 1, 1, 1}, rows[4] = {64, blocks, 1, 1}, sizes[4] = {64, blocks, planes, 1};
     const uint64_t bits[4] = {128, pairs, planes, blocks};
-    tiny_add(list, "output.screen", "mean", OF_F32, 0.5f, inputs);
-    tiny_sizes(list, "spread", 1, inputs);
-    tiny_sizes(list, "gain", 1, inputs);
+    tiny_add(list, "output.screen", "mean", OF_UNITS, 1, inputs);
+    tiny_add(list, "output.screen", "spread", OF_UNITS, 1, inputs);
+    tiny_add(list, "output.screen", "gain", OF_UNITS, 1, inputs);
     tiny_matrix(list, "output.screen.basis", AS_F32, 16, 1, K, 1);
     tiny_matrix(list, "output.screen.along", AS_INT8, 16, 4 * blocks, 16, 1);
     tiny_add(list, "output.screen", "shift", OF_F32, 1, rows);
@@ -298,19 +298,17 @@ static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     if (shape->planes) tiny_screen(list, shape->vocab, K, shape->planes);
 }
 
-static size_t tiny_item_size(tiny_kind kind) {
-    return kind == OF_F32 || kind == OF_SCALES ? 4 : kind == OF_BF16 ? 2 : 1;
-}
-
 static uint32_t tiny_type(tiny_kind kind) {
     enum { GGML_F32 = 0, GGML_I8 = 24, GGML_BF16 = 30 };
-    return kind == OF_F32 || kind == OF_SCALES ? GGML_F32 : kind == OF_BF16 ? GGML_BF16 : GGML_I8;
+    return kind == OF_F32 || kind == OF_SCALES || kind == OF_UNITS ? GGML_F32 : kind == OF_BF16 ? GGML_BF16 : GGML_I8;
 }
+
+static size_t tiny_item_size(tiny_kind kind) { return tiny_type(kind) == 0 ? 4 : kind == OF_BF16 ? 2 : 1; }
 
 /* One random value in its bits. Some scales are 0. */
 static uint32_t tiny_value(const tiny_tensor *t, uint64_t *random) {
     float value = t->most * uniform(random);
-    if (t->kind == OF_SCALES) value = below(random, 32) ? 0.75f * t->most + 0.25f * value : 0;
+    if (t->kind == OF_SCALES || t->kind == OF_UNITS) value = below(random, 32) ? 0.75f * t->most + 0.25f * value : 0;
     uint32_t bits;
     memcpy(&bits, &value, 4);
     return t->kind == OF_BF16        ? bits >> 16
