@@ -27,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 
 from harness import OURS, Form, Job, all_forms, check, check_scores, checked_tokens, cores, missing
+from peer_fastlm import SCREENED_FORMS
 from roofline import Probe
 from worker import Worker, convert
 from workloads import PRECISIONS, WORKLOADS, Reference, Workload
@@ -219,6 +220,8 @@ def table(figures: Figures) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time greedy decoding.")
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {' '.join(WORKLOADS)}; default: char")
+    parser.add_argument("--model", type=Path, help="a trained model in float32, besides: fastlm with a screen, too")
+    parser.add_argument("--text", type=Path, help="text that its screen is made for (default: the model's own)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--form", nargs="+", default=[""], help="only forms whose name holds one of these texts")
@@ -232,7 +235,12 @@ def main() -> None:
     most = len(os.sched_getaffinity(0))
     if not all(1 <= threads <= most for threads in arguments.threads) or min(arguments.batch) < 1:
         parser.error(f"expected --threads from 1 to {most}, the cores of this process, and --batch from 1")
-    forms = [form for form in installed_forms() if any(text in str(form) for text in arguments.form)]
+    workloads = [WORKLOADS[name] for name in arguments.workloads or ([] if arguments.model else ["char"])]
+    forms = installed_forms()
+    if arguments.model:
+        workloads.append(Workload.of_model(arguments.model, arguments.text))
+        forms += SCREENED_FORMS
+    forms = [form for form in forms if any(text in str(form) for text in arguments.form)]
     if not forms:
         parser.error(
             f"no form's name holds {' or '.join(arguments.form)}; there are {', '.join(map(str, all_forms()))}"
@@ -243,9 +251,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "log", "w") as log:
         folder = Path(directory)
         settings = Settings(arguments.rounds, arguments.seconds, folder, log, make_probe(folder))
-        for name in arguments.workloads or ["char"]:
+        for workload in workloads:
             for threads in arguments.threads:
-                with Company(forms, WORKLOADS[name], threads, settings) as company:
+                fit = [form for form in forms if workload.source or form not in SCREENED_FORMS]
+                with Company(fit, workload, threads, settings) as company:
                     for batch in arguments.batch:
                         found.append(decode(company, batch, settings))
                         print(table(found[-1]), flush=True)

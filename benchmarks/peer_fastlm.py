@@ -24,14 +24,38 @@ FORMS = (
 )
 
 
+# With a screen of the output matrix, which random weights have no use for: only with a trained model.
+SCREENED = "screened"
+MIXED = "int8 output, screened"
+SCREENED_FORMS = (
+    *(Form("fastlm", precision, SCREENED, role="screened") for precision in ("f32", "bf16", "int8")),
+    Form("fastlm", "int4", MIXED, role="screened"),
+)
+
+
+def _convert_screened(job: Job, path: Path) -> None:
+    import fastlm
+
+    dtype = "cells=int4,output=int8,embedding=int8" if job.form.how == MIXED else job.form.precision
+    text = Path(job.workload.text).read_text() if job.workload.text else None
+    report = fastlm.quantize(job.workload.source, path, dtype=dtype, text=text, screen=True)
+    if not report.screen:
+        raise RuntimeError("a screen is of no use here")
+
+
 def convert(job: Job) -> None:
     import fastlm
 
+    if job.form in SCREENED_FORMS:
+        make(_path(job), lambda path: _convert_screened(job, path))
+        return
     make(_path(job), lambda path: fastlm.export(job.workload.weights, path, dtype=job.form.precision))
 
 
 def _path(job: Job) -> Path:
-    return job.path(".gguf", job.form.precision)
+    return job.path(
+        ".gguf", job.form.precision, *([job.form.how.replace(" ", "_")] if job.form in SCREENED_FORMS else [])
+    )
 
 
 class Runner:

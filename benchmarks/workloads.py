@@ -6,9 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastlm.format import unpack
 
 BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4.25}
 """Bits a weight takes. int4: groups of 32 weights share a scale of 8 bits."""
@@ -25,6 +28,18 @@ class Workload:
     E: int
     H: int
     L: int
+    source: str = ""  # a trained model's file, whose weights are taken
+    text: str = ""  # a file with text that it is to write like, where a form makes use of it
+
+    @classmethod
+    def of_model(cls, source: Path, text: Path | None = None, name: str = "") -> Workload:
+        """A trained model in float32, all of whose LSTM layers are of one size."""
+        weights = unpack(source)
+        units = {layer.units for layer in weights.layers}
+        if len(units) > 1:
+            raise ValueError(f"{source}: expected layers of one size, found {sorted(units)}")
+        sizes = *weights.embedding.shape, units.pop(), len(weights.layers)
+        return cls(name or source.stem, *sizes, str(source.resolve()), str(text.resolve()) if text else "")
 
     @cached_property
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -34,6 +49,12 @@ class Workload:
         many tokens instead of repeating one, so equal tokens mean equal arithmetic. The output layer is as sharp as a
         trained one, so that top_p keeps hundreds of 10 000 words and not most of them.
         """
+        if self.source:
+            weights = unpack(self.source)
+            return {
+                **weights.to_dict(),
+                "output.kernel": weights.embedding.T if weights.output is None else weights.output,
+            }
         random = np.random.default_rng(2026)
 
         def uniform(limit: float, *shape: int) -> NDArray[np.float32]:
