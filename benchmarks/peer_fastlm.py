@@ -28,8 +28,8 @@ FORMS = (
 SCREENED = "screened"
 MIXED = "int8 output, screened"
 SCREENED_FORMS = (
-    *(Form("fastlm", precision, SCREENED, role="screened") for precision in ("f32", "bf16", "int8")),
-    Form("fastlm", "int4", MIXED, role="screened"),
+    *(Form("fastlm", precision, SCREENED, role="screened", streams=False) for precision in ("f32", "bf16", "int8")),
+    Form("fastlm", "int4", MIXED, role="screened", streams=False),
 )
 
 

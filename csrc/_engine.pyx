@@ -821,7 +821,7 @@ cdef class Job:
             self._prompt, self._at = last, 0
         self.screened, self.finished, self._computed = request.screened, request.finished, request.computed
         if request.wrong:
-            raise RuntimeError(f"the model's screen of its output matrix is wrong: {request.wrong} bounds do not hold")
+            raise RuntimeError(f"the model's screen of its output matrix is wrong: {request.wrong} bounds or tokens differ")
         if reading:
             return 0
         if request.finish == FL_FINISH_STOP:

@@ -304,7 +304,8 @@ typedef struct fl_request {
     size_t written;        /* result: number of tokens */
     fl_finish finish;      /* result */
     int32_t ended_by;      /* result: the token of `stop` that ended the text; -1: none did */
-    /* Of a text's screening so far: what a call adds to them. They tell whether it is worth it to go on. */
+    /* Of a text's screening so far: 0 before its first call, and each call adds to them. They tell whether it is worth it
+     * to go on. */
     size_t screened; /* tokens that were drawn with a screen, */
     size_t finished; /* rows that it could not rule out, over all of them, */
     size_t computed; /* rows that were computed for their sake, */

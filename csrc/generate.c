@@ -377,7 +377,6 @@ static bool is_worth(const fl_model *model, const fl_request *r) {
 /* Whether nobody in a batch needs all logits. */
 static bool is_screened(const batch *b) {
     const fl_model *model = b->decoder->model;
-    if (b->n > model->most_screened) return false;
     for (size_t j = 0; j < b->n; j++)
         if (!fl_screens(model, b->request[j]) || !is_worth(model, b->request[j])) return false;
     return true;

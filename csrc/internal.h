@@ -201,8 +201,8 @@ struct fl_model {
     fl_lstm *layers;
     fl_matrix output;
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
-    fl_screen *screen;        /* NULL: none, or of no use */
-    size_t most_screened;     /* columns, for which it is of use */
+    fl_screen *screen;        /* NULL: none */
+    bool screens;             /* whether it is used */
     double worth_screening;   /* the largest share of rows that may be computed for its sake */
     bool checks_screen;       /* every bound against the logit */
     fl_row_store *store;

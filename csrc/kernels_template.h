@@ -564,7 +564,7 @@ static void make_tables(const float *values, size_t groups, float steps, uint8_t
 
 static void bound(const fl_screen *screen, const fl_view *view, size_t begin, size_t end, float *lower, float *upper) {
     const vi zero = vi_set((uint32_t)(4 * screen->pairs * FL_TABLE_ZERO));
-    const vf sign = vf_bits(vi_set(0x7FFFFFFF));
+    const vi size_bits = vi_set(0x7FFFFFFF);
     for (size_t block = begin; block < end; block++) {
         const size_t at = block * FL_BLOCK;
         vf middle[FL_BLOCK / FL_LANES], size[FL_BLOCK / FL_LANES];
@@ -583,7 +583,7 @@ static void bound(const fl_screen *screen, const fl_view *view, size_t begin, si
         }
         EACH(i, FL_BLOCK / FL_LANES) {
             const vf radius = vf_load(screen->radius + at + i * FL_LANES);
-            const vf magnitude = vf_bits(vi_and(vi_bits(middle[i]), vi_bits(sign)));
+            const vf magnitude = vf_bits(vi_and(vi_bits(middle[i]), size_bits));
             vf error = vf_mul(vf_set(view->rounding), magnitude);
             error = vf_fma(size[i], vf_set(view->table_error), error);
             error = vf_fma(radius, vf_set(view->distance), error);

@@ -275,7 +275,7 @@ static fl_status read_of_type(const screen_file *f, const char *part, fl_dtype d
     const int size = snprintf(name, sizeof name, "%.*s.%s", (int)f->size, f->name, part);
     const fl_status status = read_matrix(f->file, name, (size_t)size, FL_PANEL, panels, inputs, matrix, error);
     if (status || matrix->dtype == dtype) return status;
-    return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.weight': expected it in %s", name,
+    return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.weight': expected it in %s", fl_show(name, (size_t)size).text,
                    dtype == FL_F32 ? "f32" : "int8");
 }
 
@@ -291,7 +291,7 @@ static fl_status measure_screen(const screen_file *f, size_t inputs, size_t *pla
     if (bits->dims[2] < 1 || bits->dims[2] > FL_MOST_PLANES)
         return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.bits': expected 1 to %d planes, found %llu",
                        fl_show(f->name, f->size).text, FL_MOST_PLANES, (unsigned long long)bits->dims[2]);
-    if (panels < 1 || panels * FL_PANEL > FL_MOST_DIRECTIONS)
+    if (panels < 1 || panels > FL_MOST_DIRECTIONS / FL_PANEL)
         return fl_fail(error, FL_ERROR_FORMAT, "tensor '%s.basis.weight': expected 1 to %d panels, found %llu",
                        fl_show(f->name, f->size).text, FL_MOST_DIRECTIONS / FL_PANEL, (unsigned long long)panels);
     return FL_OK;
@@ -340,7 +340,7 @@ static fl_status read_screen(fl_model *model, fl_screening screening, fl_error *
     const fl_status status = read_screen_tensors(model, &f, model->screen, error);
     if (status) return status;
     model->checks_screen = screening == FL_SCREEN_CHECKED;
-    model->most_screened = screening == FL_SCREEN_NEVER ? 0 : FL_MOST_COLUMNS;
+    model->screens = screening != FL_SCREEN_NEVER;
     model->worth_screening = screening != FL_SCREEN_USEFUL    ? 2
                              : fl_reads_bytes(&model->output) ? WORTH_WHOLE
                                                               : WORTH_REAL;
@@ -499,7 +499,7 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .row_cache_bytes = store ? store->capacity * store->row_floats * sizeof(float) : 0,
         .threads = model->threads,
         .isa = model->kernels->name,
-        .screened = model->most_screened > 0,
+        .screened = model->screens,
     };
 }
 

@@ -515,10 +515,18 @@ static fl_control first_restriction(const fl_model *model, const fl_sampling *s,
     return FL_NO_CONTROL;
 }
 
+/* Steps whose sums of floats depend on the order of a list, which depends on the tokens that are not in it; or that act when
+ * a token is drawn. */
+static bool has_order(const fl_sampling *s) {
+    return has_step(s, FL_TOP_N_SIGMA, FL_TOP_N_SIGMA) || has_step(s, FL_TYPICAL_P, FL_TYPICAL_P) ||
+           has_step(s, FL_ETA_CUTOFF, FL_ETA_CUTOFF) || has_step(s, FL_MIROSTAT, FL_MIROSTAT);
+}
+
 bool fl_screens(const fl_model *model, const fl_request *r) {
     float unit;
     const fl_control step = first_restriction(model, r->sampling, &unit);
-    return model->screen && !r->logprobs && !r->alternatives && !r->sampling->amateur &&
+    if (step != FL_NO_CONTROL && has_order(r->sampling)) return false;
+    return model->screens && !r->logprobs && !r->alternatives && !r->sampling->amateur &&
            (step == FL_NO_CONTROL || step == FL_TOP_K || step == FL_MIN_P);
 }
 

@@ -34,7 +34,8 @@ static float measure(const fl_screen *s, const fl_columns *input, bool bytes, fl
     return largest;
 }
 
-/* How far what no direction tells of may reach: distance times a row's radius. */
+/* How far what no direction tells of may reach: distance times a row's radius. drift: of all directions together, what
+ * float32 loses of them. */
 static double distance_of(const fl_screen *s, const fl_view *v, double rounding) {
     const size_t K = s->basis.inputs, n = s->along.inputs;
     const double step = (double)v->along.steps[0], all = squared(v->standard.values, K);
@@ -43,9 +44,10 @@ static double distance_of(const fl_screen *s, const fl_view *v, double rounding)
         const double exact = (double)v->directions[i], rounded = step * (double)v->along.bytes[i];
         shared += exact * rounded, along += rounded * rounded, lost += (exact - rounded) * (exact - rounded);
     }
-    const double rest = all - 2 * shared + along, slack = ldexp((double)K + 32, -20) * all;
+    const double drift = sqrt((double)n * all) * ldexp((double)K + 4, -24), far = sqrt(lost) + drift;
+    const double rest = all - 2 * shared + along, slack = 2 * drift * sqrt(along) + ldexp(along, -16);
     const double sizes = sqrt(squared(v->input, K)) + sqrt(squared(s->mean, K)) + sqrt(all) + sqrt(along);
-    return sqrt((rest > 0 ? rest : 0) + slack + MIX * MIX * along + lost / (MIX * MIX) + rounding * sizes * sizes);
+    return sqrt((rest > 0 ? rest : 0) + slack + MIX * MIX * along + far * far / (MIX * MIX) + rounding * sizes * sizes);
 }
 
 static void look(const fl_model *model, const fl_columns *input, fl_view *v) {
@@ -107,23 +109,25 @@ static void compute(const sieve *s, size_t begin, size_t end) {
 }
 
 /* Whose lower bound is best is computed at once: his own key rules out more than a bound of it. */
-static void bound_part(void *context, uint32_t part, uint32_t parts) {
-    sieve *s = context;
+static fl_winner first_guess(const sieve *s, size_t begin, size_t end) {
     const fl_kernels *kernels = s->model->kernels;
-    fl_winner *best = &s->winner[part];
-    size_t begin, end;
-    fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
-    bound(s->model, s->view, begin, end);
-    *best = FL_NO_WINNER;
-    if (!s->contest) return;
-    kernels->contend(best, s->view->lower, s->view->upper, begin * FL_BLOCK, end * FL_BLOCK, s->contest->temperature,
-                     &s->contest->noise);
-    if (best->id == INT32_MAX) return; /* a part without rows */
-    const size_t panel = (size_t)best->id / FL_PANEL, first = panel * FL_PANEL;
+    fl_winner best = FL_NO_WINNER;
+    kernels->contend(&best, s->view->lower, s->view->upper, begin, end, s->contest->temperature, &s->contest->noise);
+    if (best.id == INT32_MAX) return best; /* a part without rows */
+    const size_t panel = (size_t)best.id / FL_PANEL, first = panel * FL_PANEL;
     int32_t ids[FL_PANEL];
     compute(s, panel, panel + 1);
     for (size_t i = 0; i < FL_PANEL; i++) ids[i] = first + i < s->model->vocab_size ? (int32_t)(first + i) : INT32_MAX;
-    kernels->choose(best, s->logits + first, ids, 0, FL_PANEL, s->contest->temperature, &s->contest->noise);
+    kernels->choose(&best, s->logits + first, ids, 0, FL_PANEL, s->contest->temperature, &s->contest->noise);
+    return best;
+}
+
+static void bound_part(void *context, uint32_t part, uint32_t parts) {
+    sieve *s = context;
+    size_t begin, end;
+    fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
+    bound(s->model, s->view, begin, end);
+    s->winner[part] = s->contest ? first_guess(s, begin * FL_BLOCK, end * FL_BLOCK) : FL_NO_WINNER;
 }
 
 /* Computes the logits of panels with a row whose upper bound reaches the floor; all others become minus infinity. Returns
@@ -152,12 +156,13 @@ static void finish_part(void *context, uint32_t part, uint32_t parts) {
     sieve *s = context;
     size_t begin, end;
     fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
-    s->computed[part] = 0;
-    s->rows[part] = finish(s, &s->scratch[part], begin, end, &s->computed[part]);
-    s->winner[part] = FL_NO_WINNER;
+    size_t computed = 0; /* kept here, and the winner too: parts that write to one cache line slow each other down */
+    fl_winner winner = FL_NO_WINNER;
+    const size_t rows = finish(s, &s->scratch[part], begin, end, &computed);
     if (s->contest)
-        s->model->kernels->choose(&s->winner[part], s->logits, NULL, begin * FL_BLOCK, end * FL_BLOCK,
-                                  s->contest->temperature, &s->contest->noise);
+        s->model->kernels->choose(&winner, s->logits, NULL, begin * FL_BLOCK, end * FL_BLOCK, s->contest->temperature,
+                                  &s->contest->noise);
+    s->rows[part] = rows, s->computed[part] = computed, s->winner[part] = winner;
 }
 
 /* By the decoder's team, or by the caller alone if there is none. */

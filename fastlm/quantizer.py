@@ -24,7 +24,7 @@ from fastlm.calibration import input_moments, output_states, own_text, windows
 from fastlm.model import Model, load, model_path
 from fastlm.options import Score
 from fastlm.rounding import BITS, LARGEST_INPUTS, Array, RoundedRows, round_rows
-from fastlm.screening import Screen, Trial, best_screen
+from fastlm.screening import TRIED, Screen, Trial, best_screen
 
 FEWEST_TOKENS = 1000
 """A shorter text tells nothing. Rounding moves a token's log-probability by 0.03 (int8) or 0.16 (int4) one way or the
@@ -43,7 +43,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("i4", "q4", "q4_0", "q4_k_m", "w4a8", "uint4", "nf4", "4bit", "4"), "int4"),
 }
 
-_TRIED = 256  # states of which a screen's report tells
 _OUT_OF_CONTEXT = 16  # tokens out of a text after which a fresh model's state is like that in the text
 _ROUNDS, _DRAWN = 7, 200  # of "auto": rounds, and tokens drawn in each by each candidate
 
@@ -100,14 +99,14 @@ class ScreenReport:
 
     @classmethod
     def of(cls, screen: Screen, rows: Array, bias: Array, states: Array) -> ScreenReport:
-        trial = Trial.of(screen, rows, bias, states[:: max(1, len(states) // _TRIED)])
+        trial = Trial.of(screen, rows, bias, states[:: max(1, len(states) // TRIED)])
         size = sum(tensor.nbytes for _, tensor in format.screen_tensors(screen))
         greedy, drawn = float(trial.left().mean()), float(trial.left(seed=0).mean())
         return cls(len(screen.size), len(screen.basis), size, greedy, drawn)
 
     def __str__(self) -> str:
         return (
-            f"screen: {self.bytes / 1e6:.2f} MB, {self.planes} bits a weight and {self.directions} directions; leaves "
+            f"screen: {self.bytes / 1e6:.2f} MB, {self.planes} bit{'s' * (self.planes > 1)} a weight and {self.directions} directions; leaves "
             f"{self.greedy:.2%} of the rows (greedy), {self.drawn:.2%} (drawn)"
         )
 
@@ -177,7 +176,7 @@ def quantize(
     max_loss: float | None = None,
     screen: bool = False,
 ) -> QuantizeReport:
-    """Writes a model file with its weights in fewer bits. All else in the file stays, but for a screen.
+    """Writes a model file with its weights in fewer bits. All else in the file stays; a screen goes, or is made anew.
 
     Parameters
     ----------

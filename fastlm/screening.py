@@ -28,13 +28,14 @@ _TURNS = 3  # more change nothing
 _SWEEPS = 2  # through the signs of a row: the first leaves 5 to 7 % less, the second 2, a third 1
 
 _CHOICES = [(1, 16), (1, 32), (1, 64), (1, 128), (2, 32), (2, 64), (2, 128), (3, 128)]
-_TRIED = 256  # states on which they are compared
+TRIED = 256  # states on which they are compared
 
 # What reading a matrix costs per weight, int8 = 1, and looking up a bit: on AVX2 and on AVX-512 between 0.15 and 0.2.
 _COST = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
 _BIT_COST = 0.2
 _ROW_COST = 32.0  # bounds, in weights
 _WORTH = 0.8  # of the whole matrix's cost
+_LARGEST_WEIGHT = 2.0**20  # beyond any trained model's: what is derived from weights stays within a file's limits
 
 
 @dataclass(frozen=True)
@@ -287,9 +288,9 @@ def best_screen(rows: Array, bias: Array, dtype: str, states: Array) -> Screen |
     states : float32 [N, K]
         Its inputs on text, in the order of the text.
     """
-    if rows.shape[1] > LARGEST_INPUTS:
+    if rows.shape[1] > LARGEST_INPUTS or max(np.abs(rows).max(), np.abs(bias).max()) > _LARGEST_WEIGHT:
         return None
-    statistics, tried = Statistics.of(rows, states[::2]), states[1::2][:: max(1, len(states) // 2 // _TRIED)]
+    statistics, tried = Statistics.of(rows, states[::2]), states[1::2][:: max(1, len(states) // 2 // TRIED)]
     best, least = None, _WORTH * _COST[dtype]
     for planes, directions in _CHOICES:
         if planes * _BIT_COST + (directions + _ROW_COST) / rows.shape[1] >= least:

@@ -185,7 +185,7 @@ def test_numbers_that_could_overflow_are_refused(int8_stories, part, value, mess
 def test_a_screen_that_lies_is_found_out(int8_stories):
     data = damaged(int8_stories, "output.screen.radius", lambda values: values.__imul__(0))
     model = fastlm.load(data, screening="checked")
-    with pytest.raises(RuntimeError, match=r"screen of its output matrix is wrong: \d+ bounds"):
+    with pytest.raises(RuntimeError, match=r"screen of its output matrix is wrong: \d+ bounds or tokens differ"):
         model.generate("They saw", max_tokens=5, temperature=0)
     assert fastlm.load(data, screening="never").generate("They saw", max_tokens=5, temperature=0).text
 
@@ -352,7 +352,9 @@ def test_quantize_adds_a_screen(tmp_path, capsys):
     assert report.screen.directions % 16 == 0
     assert 0 < report.screen.greedy < 0.2
     assert report.screen.bytes > 5000 * 32
-    assert re.search(r"screen: [\d.]+ MB, \d bits a weight and \d+ directions; leaves [\d.]+% of the rows", str(report))
+    assert re.search(
+        r"screen: [\d.]+ MB, \d bits? a weight and \d+ directions; leaves [\d.]+% of the rows", str(report)
+    )
     model = fastlm.load(path, screening="checked")
     assert model.generate([5], max_tokens=40, seed=1).timings["rows_finished"] < 40 * 5000 * 0.3
     assert main(["quantize", STORIES, str(tmp_path / "none.gguf"), "--screen"]) == 0
