@@ -48,7 +48,9 @@ class Form:
     peer: str  # the engine's name, as people write it
     precision: str  # of the weights
     how: str = ""  # where one engine has several ways
-    role: str = "contender"  # "careless": what a user gets without care; "bare": the engine without handing tokens over
+    # "careless": what a user gets without care; "bare": the engine without handing tokens over; "screened": fastlm with
+    # a screen of a trained model
+    role: str = "contender"
     streams: bool = True  # hands over one token at a time
     draws: bool = False  # also runs the task: logits to sample from
     scores: bool = False  # also reads whole texts
@@ -201,7 +203,8 @@ def peer_of(form: Form) -> Peer:
 
 
 def all_forms() -> list[Form]:
-    return [form for peer in map(_peer, PEERS) for form in peer.FORMS]
+    """But for those that need a trained model."""
+    return [form for peer in map(_peer, PEERS) for form in peer.FORMS if form.role != "screened"]
 
 
 def _peer(name: str) -> Peer:

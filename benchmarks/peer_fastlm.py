@@ -17,13 +17,6 @@ from workloads import PRECISIONS
 
 MODULES = ("gguf", "fastlm")  # gguf writes the file; it does not run it
 KEEPS_NONE = "no rows kept"
-FORMS = (
-    *(Form("fastlm", precision, draws=True, scores=True) for precision in PRECISIONS),
-    # Every token as one that was never seen before: its first layer's input product is computed.
-    *(Form("fastlm", precision, KEEPS_NONE, role="bare", streams=False) for precision in ("f32", "int8")),
-)
-
-
 # With a screen of the output matrix, which random weights have no use for: only with a trained model.
 SCREENED = "screened"
 MIXED = "int8 output, screened"
@@ -31,14 +24,25 @@ SCREENED_FORMS = (
     *(Form("fastlm", precision, SCREENED, role="screened", streams=False) for precision in ("f32", "bf16", "int8")),
     Form("fastlm", "int4", MIXED, role="screened", streams=False),
 )
+FORMS = (
+    *(Form("fastlm", precision, draws=True, scores=True) for precision in PRECISIONS),
+    # Every token as one that was never seen before: its first layer's input product is computed.
+    *(Form("fastlm", precision, KEEPS_NONE, role="bare", streams=False) for precision in ("f32", "int8")),
+    *SCREENED_FORMS,
+)
 
 
 def _convert_screened(job: Job, path: Path) -> None:
+    """From the weights alone, as all forms: without the tokens that start and end the source's texts."""
     import fastlm
 
     dtype = "cells=int4,output=int8,embedding=int8" if job.form.how == MIXED else job.form.precision
-    text = Path(job.workload.text).read_text() if job.workload.text else None
-    report = fastlm.quantize(job.workload.source, path, dtype=dtype, text=text, screen=True)
+    plain, text = path.with_suffix(".f32"), None
+    fastlm.export(job.workload.weights, plain)
+    if job.workload.text:
+        text = fastlm.load(job.workload.source).tokenizer.encode(Path(job.workload.text).read_text())
+    report = fastlm.quantize(plain, path, dtype=dtype, text=text, screen=True)
+    plain.unlink()
     if not report.screen:
         raise RuntimeError("a screen is of no use here")
 

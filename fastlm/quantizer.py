@@ -106,8 +106,8 @@ class ScreenReport:
 
     def __str__(self) -> str:
         return (
-            f"screen: {self.bytes / 1e6:.2f} MB, {self.planes} bit{'s' * (self.planes > 1)} a weight and {self.directions} directions; leaves "
-            f"{self.greedy:.2%} of the rows (greedy), {self.drawn:.2%} (drawn)"
+            f"screen: {self.bytes / 1e6:.2f} MB, {self.planes} bit{'s' * (self.planes > 1)} a weight and "
+            f"{self.directions} directions; leaves {self.greedy:.2%} of the rows (greedy), {self.drawn:.2%} (drawn)"
         )
 
 
