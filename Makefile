@@ -1,5 +1,5 @@
 # The index of commands.
-.PHONY: help develop check lint types test check-c check-transformers check-arm bench-c fuzz bench bench-full pythons ci clean
+.PHONY: help develop check lint types test check-c check-screens check-transformers check-arm bench-c fuzz bench bench-full pythons ci clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ SANITIZE = -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
 check-c: build/check_kernels ## every kernel on every level against scalar, and the errors of elementary functions
 	build/check_kernels
+
+check-screens: ## a million tokens with all controls, with and without a screen of the output matrix
+	FASTLM_SCREEN_TOKENS=1000000 pytest tests/test_screening.py -k every_control
 
 check-transformers: ## the definitions of sampling controls against Hugging Face's
 	pip install -q transformers torch

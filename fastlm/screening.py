@@ -5,6 +5,7 @@ docs/screening.md has the method and the proof, docs/format.md the bytes."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _MIX = 0.125  # MIX in csrc/screen.c
 _TABLE_MOST = 31  # FL_TABLE_MOST
 _LEAST_SPREAD = 0.3 / 127  # of an input: that of rounding to a step of hidden states
 _ROWS = 1024  # at a time: they stay in a processor's cache
-_TURNS = 3  # more change nothing
+_TURNS = 2  # more change nothing
 _SWEEPS = 2  # through the signs of a row: the first leaves 5 to 7 % less, the second 2, a third 1
 
 _CHOICES = [(1, 16), (1, 32), (1, 64), (1, 128), (2, 32), (2, 64), (2, 128), (3, 128)]
@@ -89,6 +90,15 @@ class Screen:
 
 
 @dataclass(frozen=True)
+class Directions:
+    """What a screen takes of its inputs: ``mean`` and ``spread``, float32 [K], and ``basis``, float32 [n, K]."""
+
+    mean: Array
+    spread: Array
+    basis: Array
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Of a matrix: ``mean`` of its inputs, float64 [K], and moments about zero of inputs less that and of rows, float64
     [K, K]."""
@@ -104,33 +114,47 @@ class Statistics:
         parts = (rows[at : at + _ROWS].astype(np.float64) for at in range(0, len(rows), _ROWS))
         return cls(mean, (x - mean).T @ (x - mean) / len(x), sum(part.T @ part for part in parts) / len(rows))
 
-    def directions(self, count: int) -> tuple[Array, Array]:
-        """Spread, float32 [K], and basis, float32 [count, K], that leave as little as possible of rows and of inputs.
-        What is left is bounded by the product of the norms of both (rows / spread, inputs · spread), so directions
-        count as much as they take of either, and an input's spread makes its two shares alike. Each depends on the
-        others: found in turns."""
-        K = len(self.mean)
-        least = _LEAST_SPREAD * np.ones(K)
-        sigma, rho = (np.sqrt(np.diag(moments)) for moments in (self.inputs, self.rows))
-        by_inputs = by_rows = 1.0
+    def directions(self, count: int) -> Directions:
+        """So many, a multiple of 16 (with fewer inputs the rest are zero), and a spread, that leave as little as possible
+        of rows and of inputs. What is left is bounded by the product of the norms of both (rows / spread, inputs ·
+        spread), so directions count as much as they take of either, and an input's spread makes its two shares
+        alike. Each depends on the other: found in turns."""
+        spread, basis = self._first
         for turn in range(_TURNS):
-            spread = np.sqrt((rho + 1e-6 * (rho.max() or 1)) / np.maximum(sigma, least))
-            spread = (spread / spread.max()).astype(np.float32).astype(np.float64)
-            inputs, rows = self.inputs * np.outer(spread, spread), self.rows / np.outer(spread, spread)
-            if not turn:
-                by_inputs, by_rows = np.trace(inputs), np.trace(rows)
-            _, vectors = np.linalg.eigh(inputs / (by_inputs or 1) + rows / (by_rows or 1))
-            basis = vectors[:, ::-1][:, :count]
-            off = np.eye(K) - basis @ basis.T
-            inputs, rows = off @ inputs @ off, off @ rows @ off
-            by_inputs, by_rows = np.trace(inputs), np.trace(rows)
-            sigma, rho = np.sqrt(np.diag(inputs).clip(0)) / spread, np.sqrt(np.diag(rows).clip(0)) * spread
-        padded = np.zeros((count, K), np.float32)
-        padded[: basis.shape[1]] = basis.T
-        return spread.astype(np.float32), padded
+            kept = basis[:, :count]
+            off = np.eye(len(self.mean)) - kept @ kept.T
+            inputs, rows = (off @ moments @ off for moments in self._standard(spread))
+            if turn == _TURNS - 1:
+                break
+            spread = _alike(np.sqrt(np.diag(inputs).clip(0)) / spread, np.sqrt(np.diag(rows).clip(0)) * spread)
+            basis = _leading(*self._standard(spread), np.trace(inputs), np.trace(rows))
+        padded = np.zeros((count, len(self.mean)), np.float32)
+        padded[: kept.shape[1]] = kept.T
+        return Directions(self.mean.astype(np.float32), spread.astype(np.float32), padded)
+
+    @cached_property
+    def _first(self) -> tuple[Float64, Float64]:
+        """Spread and all directions before any is taken away."""
+        spread = _alike(np.sqrt(np.diag(self.inputs)), np.sqrt(np.diag(self.rows)))
+        inputs, rows = self._standard(spread)
+        return spread, _leading(inputs, rows, np.trace(inputs), np.trace(rows))
+
+    def _standard(self, spread: Float64) -> tuple[Float64, Float64]:
+        return self.inputs * np.outer(spread, spread), self.rows / np.outer(spread, spread)
 
 
-def make_screen(rows: Array, bias: Array, statistics: Statistics, planes: int, directions: int) -> Screen:
+def _alike(inputs: Float64, rows: Float64) -> Float64:
+    """The spread that makes deviations of inputs and rows alike; the largest is 1, and all are as float32 has them."""
+    spread = np.sqrt((rows + 1e-6 * (rows.max() or 1)) / np.maximum(inputs, _LEAST_SPREAD))
+    return np.asarray((spread / spread.max()).astype(np.float32), np.float64)
+
+
+def _leading(inputs: Float64, rows: Float64, of_inputs: float, of_rows: float) -> Float64:
+    """[K, K]: directions in columns, in falling order of their share of both moments."""
+    return np.asarray(np.linalg.eigh(inputs / (of_inputs or 1) + rows / (of_rows or 1))[1][:, ::-1])
+
+
+def make_screen(rows: Array, bias: Array, directions: Directions, planes: int) -> Screen:
     """The screen of an output matrix.
 
     Parameters
@@ -138,12 +162,11 @@ def make_screen(rows: Array, bias: Array, statistics: Statistics, planes: int, d
     rows : float32 [V, K]
         As the engine computes with them.
     bias : float32 [V]
-    statistics : Statistics
-    planes, directions : int
-        Signs of each weight, and directions, a multiple of 16. With fewer inputs the rest of the directions are zero.
+    directions : Directions
+    planes : int
+        Signs of each weight.
     """
-    mean = statistics.mean.astype(np.float32)
-    spread, basis = statistics.directions(directions)
+    mean, spread, basis = directions.mean, directions.spread, directions.basis
     P = basis.astype(np.float64)
     gain = _gain(rows, spread, P)
     part = _Rows(mean, spread, gain, P, planes)
@@ -291,11 +314,12 @@ def best_screen(rows: Array, bias: Array, dtype: str, states: Array) -> Screen |
     if rows.shape[1] > LARGEST_INPUTS or max(np.abs(rows).max(), np.abs(bias).max()) > _LARGEST_WEIGHT:
         return None
     statistics, tried = Statistics.of(rows, states[::2]), states[1::2][:: max(1, len(states) // 2 // TRIED)]
+    directions = lru_cache(maxsize=None)(statistics.directions)
     best, least = None, _WORTH * _COST[dtype]
-    for planes, directions in _CHOICES:
-        if planes * _BIT_COST + (directions + _ROW_COST) / rows.shape[1] >= least:
+    for planes, count in _CHOICES:
+        if planes * _BIT_COST + (count + _ROW_COST) / rows.shape[1] >= least:
             continue
-        screen = make_screen(rows, bias, statistics, planes, directions)
+        screen = make_screen(rows, bias, directions(count), planes)
         found = cost(screen, dtype, Trial.of(screen, rows, bias, tried).panels_left())
         if found < least:
             best, least = screen, found

@@ -44,7 +44,7 @@ def screen_of(planes, directions):
 
     def make(rows, bias, model):
         states = output_states(model, own_text(model)[:8, :64])
-        return make_screen(rows, bias, Statistics.of(rows, states), planes, directions)
+        return make_screen(rows, bias, Statistics.of(rows, states).directions(directions), planes)
 
     return make
 
@@ -80,7 +80,7 @@ def random_case(seed, V, K):
 @settings(max_examples=60, deadline=None)
 def test_bounds_hold(seed, V, K, planes, directions):
     rows, bias, states = random_case(seed, V, K)
-    screen = make_screen(rows, bias, Statistics.of(rows, states[:100]), planes, directions)
+    screen = make_screen(rows, bias, Statistics.of(rows, states[:100]).directions(directions), planes)
     elsewhere = np.clip(states[100:] * 3, -1, 1)
     for inputs in (states, elsewhere, np.zeros((1, K), np.float32), np.ones((1, K), np.float32)):
         trial = Trial.of(screen, rows, bias, inputs)
@@ -95,7 +95,7 @@ def test_signs_and_directions_pay():
     statistics = Statistics.of(rows, states)
     widths = {}
     for planes, directions in [(1, 16), (1, 32), (2, 16), (3, 32)]:
-        lower, upper = make_screen(rows, bias, statistics, planes, directions).bounds(states)
+        lower, upper = make_screen(rows, bias, statistics.directions(directions), planes).bounds(states)
         widths[planes, directions] = np.median(upper - lower)
     assert widths[1, 32] < 0.9 * widths[1, 16]
     assert widths[2, 16] < 0.75 * widths[1, 16]
@@ -104,7 +104,7 @@ def test_signs_and_directions_pay():
 
 def test_basis_is_orthonormal_and_numbers_are_within_what_a_reader_takes():
     rows, bias, states = random_case(2, 100, 40)
-    screen = make_screen(rows, bias, Statistics.of(rows, states), 2, 32)
+    screen = make_screen(rows, bias, Statistics.of(rows, states).directions(32), 2)
     P = screen.basis.astype(np.float64)
     assert np.abs(P @ P.T - np.eye(32)).max() < 1e-6
     assert (screen.spread > 0).all()
@@ -134,7 +134,7 @@ def test_a_screen_adds_a_fifth_to_a_large_int8_matrix():
     """One sign and 32 directions: bits/8 + directions + 20 bytes a row, and what does not grow with the vocabulary."""
     V, K = 10000, 650
     rows = np.random.default_rng(0).normal(size=(64, K)).astype(np.float32)
-    screen = make_screen(rows, np.zeros(64, np.float32), Statistics.of(rows, np.tanh(rows)), 1, 32)
+    screen = make_screen(rows, np.zeros(64, np.float32), Statistics.of(rows, np.tanh(rows)).directions(32), 1)
     fixed = sum(
         t.nbytes for name, t in format.screen_tensors(screen) if name in ("mean", "spread", "gain", "basis.weight")
     )
@@ -281,7 +281,7 @@ def test_hard_cases(tmp_path, vocab, kind):
 def screen_of_tokens(vocab):
     def make(rows, bias, model):
         tokens = np.arange(40, dtype=np.int32).reshape(2, 20) % vocab
-        return make_screen(rows, bias, Statistics.of(rows, output_states(model, tokens)), 1, 16)
+        return make_screen(rows, bias, Statistics.of(rows, output_states(model, tokens)).directions(16), 1)
 
     return make
 
