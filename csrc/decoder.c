@@ -124,6 +124,7 @@ static void cut_view(cutter *c, const fl_model *model, fl_view *view) {
     view->tables = cut(c, 64 * screen->pairs);
     view->lower = cut(c, screen->blocks * FL_BLOCK * sizeof(float));
     view->upper = cut(c, screen->blocks * FL_BLOCK * sizeof(float));
+    view->keys = cut(c, screen->blocks * FL_BLOCK * sizeof(float));
 }
 
 static void cut_scratch(cutter *c, const fl_model *model, fl_scratch *scratch) {

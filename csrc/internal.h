@@ -241,7 +241,8 @@ typedef struct fl_view {
     float *values;        /* [16 pairs]: less the mean, times the gain */
     float *directions;    /* [padded directions]: of y along them, as floats */
     uint8_t *tables;      /* [pairs][4][16] */
-    float *lower, *upper; /* [blocks][FL_BLOCK]: bounds of logits, then upper ones of keys */
+    float *lower, *upper; /* [blocks][FL_BLOCK]: bounds of logits */
+    float *keys;          /* [blocks][FL_BLOCK]: upper ones of keys */
     float step;           /* of the tables */
     float table_error;    /* at most, of all tables together, for each unit of a row's size */
     float distance;       /* times a row's radius: how far the rest may reach */
@@ -334,6 +335,8 @@ typedef struct fl_contest {
 } fl_contest;
 
 fl_contest fl_contest_of(const fl_request *request);
+/* The draw itself, from whatever is left. */
+fl_contest fl_draw_of(const fl_request *request);
 /* Whether controls change logits, so that a contest cannot be held while they appear. */
 bool fl_changes(const fl_request *request);
 /* The next token of a request, given its logits and the contest's winner, which counts only if nothing changes logits.
@@ -348,10 +351,14 @@ size_t fl_restrict(const fl_model *model, const fl_scratch *scratch, const fl_re
 bool fl_screens(const fl_model *model, const fl_request *request);
 /* Whether nothing changes logits or restricts the set. */
 bool fl_is_contest(const fl_request *request);
-/* What the upper bound of a token that may matter reaches, given bounds of all logits. Both arrays are changed as controls
- * change logits, and if nothing restricts the set, upper becomes bounds of keys. */
-float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *request, float *lower,
-                      float *upper);
+/* Whether who wins among all tokens is asked whether it is in the set, of which bounds tell too little: a share of all. */
+bool fl_is_asked(const fl_model *model, const fl_request *request);
+/* Whether it surely is: logits are exact for all tokens that may be likelier, and at most minus infinity else. */
+bool fl_admits(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const float *logits,
+               int32_t token);
+/* What the bound in `keys` of a token that may matter reaches, given bounds of all logits, which are changed as controls
+ * change logits. */
+float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *request, const fl_view *view);
 /* How many rows are worth computing before that. */
 uint32_t fl_sharp_rows(const fl_model *model, const fl_request *request);
 /* Lists, in scratch->kept_ids, the n tokens of the largest values, [V rounded up to FL_BLOCK]; returns how many. */

@@ -37,10 +37,10 @@ struct fl_kernels {
      * along the directions. */
     void (*bound)(const fl_screen *screen, const fl_view *view, size_t begin, size_t end, float *lower, float *upper);
 
-    /* As `choose` for the tokens begin … end-1, whole blocks, with lower bounds of their logits; upper ones become those
-     * of keys. */
-    void (*contend)(fl_winner *winner, const float *lower, float *upper, size_t begin, size_t end, float temperature,
-                    const fl_noise *noise);
+    /* As `choose` for the tokens begin … end-1, whole blocks, with lower bounds of their logits; keys become upper bounds
+     * of theirs. */
+    void (*contend)(fl_winner *winner, const float *lower, const float *upper, size_t begin, size_t end,
+                    float temperature, const fl_noise *noise, float *keys);
 
     /* Lets the tokens begin … end-1 challenge the winner with the key logit + temperature * g, g standard Gumbel
      * noise (none if temperature is 0). ids: NULL for the tokens themselves, else logits[i] is token ids[i]'s. begin is

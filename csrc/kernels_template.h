@@ -683,12 +683,13 @@ static void settle(const winner *best, fl_winner *found) {
 }
 
 /* Rounding keeps bounds in order. */
-static void contend(fl_winner *found, const float *lower, float *upper, size_t begin, size_t end, float temperature,
-                    const fl_noise *noise) {
+static void contend(fl_winner *found, const float *lower, const float *upper, size_t begin, size_t end,
+                    float temperature, const fl_noise *noise, float *keys) {
     const vf t = vf_set(temperature);
     winner best = {vf_set(found->key), vi_set((uint32_t)found->id)};
     if (temperature == 0.0f) {
         challenge_greedy(&best, lower, begin, end);
+        memcpy(keys + begin, upper + begin, (end - begin) * sizeof *keys);
         settle(&best, found);
         return;
     }
@@ -700,7 +701,7 @@ static void contend(fl_winner *found, const float *lower, float *upper, size_t b
                 const size_t at = block * FL_BLOCK + j * FL_PANEL + v * FL_LANES;
                 const vf g = gumbel(word[j]);
                 challenge(&best, vf_fma(t, g, vf_load(lower + at)), ids_from(at));
-                vf_store(upper + at, vf_fma(t, g, vf_load(upper + at)));
+                vf_store(keys + at, vf_fma(t, g, vf_load(upper + at)));
             }
         }
     settle(&best, found);

@@ -395,6 +395,10 @@ bool fl_changes(const fl_request *r) {
     return r->sampling->amateur || fl_bans(r) || has_step(r->sampling, FL_LOGIT_BIAS, FL_DRY);
 }
 
+fl_contest fl_draw_of(const fl_request *r) {
+    return (fl_contest){r->sampling->temperature, noise_of(r, FL_PURPOSE_TOKEN)};
+}
+
 fl_contest fl_contest_of(const fl_request *r) {
     return (fl_contest){is_filtered(r->sampling) ? 0 : r->sampling->temperature, noise_of(r, FL_PURPOSE_TOKEN)};
 }
@@ -458,8 +462,8 @@ static void spread(draw *d) {
 enum { LONG_LIST = 4 }; /* one in so many of the vocabulary */
 
 static int32_t pick(draw *d) {
-    const float temperature = d->request->sampling->temperature;
-    const fl_contest contest = {temperature, noise_of(d->request, FL_PURPOSE_TOKEN)};
+    const fl_contest contest = fl_draw_of(d->request);
+    const float temperature = contest.temperature;
     fl_winner winner = FL_NO_WINNER;
     if (d->listed && d->n < d->model->vocab_size / LONG_LIST) {
         pad(d);
@@ -522,32 +526,79 @@ static bool has_order(const fl_sampling *s) {
            has_step(s, FL_ETA_CUTOFF, FL_ETA_CUTOFF) || has_step(s, FL_MIROSTAT, FL_MIROSTAT);
 }
 
+/* Whether all steps keep the likeliest tokens, up to a number, a share or a floor. */
+static bool keeps_likeliest(const fl_sampling *s) {
+    for (size_t i = 0; i < FL_CONTROLS && s->steps[i]; i++)
+        if (s->steps[i] != FL_TEMPERATURE && s->steps[i] != FL_TOP_K && s->steps[i] != FL_TOP_P &&
+            s->steps[i] != FL_MIN_P)
+            return false;
+    return true;
+}
+
+bool fl_is_asked(const fl_model *model, const fl_request *r) {
+    float unit;
+    return first_restriction(model, r->sampling, &unit) == FL_TOP_P && !fl_changes(r) && keeps_likeliest(r->sampling);
+}
+
 bool fl_screens(const fl_model *model, const fl_request *r) {
     float unit;
     const fl_control step = first_restriction(model, r->sampling, &unit);
-    if (step != FL_NO_CONTROL && has_order(r->sampling)) return false;
-    return model->screens && !r->logprobs && !r->alternatives && !r->sampling->amateur &&
-           (step == FL_NO_CONTROL || step == FL_TOP_K || step == FL_MIN_P);
+    if (!model->screens || r->logprobs || r->alternatives || r->sampling->amateur) return false;
+    return step == FL_NO_CONTROL || fl_is_asked(model, r) ||
+           ((step == FL_TOP_K || step == FL_MIN_P) && !has_order(r->sampling));
 }
 
-float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *r, float *lower,
-                      float *upper) {
+/* What stands before a token: likelier ones, and equal ones of lower id. */
+static fl_weight before(const fl_model *model, const float *logits, const uint32_t *mass, int32_t token) {
+    const size_t V = model->vocab_size;
+    const float logit = logits[token];
+    const fl_weight with = model->kernels->weigh(logits, mass, V, logit);
+    fl_weight found = {with.mass - mass[token], with.count - 1};
+    for (size_t i = (size_t)token + 1; i < V && found.count; i++)
+        if (logits[i] == logit) found.mass -= mass[i], found.count--;
+    return found;
+}
+
+bool fl_admits(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits,
+               int32_t token) {
     const fl_sampling *s = r->sampling;
-    draw d = begin(model, scratch, r, lower);
+    draw d = begin(model, scratch, r, logits);
+    float floor = -FLT_MAX;
+    bool ranked = false; /* a number was kept: who stands behind the token may be out */
+    d.largest = largest_of(model, logits);
+    for (size_t i = 0; i < FL_CONTROLS && s->steps[i]; i++) {
+        weigh(&d); /* what is known of the whole, which may be more */
+        const fl_weight ahead = before(model, logits, scratch->mass, token);
+        const uint64_t known = ranked ? ahead.mass + scratch->mass[token]
+                                      : model->kernels->weigh(logits, scratch->mass, model->vocab_size, floor).mass;
+        if (s->steps[i] == FL_TEMPERATURE) d.unit = s->temperature, d.known = false;
+        if (s->steps[i] == FL_MIN_P) floor = fmaxf(floor, d.largest + d.unit * logarithm(&d, s->min_p));
+        if (s->steps[i] == FL_TOP_P && ahead.mass >= share(s->top_p, known)) return false;
+        if (s->steps[i] == FL_TOP_K && ahead.count >= s->top_k) return false;
+        if (s->steps[i] == FL_TOP_K) ranked = true;
+        if (logits[token] < floor) return false;
+    }
+    return true;
+}
+
+float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const fl_view *v) {
+    const fl_sampling *s = r->sampling;
+    const size_t padded = fl_round_up(model->vocab_size, FL_BLOCK);
+    draw d = begin(model, scratch, r, v->lower);
     const fl_control step = first_restriction(model, s, &d.unit);
     if (fl_changes(r)) {
-        change_each(model, r, lower);
-        change_each(model, r, upper);
+        change_each(model, r, v->lower);
+        change_each(model, r, v->upper);
     }
     if (step == FL_NO_CONTROL) {
         const fl_noise noise = noise_of(r, FL_PURPOSE_TOKEN);
         fl_winner best = FL_NO_WINNER;
-        model->kernels->contend(&best, lower, upper, 0, fl_round_up(model->vocab_size, FL_BLOCK), s->temperature,
-                                &noise);
+        model->kernels->contend(&best, v->lower, v->upper, 0, padded, s->temperature, &noise, v->keys);
         return best.key;
     }
-    if (step == FL_TOP_K) return least(scratch, fl_top(model, scratch, lower, s->top_k)).key;
-    d.largest = largest_of(model, lower);
+    memcpy(v->keys, v->upper, padded * sizeof *v->keys);
+    if (step == FL_TOP_K) return least(scratch, fl_top(model, scratch, v->lower, s->top_k)).key;
+    d.largest = largest_of(model, v->lower);
     return d.largest + d.unit * logarithm(&d, s->min_p);
 }
 

@@ -112,7 +112,8 @@ static void compute(const sieve *s, size_t begin, size_t end) {
 static fl_winner first_guess(const sieve *s, size_t begin, size_t end) {
     const fl_kernels *kernels = s->model->kernels;
     fl_winner best = FL_NO_WINNER;
-    kernels->contend(&best, s->view->lower, s->view->upper, begin, end, s->contest->temperature, &s->contest->noise);
+    kernels->contend(&best, s->view->lower, s->view->upper, begin, end, s->contest->temperature, &s->contest->noise,
+                     s->view->keys);
     if (best.id == INT32_MAX) return best; /* a part without rows */
     const size_t panel = (size_t)best.id / FL_PANEL, first = panel * FL_PANEL;
     int32_t ids[FL_PANEL];
@@ -130,16 +131,16 @@ static void bound_part(void *context, uint32_t part, uint32_t parts) {
     s->winner[part] = s->contest ? first_guess(s, begin * FL_BLOCK, end * FL_BLOCK) : FL_NO_WINNER;
 }
 
-/* Computes the logits of panels with a row whose upper bound reaches the floor; all others become minus infinity. Returns
- * how many rows reach it, and adds up how many are computed. */
-static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, size_t end, size_t *computed) {
-    const size_t first = begin * FL_BLOCK, last = end * FL_BLOCK, V = s->model->vocab_size;
-    const size_t n = s->model->kernels->collect(s->view->upper + first, (last < V ? last : V) - first, s->floor,
-                                                INFINITY, scratch->kept_ids, scratch->kept_logits);
-    size_t from = 0, to = 0; /* panels in a row that are to be computed */
-    for (size_t i = first; i < last; i++) s->logits[i] = -INFINITY;
+/* Computes the logits of panels with a row whose bound reaches the floor; returns how many rows reach it, and adds up how
+ * many are computed. */
+static size_t compute_above(const sieve *s, const fl_scratch *scratch, const float *bounds, float floor, size_t begin,
+                            size_t end, size_t *computed) {
+    const size_t V = s->model->vocab_size, last = end < V ? end : V;
+    const size_t n = s->model->kernels->collect(bounds + begin, last - begin, floor, INFINITY, scratch->kept_ids,
+                                                scratch->kept_logits);
+    size_t from = 0, to = 0; /* panels in a row */
     for (size_t i = 0; i < n; i++) {
-        const size_t panel = (first + (size_t)scratch->kept_ids[i]) / FL_PANEL;
+        const size_t panel = (begin + (size_t)scratch->kept_ids[i]) / FL_PANEL;
         if (panel > to) {
             compute(s, from, to);
             *computed += (to - from) * FL_PANEL;
@@ -152,16 +153,18 @@ static size_t finish(const sieve *s, const fl_scratch *scratch, size_t begin, si
     return n;
 }
 
+/* Logits of all who may win, and minus infinity of all others. */
 static void finish_part(void *context, uint32_t part, uint32_t parts) {
     sieve *s = context;
     size_t begin, end;
     fl_slice(s->model->screen->blocks, 1, part, parts, &begin, &end);
+    begin *= FL_BLOCK, end *= FL_BLOCK;
     size_t computed = 0; /* kept here, and the winner too: parts that write to one cache line slow each other down */
     fl_winner winner = FL_NO_WINNER;
-    const size_t rows = finish(s, &s->scratch[part], begin, end, &computed);
+    for (size_t i = begin; i < end; i++) s->logits[i] = -INFINITY;
+    const size_t rows = compute_above(s, &s->scratch[part], s->view->keys, s->floor, begin, end, &computed);
     if (s->contest)
-        s->model->kernels->choose(&winner, s->logits, NULL, begin * FL_BLOCK, end * FL_BLOCK, s->contest->temperature,
-                                  &s->contest->noise);
+        s->model->kernels->choose(&winner, s->logits, NULL, begin, end, s->contest->temperature, &s->contest->noise);
     s->rows[part] = rows, s->computed[part] = computed, s->winner[part] = winner;
 }
 
@@ -215,25 +218,44 @@ static bool draws_another(const sieve *s, const fl_request *r, int32_t token) {
     return fl_sample(s->model, s->scratch, r, s->logits, NULL, NULL) != token;
 }
 
+/* One in so many rows: if more may be likelier than the winner, it is not asked. */
+enum { MANY_LIKELIER = 8 };
+
+/* The winner among all, if it is surely in the set, else the winner of the set: from all logits. */
+static int32_t ask(const sieve *s, const fl_request *r, int32_t winner, size_t *computed) {
+    const size_t V = s->model->vocab_size;
+    const float logit = s->logits[winner];
+    if (s->model->kernels->weigh(s->view->upper, NULL, V, logit).count < V / MANY_LIKELIER) {
+        compute_above(s, s->scratch, s->view->upper, logit, 0, V, computed);
+        if (fl_admits(s->model, s->scratch, r, s->logits, winner)) return winner;
+    }
+    compute_all(s);
+    *computed += V;
+    return fl_sample(s->model, s->scratch, r, s->logits, NULL, NULL);
+}
+
 int32_t fl_screen_draw(const fl_model *model, fl_team *team, fl_scratch *scratch, fl_request *r,
                        const fl_columns *input, float *logits) {
-    const fl_contest contest = fl_contest_of(r);
+    const bool asked = fl_is_asked(model, r), direct = asked || fl_is_contest(r);
+    const fl_contest contest = fl_draw_of(r);
     const uint32_t parts = team ? team->size : 1;
     sieve s = {.model = model, .scratch = scratch, .view = &scratch->view, .input = input, .logits = logits};
     look(model, input, &scratch->view);
     if (model->checks_screen) r->wrong += wrong_bounds(&s);
-    if (fl_is_contest(r)) s.contest = &contest;
+    s.contest = direct ? &contest : NULL;
     run(team, bound_part, &s);
     s.floor = best_of(&s, parts).key;
-    if (!s.contest) {
+    if (!direct) {
         sharpen(&s, fl_sharp_rows(model, r));
-        s.floor = fl_screen_floor(model, scratch, r, s.view->lower, s.view->upper);
+        s.floor = fl_screen_floor(model, scratch, r, s.view);
     }
     run(team, finish_part, &s);
     const fl_winner first = best_of(&s, parts);
-    const int32_t token = fl_sample(model, scratch, r, logits, NULL, s.contest ? &first : NULL);
     for (uint32_t i = 0; i < parts; i++) r->finished += s.rows[i], r->computed += s.computed[i];
     r->screened++;
+    const int32_t token = asked && first.id != INT32_MAX
+                              ? ask(&s, r, first.id, &r->computed)
+                              : fl_sample(model, scratch, r, logits, NULL, direct ? &first : NULL);
     if (model->checks_screen) r->wrong += draws_another(&s, r, token);
     return token;
 }

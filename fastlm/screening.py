@@ -115,10 +115,10 @@ class Statistics:
         return cls(mean, (x - mean).T @ (x - mean) / len(x), sum(part.T @ part for part in parts) / len(rows))
 
     def directions(self, count: int) -> Directions:
-        """So many, a multiple of 16 (with fewer inputs the rest are zero), and a spread, that leave as little as possible
-        of rows and of inputs. What is left is bounded by the product of the norms of both (rows / spread, inputs ·
-        spread), so directions count as much as they take of either, and an input's spread makes its two shares
-        alike. Each depends on the other: found in turns."""
+        """So many, a multiple of 16 (with fewer inputs the rest are zero), and a spread, that leave as little as
+        possible of rows and of inputs. What is left is bounded by the product of the norms of both (rows / spread,
+        inputs * spread), so directions count as much as they take of either, and an input's spread makes its two
+        shares alike. Each depends on the other: found in turns."""
         spread, basis = self._first
         for turn in range(_TURNS):
             kept = basis[:, :count]

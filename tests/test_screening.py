@@ -199,8 +199,8 @@ def random_options(r):
     if options["temperature"]:
         options["top_k"] = int(r.choice([0, 0, 1, 7, 40, 5000]))
         options["min_p"] = float(r.choice([0, 0, 0.03, 0.3]))
-        options["top_p"] = float(r.choice([1, 1, 1, 0.9]))
-        options["typical_p"] = float(r.choice([1, 1, 1, 0.9]))
+        options["top_p"] = float(r.choice([1, 1, 0.95, 0.9, 0.3]))
+        options["typical_p"] = float(r.choice([1, 1, 1, 1, 0.9]))
     if r.random() < 0.3:
         options["logit_bias"] = {int(t): float(r.choice([-100, -3, 4, 25])) for t in r.integers(0, 2048, 5)}
     if r.random() < 0.4:
@@ -286,6 +286,17 @@ def screen_of_tokens(vocab):
     return make
 
 
+def test_top_p_asks_the_winner(int8_stories):
+    """Most winners are in the set; the others cost the whole matrix, and are the same all the same."""
+    whole, screened = (fastlm.load(int8_stories, screening=one, threads=1) for one in ("never", "checked"))
+    for options in ({"top_p": 0.9}, {"top_p": 0.5, "min_p": 0.1}, {"top_p": 1e-6}, {"top_p": 0.99, "top_k": 5}):
+        for samplers in (None, ["top_p", "top_k", "min_p", "temperature"], ["temperature", "min_p", "top_p", "top_k"]):
+            given = {"seed": 3, "temperature": 0.8, "max_tokens": 40, "top_k": 0, **options, "samplers": samplers}
+            one, other = (model.generate("They saw", **given) for model in (whole, screened))
+            assert one.token_ids == other.token_ids
+            assert other.timings["screened_tokens"] >= 40
+
+
 def test_streams_and_sessions_are_screened(int8_stories):
     whole, screened = (fastlm.load(int8_stories, screening=one) for one in ("never", "checked"))
     for options in ({"seed": 8, "top_k": 0, "top_p": 1.0}, {"seed": 9, "top_k": 30}):
@@ -310,7 +321,12 @@ def test_it_switches_itself_off_where_it_saves_nothing(int8_stories):
 
 def test_what_needs_all_logits_is_not_screened(int8_stories):
     model = fastlm.load(int8_stories, screening="always")
-    for options in ({"top_p": 0.9, "top_k": 0}, {"typical_p": 0.9}, {"mirostat_tau": 3.0}, {"logprobs": True}):
+    for options in (
+        {"top_p": 0.9, "logit_bias": {5: 1.0}},
+        {"typical_p": 0.9},
+        {"mirostat_tau": 3.0},
+        {"logprobs": True},
+    ):
         timings = model.generate("They saw", max_tokens=5, seed=1, **options).timings
         assert timings["screened_tokens"] == timings["rows_finished"] == 0
     assert model.generate("They saw", max_tokens=5, num_beams=2).timings["screened_tokens"] == 0

@@ -72,7 +72,7 @@ static void check_contend(size_t blocks, int kind, bool at_end, uint64_t *random
     static const float temperatures[] = {0, 1, 0.7f, 1000, 1e-30f, 3e38f};
     static float high[MOST_ROWS];
     const size_t n = blocks * FL_BLOCK;
-    float *lower = place(logit_room, n, at_end), *upper = place(outs, n, at_end);
+    float *lower = place(logit_room, n, at_end), *keys = place(outs, n, at_end), *upper = place(starts, n, at_end);
     fill_logits(lower, n, n, kind, random);
     for (size_t t = 0; t < sizeof temperatures / sizeof *temperatures; t++) {
         const fl_noise noise = random_noise(random);
@@ -85,9 +85,9 @@ static void check_contend(size_t blocks, int kind, bool at_end, uint64_t *random
             now("contend, %s, %zu blocks, kind %d, T %g", kernels->name, blocks, kind, (double)temperatures[t]);
             for (size_t i = 0; i < n; i++) upper[i] = lower[i] + 0.5f;
             fl_winner found = FL_NO_WINNER;
-            kernels->contend(&found, lower, upper, 0, n, temperatures[t], &noise);
+            kernels->contend(&found, lower, upper, 0, n, temperatures[t], &noise, keys);
             check(same_winner(found, expected), "%d, expected %d", found.id, expected.id);
-            check_equal(upper, high, n, "upper");
+            check_equal(keys, high, n, "keys");
         }
     }
 }
