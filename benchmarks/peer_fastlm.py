@@ -57,9 +57,8 @@ def convert(job: Job) -> None:
 
 
 def _path(job: Job) -> Path:
-    return job.path(
-        ".gguf", job.form.precision, *([job.form.how.replace(" ", "_")] if job.form in SCREENED_FORMS else [])
-    )
+    how = [job.form.how.replace(" ", "_")] if job.form in SCREENED_FORMS else []
+    return job.path(".gguf", job.form.precision, *how)
 
 
 class Runner:

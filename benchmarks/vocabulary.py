@@ -4,8 +4,7 @@
 python benchmarks/vocabulary.py trained.gguf [--sizes 1000 4000 ...] [--folder benchmarks/report]
 
 The model gives its most frequent words; beyond its own, rows are those of its rarer half again, a little changed.
-Screens
-are made for the models' own text. Writes vocabulary.json and vocabulary.png.
+Screens are made for the models' own text. Writes vocabulary.json and vocabulary.png.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from matplotlib import pyplot as plt
 import fastlm
 from compare import Company, Settings, decode, make_probe, table
 from fastlm.format import unpack
-from harness import Form, all_forms
-from peer_fastlm import SCREENED, SCREENED_FORMS
+from harness import all_forms
+from peer_fastlm import FORMS, SCREENED
 from plots import COLOURS
 from workloads import Workload
 
 SIZES = (1000, 4000, 16000, 64000)
-WHOLE, SCREENED_INT8 = Form("fastlm", "int8", draws=True, scores=True), SCREENED_FORMS[2]
+WHOLE, SCREENED_INT8 = (next(f for f in FORMS if (f.precision, f.how) == ("int8", how)) for how in ("", SCREENED))
 PEERS = ("ONNX Runtime", "LiteRT")
 
 

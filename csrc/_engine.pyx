@@ -66,8 +66,10 @@ CONTROLS = {
 }
 """Steps from logits to the next token, in their usual order, with the engine's numbers."""
 
-_SCREENING = {"useful": FL_SCREEN_USEFUL, "never": FL_SCREEN_NEVER, "always": FL_SCREEN_ALWAYS,
-              "checked": FL_SCREEN_CHECKED}
+SCREENING = {"useful": FL_SCREEN_USEFUL, "never": FL_SCREEN_NEVER, "always": FL_SCREEN_ALWAYS,
+             "checked": FL_SCREEN_CHECKED}
+"""When a screen of the output matrix is used, with the engine's numbers."""
+
 _FINISH = {
     FL_FINISH_LENGTH: "length",
     FL_FINISH_STOP: "stop",
@@ -152,7 +154,7 @@ cdef class Model:
         options.isa = NULL if isa is None else <const char *>isa_bytes
         options.row_cache_bytes = row_cache_bytes
         options.threads = threads
-        options.screening = _SCREENING[screening]
+        options.screening = SCREENING[screening]
         if path is not None:
             path_bytes = os.fsencode(path)
             if b"\0" in path_bytes:
@@ -821,7 +823,8 @@ cdef class Job:
             self._prompt, self._at = last, 0
         self.screened, self.finished, self._computed = request.screened, request.finished, request.computed
         if request.wrong:
-            raise RuntimeError(f"the model's screen of its output matrix is wrong: {request.wrong} bounds or tokens differ")
+            raise RuntimeError(
+                f"the model's screen of its output matrix is wrong: {request.wrong} bounds or tokens differ")
         if reading:
             return 0
         if request.finish == FL_FINISH_STOP:

@@ -236,6 +236,12 @@ static void keep_top_k(draw *d, uint32_t k) {
     d->known = false;
 }
 
+/* As a list, of finite ones. */
+static void list_top(draw *d, uint32_t n) {
+    keep_top_k(d, n);
+    keep_floor(d, -FLT_MAX);
+}
+
 static void keep_top_p(draw *d, double p) {
     weigh(d);
     const uint64_t target = share(p, d->total);
@@ -400,7 +406,9 @@ fl_contest fl_draw_of(const fl_request *r) {
 }
 
 fl_contest fl_contest_of(const fl_request *r) {
-    return (fl_contest){is_filtered(r->sampling) ? 0 : r->sampling->temperature, noise_of(r, FL_PURPOSE_TOKEN)};
+    fl_contest contest = fl_draw_of(r);
+    if (is_filtered(r->sampling)) contest.temperature = 0;
+    return contest;
 }
 
 bool fl_is_contest(const fl_request *r) { return !fl_changes(r) && !is_filtered(r->sampling); }
@@ -567,16 +575,18 @@ bool fl_admits(const fl_model *model, const fl_scratch *scratch, const fl_reques
     bool ranked = false; /* a number was kept: who stands behind the token may be out */
     d.largest = largest_of(model, logits);
     for (size_t i = 0; i < FL_CONTROLS && s->steps[i]; i++) {
+        const fl_control step = (fl_control)s->steps[i];
+        if (step == FL_TEMPERATURE) d.unit = s->temperature, d.known = false;
+        if (step == FL_MIN_P) floor = fmaxf(floor, d.largest + d.unit * logarithm(&d, s->min_p));
+        if (logits[token] < floor) return false;
+        if (step != FL_TOP_K && step != FL_TOP_P) continue;
         weigh(&d); /* what is known of the whole, which may be more */
         const fl_weight ahead = before(model, logits, scratch->mass, token);
         const uint64_t known = ranked ? ahead.mass + scratch->mass[token]
                                       : model->kernels->weigh(logits, scratch->mass, model->vocab_size, floor).mass;
-        if (s->steps[i] == FL_TEMPERATURE) d.unit = s->temperature, d.known = false;
-        if (s->steps[i] == FL_MIN_P) floor = fmaxf(floor, d.largest + d.unit * logarithm(&d, s->min_p));
-        if (s->steps[i] == FL_TOP_P && ahead.mass >= share(s->top_p, known)) return false;
-        if (s->steps[i] == FL_TOP_K && ahead.count >= s->top_k) return false;
-        if (s->steps[i] == FL_TOP_K) ranked = true;
-        if (logits[token] < floor) return false;
+        if (step == FL_TOP_P && ahead.mass >= share(s->top_p, known)) return false;
+        if (step == FL_TOP_K && ahead.count >= s->top_k) return false;
+        if (step == FL_TOP_K) ranked = true;
     }
     return true;
 }
@@ -591,9 +601,9 @@ float fl_screen_floor(const fl_model *model, const fl_scratch *scratch, const fl
         change_each(model, r, v->upper);
     }
     if (step == FL_NO_CONTROL) {
-        const fl_noise noise = noise_of(r, FL_PURPOSE_TOKEN);
+        const fl_contest contest = fl_draw_of(r);
         fl_winner best = FL_NO_WINNER;
-        model->kernels->contend(&best, v->lower, v->upper, 0, padded, s->temperature, &noise, v->keys);
+        model->kernels->contend(&best, v->lower, v->upper, 0, padded, contest.temperature, &contest.noise, v->keys);
         return best.key;
     }
     memcpy(v->keys, v->upper, padded * sizeof *v->keys);
@@ -612,8 +622,7 @@ uint32_t fl_sharp_rows(const fl_model *model, const fl_request *r) {
 size_t fl_top(const fl_model *model, const fl_scratch *scratch, const float *values, uint32_t n) {
     draw d = begin(model, scratch, NULL, values);
     d.largest = largest_of(model, values);
-    keep_top_k(&d, n);
-    if (!d.listed) keep_floor(&d, -FLT_MAX);
+    list_top(&d, n);
     return d.n;
 }
 
@@ -644,8 +653,7 @@ static int by_order(const void *a, const void *b) {
 static size_t rank(draw *d, uint32_t n, int32_t *ids) {
     const fl_scratch *s = d->scratch;
     fl_candidate *list = s->candidates;
-    keep_top_k(d, n);
-    keep_floor(d, -FLT_MAX);
+    list_top(d, n);
     for (size_t i = 0; i < d->n; i++)
         list[i].order = (uint64_t)falling_order(s->kept_logits[i]) << 32 | (uint32_t)s->kept_ids[i];
     qsort(list, d->n, sizeof *list, by_order);
@@ -707,8 +715,8 @@ static void list_likeliest(const fl_model *model, const fl_scratch *scratch, con
 
 /* The winners of the contest, one after the other: each leaves the set. */
 static void list_drawn(const fl_model *model, const fl_scratch *scratch, const fl_request *r, const float *logits) {
-    const float temperature = r->sampling->temperature;
-    const fl_contest contest = {temperature, noise_of(r, FL_PURPOSE_TOKEN)};
+    const fl_contest contest = fl_draw_of(r);
+    const float temperature = contest.temperature;
     draw d = begin(model, scratch, r, logits);
     fl_winner winner = FL_NO_WINNER;
     size_t found = 0;

@@ -187,14 +187,12 @@ static void sharpen(const sieve *s, uint32_t rows) {
     const fl_view *v = s->view;
     int32_t *ids = s->scratch->kept_ids;
     const size_t n = fl_top(s->model, s->scratch, v->lower, rows);
-    size_t done = SIZE_MAX;
     for (size_t i = 0; i < n; i++) {
         const size_t panel = (size_t)ids[i] / FL_PANEL, first = panel * FL_PANEL;
-        if (panel == done || v->lower[ids[i]] == v->upper[ids[i]]) continue;
+        if (v->lower[ids[i]] == v->upper[ids[i]]) continue; /* its panel is computed */
         compute(s, panel, panel + 1);
         for (size_t k = first; k < first + FL_PANEL && k < s->model->vocab_size; k++)
             v->lower[k] = v->upper[k] = s->logits[k];
-        done = panel;
     }
 }
 

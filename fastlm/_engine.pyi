@@ -68,6 +68,7 @@ def clock() -> int: ...
 
 NUMERICS_VERSION: int
 CONTROLS: dict[str, int]
+SCREENING: dict[str, int]
 
 @final
 class Memory:

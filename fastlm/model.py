@@ -1013,8 +1013,8 @@ def load(
     for name, size in (("row_cache_mb", row_cache_mb), ("prefix_cache_mb", prefix_cache_mb)):
         if isinstance(size, bool) or not isinstance(size, Real) or not 0 <= size <= 2**20:
             raise ValueError(f"{name}={size!r}: expected 0 to {2**20} megabytes")
-    if screening not in SCREENING:
-        raise ValueError(f"screening={screening!r}: expected {', '.join(SCREENING)}")
+    if screening not in _engine.SCREENING:
+        raise ValueError(f"screening={screening!r}: expected {', '.join(_engine.SCREENING)}")
     cache, prefixes, threads = int(row_cache_mb * 2**20), int(prefix_cache_mb * 2**20), int(threads or 0)
     if isinstance(model, (bytes, bytearray, memoryview)):
         return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads, screening), prefixes)
@@ -1035,8 +1035,6 @@ def model_path(model: str | os.PathLike[str]) -> str:
     path = os.fspath(model)
     return str(resources.files("fastlm.models") / f"{path}.gguf") if path in BUNDLED else path
 
-
-SCREENING = ("useful", "never", "always", "checked")
 
 _loaded: dict[str, Model] = {}
 
