@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -240,12 +240,23 @@ def _check(model: str) -> int:
 
 
 def _export(model: str, output: str, text: str | None, **options: Any) -> int:
-    print(fastlm.export(model, output, text=None if text is None else read_text(text), **options))
-    return 0
+    return _rounded(fastlm.export, model, output, text, **options)
 
 
 def _quantize(model: str, output: str, text: str | None, **options: Any) -> int:
-    print(fastlm.quantize(model, output, text=None if text is None else read_text(text), **options))
+    return _rounded(fastlm.quantize, model, output, text, **options)
+
+
+def _rounded(write: Callable[..., Any], model: str, output: str, text: str | None, **options: Any) -> int:
+    """Prints the report; what is being done is shown on a terminal while it lasts."""
+    terminal = sys.stderr.isatty()
+    progress = (lambda line: print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)) if terminal else None
+    try:
+        report = write(model, output, text=None if text is None else read_text(text), progress=progress, **options)
+    finally:
+        if progress:
+            progress("")
+    print(report)
     return 0
 
 

@@ -70,6 +70,7 @@ def export(
     text: str | Sequence[int] | None = None,
     max_loss: float | None = None,
     screen: bool = False,
+    progress: Callable[[str], None] | None = None,
     bos: int | None = None,
     eos: int | None = None,
     sampling: Mapping[str, float] | None = None,
@@ -91,9 +92,9 @@ def export(
     dtype : str or mapping
         Of the weights: ``"f32"``, or what `fastlm.quantize` takes: ``"bf16"``, ``"int8"``, ``"int4"``, ``"auto"``, or
         by part. The model is written and checked in f32 first, then rounded.
-    text, max_loss, screen : optional
-        As in `fastlm.quantize`: held-out text to measure what fewer bits cost, the limit of ``"auto"``, and whether
-        a large vocabulary gets a screen.
+    text, max_loss, screen, progress : optional
+        As in `fastlm.quantize`: held-out text to measure what fewer bits cost, the limit of ``"auto"``, whether
+        a large vocabulary gets a screen, and who is told what is being done.
     bos, eos : int, optional
         Tokens that start and end a text, if the tokenizer does not name them.
     sampling : mapping, optional
@@ -112,7 +113,7 @@ def export(
     OSError
         The file cannot be written; nothing is left behind.
     """
-    check_arguments(dtype, text, max_loss, screen)
+    check_arguments(dtype, text, max_loss, screen, progress)
     if isinstance(text, str) and tokenizer is None:
         raise ValueError("a text needs the tokenizer that the model was trained with: give it too, or token ids")
     format.gguf_package()
@@ -137,7 +138,9 @@ def export(
             )
         report = ExportReport(os.fspath(path), os.path.getsize(temporary), weights.parameters, "f32", error)
         if dtype != "f32" or text is not None or screen:
-            rounding = quantize(temporary, temporary, dtype=dtype, text=text, max_loss=max_loss, screen=screen)
+            rounding = quantize(
+                temporary, temporary, dtype=dtype, text=text, max_loss=max_loss, screen=screen, progress=progress
+            )
             report = _with_rounding(report, rounding)
     return report
 

@@ -10,7 +10,7 @@ import shutil
 import statistics
 import tempfile
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -175,6 +175,7 @@ def quantize(
     text: str | Sequence[int] | None = None,
     max_loss: float | None = None,
     screen: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> QuantizeReport:
     """Writes a model file with its weights in fewer bits. All else in the file stays; a screen goes, or is made anew.
 
@@ -200,6 +201,8 @@ def quantize(
         are not the next one, so that the engine computes only the rest. The text stays the same; where the vocabulary
         is large, it comes faster. Made for the ``text``, or without one, less well, for text of the model's own. If it
         would not save a fifth of the output matrix's time, which is so for small vocabularies, there will be none.
+    progress : callable, optional
+        Is told, in a few words, what is being done.
 
     Returns
     -------
@@ -227,19 +230,21 @@ def quantize(
     >>> report.bytes < 0.3 * report.bytes_before
     True
     """
-    check_arguments(dtype, text, max_loss, screen)
+    check_arguments(dtype, text, max_loss, screen, progress)
     if dtype == "auto":
-        return _choose(_Source(source, text, screen), path, 1.0 if max_loss is None else max_loss)
+        return _choose(_Source(source, text, screen, progress), path, 1.0 if max_loss is None else max_loss)
     with format.atomic(path) as temporary:
-        report = _Source(source, text, screen).write(temporary, dtype)
+        report = _Source(source, text, screen, progress).write(temporary, dtype)
     return replace(report, path=os.fspath(path))
 
 
 # ---- what is asked for -------------------------------------------------------------------------------
 
 
-def check_arguments(dtype: Any, text: Any, max_loss: Any, screen: Any) -> None:
+def check_arguments(dtype: Any, text: Any, max_loss: Any, screen: Any, progress: Any) -> None:
     """What can be told before any work. Raises ValueError and TypeError as `quantize`."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress={progress!r}: expected a function of one text, found {type(progress).__name__}")
     if not isinstance(screen, bool):
         raise TypeError(f"screen={screen!r}: expected True or False, found {type(screen).__name__}")
     if dtype != "auto":
@@ -327,7 +332,13 @@ def _part_of(name: str) -> str:
 class _Source:
     """A model file that is to be rounded, in one way or several: what they share is read and computed once."""
 
-    def __init__(self, source: str | os.PathLike[str], text: str | Sequence[int] | None, screen: bool) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        text: str | Sequence[int] | None,
+        screen: bool,
+        progress: Callable[[str], None] | None,
+    ) -> None:
         if isinstance(source, (bytes, bytearray, memoryview)):
             raise TypeError("expected the path of a model or the name of a bundled one, found a file's bytes")
         self.path = model_path(source)
@@ -342,20 +353,26 @@ class _Source:
         }
         self.text = text
         self.screened = screen
+        self.progress = progress or (lambda _: None)
         self._rounded: dict[tuple[str, str], RoundedRows] = {}
 
     @cached_property
     def score(self) -> Score | None:
         """Of the text, before."""
-        return None if self.text is None else _score(self.model, self.text)
+        if self.text is None:
+            return None
+        self.progress("perplexity before")
+        return _score(self.model, self.text)
 
     @cached_property
     def moments(self) -> dict[str, npt.NDArray[np.float64]]:
+        self.progress("moments of each matrix's inputs, on text of the model's own")
         return input_moments(self.weights, own_text(self.model))
 
     @cached_property
     def states(self) -> Array:
         """Inputs of the output matrix, on the text or on the model's own."""
+        self.progress("screen: states of the model")
         if self.score is None:
             return output_states(self.model, own_text(self.model))
         return output_states(self.model, windows(self.score.token_ids), _OUT_OF_CONTEXT)
@@ -365,7 +382,7 @@ class _Source:
             return None, None
         units, bias = self.weights.layers[-1].units, self.weights.output_bias
         rows = rounded.to_float(units)[: len(bias)]
-        screen = best_screen(rows, bias, rounded.dtype, self.states)
+        screen = best_screen(rows, bias, rounded.dtype, self.states, self.progress)
         return screen, ScreenReport.of(screen, rows, bias, self.states) if screen else None
 
     def write(self, path: str, dtype: str | Mapping[str, str]) -> QuantizeReport:
@@ -374,8 +391,10 @@ class _Source:
         before = self.score  # first, so that a text that is too short is known before the work is done
         rounded = {name: self._round(name, kind) for name, kind in wanted.items()}
         screen, screen_report = self._screen(rounded["output"])
+        self.progress("writing the file")
         format.write(path, self.weights, self.fields, rounded, screen)
         max_error = self._write_test_vector(path, rounded, screen)
+        loss = self._loss(before, path)
         return QuantizeReport(
             path=path,
             dtype=dtype if isinstance(dtype, str) else ",".join(f"{part}={kind}" for part, kind in dtype.items()),
@@ -384,10 +403,16 @@ class _Source:
             rounded_before=tuple(kind for kind in BITS if kind != "f32" and kind in self.types_before),
             matrices=tuple(self._error(name, matrix) for name, matrix in rounded.items()),
             max_error=max_error,
-            loss=None if before is None or self.text is None else _loss(before, _score(load(path), self.text)),
+            loss=loss,
             screen=screen_report,
             screened=self.screened,
         )
+
+    def _loss(self, before: Score | None, path: str) -> TextLoss | None:
+        if before is None or self.text is None:
+            return None
+        self.progress("perplexity after")
+        return _loss(before, _score(load(path), self.text))
 
     def _round(self, name: str, dtype: str) -> RoundedRows:
         if dtype == self.before[name].dtype:
@@ -397,7 +422,9 @@ class _Source:
             most = LARGEST_INPUTS.get(dtype)
             if most is not None and rows.shape[1] > most:
                 raise ValueError(f"{name} has {rows.shape[1]} inputs: {dtype} sums at most {most} exactly, use bf16")
-            self._rounded[name, dtype] = round_rows(rows, dtype, self.moments.get(name) if dtype == "int4" else None)
+            moments = self.moments.get(name) if dtype == "int4" else None
+            self.progress(f"{name}: {len(rows):,} rows to {dtype}")
+            self._rounded[name, dtype] = round_rows(rows, dtype, moments)
         return self._rounded[name, dtype]
 
     def _error(self, name: str, rounded: RoundedRows) -> MatrixError:

@@ -4,6 +4,7 @@ docs/screening.md has the method and the proof, docs/format.md the bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -29,7 +30,8 @@ _TURNS = 2  # more change nothing
 _SWEEPS = 2  # through the signs of a row: the first leaves 5 to 7 % less, the second 2, a third 1
 
 _CHOICES = [(1, 16), (1, 32), (1, 64), (1, 128), (2, 32), (2, 64), (2, 128), (3, 128)]
-TRIED = 256  # states on which they are compared
+TRIED = 256  # states on which they are compared,
+_PANELS_TRIED = 192  # and panels
 
 # What reading a matrix costs per weight, int8 = 1, and looking up a bit: on AVX2 and on AVX-512 between 0.15 and 0.2.
 _COST = {"f32": 4.0, "bf16": 2.0, "int8": 1.0, "int4": 0.6}
@@ -154,7 +156,9 @@ def _leading(inputs: Float64, rows: Float64, of_inputs: float, of_rows: float) -
     return np.asarray(np.linalg.eigh(inputs / (of_inputs or 1) + rows / (of_rows or 1))[1][:, ::-1])
 
 
-def make_screen(rows: Array, bias: Array, directions: Directions, planes: int) -> Screen:
+def make_screen(
+    rows: Array, bias: Array, directions: Directions, planes: int, progress: Callable[[str], None] = lambda _: None
+) -> Screen:
     """The screen of an output matrix.
 
     Parameters
@@ -165,13 +169,17 @@ def make_screen(rows: Array, bias: Array, directions: Directions, planes: int) -
     directions : Directions
     planes : int
         Signs of each weight.
+    progress : callable
+        Is told what is being done.
     """
     mean, spread, basis = directions.mean, directions.spread, directions.basis
     P = basis.astype(np.float64)
     gain = _gain(rows, spread, P)
     part = _Rows(mean, spread, gain, P, planes)
-    cuts = range(0, len(rows), _ROWS)
-    found = [part.screen(rows[at : at + _ROWS].astype(np.float64), bias[at : at + _ROWS]) for at in cuts]
+    found = []
+    for at in range(0, len(rows), _ROWS):
+        progress(f"screen: row {at:,} of {len(rows):,}")
+        found.append(part.screen(rows[at : at + _ROWS].astype(np.float64), bias[at : at + _ROWS]))
     along, scale, shift, radius = (np.concatenate([one[i] for one in found]) for i in range(4))
     size, signs = (np.concatenate([one[i] for one in found], axis=1) for i in (4, 5))
     return Screen(mean, spread, gain, basis, along, scale, shift, radius, size, signs)
@@ -286,21 +294,52 @@ class Trial:
         best = (self.lower + noise).argmax(axis=1)[:, None]
         return np.asarray(self.upper + noise >= np.take_along_axis(self.logits + noise, best, axis=1))
 
-    def panels_left(self) -> float:
-        """The mean share of panels with such a row, of both kinds."""
-        left = np.concatenate([self.left(), self.left(seed=0)])
+
+def cost(screen: Screen, dtype: str, share: float, count: int) -> float:
+    """Of a token, as a share of what a whole int8 matrix of ``count`` rows costs, when such a share of its panels is
+    finished."""
+    n, K = screen.basis.shape
+    prepared = (4 * n + 16) / count  # the directions' product, in float32, and the tables
+    return float(len(screen.size) * _BIT_COST + (n + _ROW_COST) / K + prepared + share * _COST[dtype])
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Panels of a matrix, evenly spread, and inputs, on which screens are compared; a screen of these rows is made in
+    a fraction of the time.
+
+    ``bars``, float64 [2, N, 1], are what a row of the whole matrix must reach: the best logit, for greedy choices, and
+    the best key of a draw, whose distribution is that of log(Σ exp(logit)) and the noise of one row.
+    """
+
+    rows: Array
+    bias: Array
+    states: Array
+    bars: Float64
+
+    @classmethod
+    def of(cls, rows: Array, bias: Array, states: Array) -> _Sample:
+        logits = states.astype(np.float64) @ rows.T.astype(np.float64) + bias
+        noise = np.random.default_rng(0).gumbel(size=len(states))
+        bars = np.stack([logits.max(axis=1), np.logaddexp.reduce(logits, axis=1) + noise])
+        panels = -(-len(rows) // PANEL)
+        some = np.unique(np.linspace(0, panels - 1, min(panels, _PANELS_TRIED)).astype(int))
+        chosen = (some[:, None] * PANEL + np.arange(PANEL)).ravel()
+        chosen = chosen[chosen < len(rows)]
+        return cls(rows[chosen], bias[chosen], states, bars[:, :, None])
+
+    def share_left(self, screen: Screen) -> float:
+        """The mean share of panels that a screen of these rows leaves, of both kinds."""
+        _, upper = screen.bounds(self.states)
+        noise = np.random.default_rng(1).gumbel(size=upper.shape)
+        left = np.concatenate([upper >= self.bars[0], upper + noise >= self.bars[1]])
         panels = np.pad(left, ((0, 0), (0, -left.shape[1] % PANEL))).reshape(len(left), -1, PANEL)
         return float(panels.any(axis=2).mean())
 
 
-def cost(screen: Screen, dtype: str, share: float) -> float:
-    """Of a token, as a share of what the whole int8 matrix costs, when so many panels are finished."""
-    (V, n), K = screen.along.shape, screen.basis.shape[1]
-    prepared = (4 * n + 16) / V  # the directions' product, in float32, and the tables
-    return float(len(screen.size) * _BIT_COST + (n + _ROW_COST) / K + prepared + share * _COST[dtype])
-
-
-def best_screen(rows: Array, bias: Array, dtype: str, states: Array) -> Screen | None:
+def best_screen(
+    rows: Array, bias: Array, dtype: str, states: Array, progress: Callable[[str], None] = lambda _: None
+) -> Screen | None:
     """The screen of an output matrix that promises to save most, or None if none saves a fifth of its cost.
 
     Parameters
@@ -310,17 +349,24 @@ def best_screen(rows: Array, bias: Array, dtype: str, states: Array) -> Screen |
         In which the matrix is stored.
     states : float32 [N, K]
         Its inputs on text, in the order of the text.
+    progress : callable
+        Is told what is being done.
     """
     if rows.shape[1] > LARGEST_INPUTS or max(np.abs(rows).max(), np.abs(bias).max()) > _LARGEST_WEIGHT:
         return None
+    progress("screen: moments of rows and states")
     statistics, tried = Statistics.of(rows, states[::2]), states[1::2][:: max(1, len(states) // 2 // TRIED)]
+    sample = _Sample.of(rows, bias, tried)
     directions = lru_cache(maxsize=None)(statistics.directions)
     best, least = None, _WORTH * _COST[dtype]
     for planes, count in _CHOICES:
         if planes * _BIT_COST + (count + _ROW_COST) / rows.shape[1] >= least:
             continue
-        screen = make_screen(rows, bias, directions(count), planes)
-        found = cost(screen, dtype, Trial.of(screen, rows, bias, tried).panels_left())
+        progress(f"screen: {planes} bit{'s' * (planes > 1)} a weight, {count} directions, tried on some rows")
+        screen = make_screen(sample.rows, sample.bias, directions(count), planes)
+        found = cost(screen, dtype, sample.share_left(screen), len(rows))
         if found < least:
-            best, least = screen, found
-    return best
+            best, least = (planes, count), found
+    if best is None:
+        return None
+    return make_screen(rows, bias, directions(best[1]), best[0], progress)

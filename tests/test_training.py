@@ -97,11 +97,12 @@ def test_validation_text_may_be_given_and_corpora_may_be_many(corpus, tmp_path):
 
 
 def test_a_time_limit_ends_training(corpus, tmp_path):
+    """On any machine: a slow one spends most of the time on building the network."""
     began = time.monotonic()
     report = train(corpus, tmp_path / "m.gguf", time_limit=3)
-    assert report.seconds < 6
-    assert time.monotonic() - began < 20
-    assert report.epochs > 1
+    assert 1 < report.seconds < 10
+    assert report.steps > 1
+    assert time.monotonic() - began < 60
 
 
 def test_a_resumed_run_goes_where_it_would_have_gone(corpus, uninterrupted, tmp_path):
