@@ -106,7 +106,7 @@ def _speed_panel(axes: Axes, figures: Figures) -> None:
     for label, (peer, _) in zip(axes.get_yticklabels(), best, strict=True):
         label.set_weight(_weight(peer))
     axes.tick_params(axis="y", length=0)
-    _plain_numbers(axes.xaxis)
+    plain_numbers(axes.xaxis)
 
 
 def roofline(points: dict[str, Figures]) -> Figure | None:
@@ -158,7 +158,7 @@ def batches(points: dict[str, Figures]) -> Figure:
         axes.text(1.04, -0.6, "fastlm", color=COLOURS[OURS], weight="bold", size=10, va="center")
         axes.set(xscale="log", yticks=range(len(chosen)), yticklabels=[one["workload"] for one in chosen])
         axes.set(ylim=(len(chosen) - 0.5, -0.8), title=f"batch {batch}")
-        _plain_numbers(axes.xaxis)
+        plain_numbers(axes.xaxis)
         axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
         axes.grid(axis="y", visible=False)
     present = {peer for figures in panels for peer, _ in best_forms(figures)} - {OURS}
@@ -187,7 +187,7 @@ def latency(points: dict[str, Figures]) -> Figure:
         for label, (peer, _) in zip(axes.get_yticklabels(), forms, strict=True):
             label.set_weight(_weight(peer))
         axes.grid(axis="y", visible=False)
-        _plain_numbers(axes.xaxis)
+        plain_numbers(axes.xaxis)
     style = {"color": "#444444", "linestyle": "", "markeredgewidth": 2}
     shown = zip("o|x", ("p50", "p99", "p99.9"), strict=True)
     keys = [mpl.lines.Line2D([], [], marker=marker, label=label, **style) for marker, label in shown]
@@ -239,7 +239,7 @@ def _curves(axes: Axes, series: dict[int, Figures]) -> None:
     axes.set(xscale="log", yscale="log", xticks=sorted(series))
     axes.minorticks_off()
     axes.set_xticklabels([f"{size:,}" for size in sorted(series)])
-    _plain_numbers(axes.yaxis)
+    plain_numbers(axes.yaxis)
     axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
     _end_labels(axes, ends)
 
@@ -341,7 +341,7 @@ def _weight(peer: str) -> str:
     return "bold" if peer == OURS else "normal"
 
 
-def _plain_numbers(axis: Any) -> None:
+def plain_numbers(axis: Any) -> None:
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(mpl.ticker.NullFormatter())
 

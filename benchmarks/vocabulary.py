@@ -22,12 +22,13 @@ from matplotlib import pyplot as plt
 import fastlm
 from compare import Company, Settings, decode, make_probe, table
 from fastlm.format import unpack
+from fastlm.screening import PANEL
 from harness import all_forms
 from peer_fastlm import FORMS, SCREENED
-from plots import COLOURS
+from plots import COLOURS, plain_numbers
 from workloads import Workload
 
-SIZES = (1000, 4000, 16000, 64000)
+SIZES = (1000, 4000, 16000, 64000, 256000)
 WHOLE, SCREENED_INT8 = (next(f for f in FORMS if (f.precision, f.how) == ("int8", how)) for how in ("", SCREENED))
 PEERS = ("ONNX Runtime", "LiteRT")
 
@@ -47,7 +48,7 @@ def resized(source: Path, V: int, path: Path) -> None:
     output = arrays.get("output.kernel", arrays["embedding"].T)
     arrays |= {"embedding": changed(arrays["embedding"]), "output.kernel": np.ascontiguousarray(changed(output.T).T)}
     arrays["output.bias"] = arrays["output.bias"][rows]
-    fastlm.export(arrays, path)
+    fastlm.export(arrays, path, bos=fastlm.load(source).bos)
 
 
 def bytes_read(workload: Workload, folder: Path) -> dict[str, float]:
@@ -58,9 +59,17 @@ def bytes_read(workload: Workload, folder: Path) -> dict[str, float]:
         return {"whole": whole}
     model = fastlm.load(path, threads=1, screening="always")
     screen = sum(size for name, _, _, size, _ in model._engine.tensors() if name.startswith("output.screen."))
-    text = model.generate([1], max_tokens=300, temperature=0.0)
+    text = model.generate(workload.start(1), max_tokens=300, temperature=0.0)
     rows = text.timings["rows_finished"] / max(1, text.timings["screened_tokens"])
-    return {"whole": whole, "screened": whole - workload.V * workload.H + screen + 16 * rows * workload.H, "rows": rows}
+    finished = min(workload.V, PANEL * rows) * workload.H  # each in a panel of its own, at most
+    return {"whole": whole, "screened": whole - workload.V * workload.H + screen + finished, "rows": rows}
+
+
+def _style(peer: str, filled: bool) -> dict[str, Any]:
+    """A hollow marker lets the one behind it be seen."""
+    face = COLOURS[peer] if filled else "none"
+    return {"color": COLOURS[peer], "linestyle": "-" if filled else "--", "marker": "o", "markerfacecolor": face,
+            "markersize": 5 if filled else 8}  # fmt: skip
 
 
 def draw(points: list[dict[str, Any]], path: Path) -> None:
@@ -69,20 +78,20 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     names = {str(WHOLE): "fastlm int8, whole matrix", str(SCREENED_INT8): "fastlm int8, screened"}
     for name in dict.fromkeys(name for point in points for name in point["forms"]):
         at = [point for point in points if name in point["forms"]]
-        style = "-" if name == str(SCREENED_INT8) else "--"
-        time.plot(
-            [point["sizes"]["V"] for point in at],
-            [point["forms"][name]["median_us"] for point in at],
-            style, marker="o", color=COLOURS[at[0]["forms"][name]["peer"]], label=names.get(name, name),
-        )  # fmt: skip
-    for kind, style, label in (("whole", "--", "whole matrix"), ("screened", "-", "screened")):
+        times = [point["forms"][name]["median_us"] for point in at]
+        style = _style(at[0]["forms"][name]["peer"], filled=name == str(SCREENED_INT8))
+        time.plot([point["sizes"]["V"] for point in at], times, label=names.get(name, name), **style)
+    for kind, label in (("whole", "whole matrix"), ("screened", "screened")):
         at = [point for point in points if kind in point["bytes"]]
-        size.plot([p["sizes"]["V"] for p in at], [p["bytes"][kind] / 1e6 for p in at], style, marker="o",
-                  color=COLOURS["fastlm"], label=f"fastlm int8, {label}")  # fmt: skip
+        read = [point["bytes"][kind] / 1e6 for point in at]
+        style = _style("fastlm", filled=kind == "screened")
+        size.plot([point["sizes"]["V"] for point in at], read, label=f"fastlm int8, {label}", **style)
     for axes, label in ((time, "µs a token"), (size, "MB read for a token")):
         axes.set(xscale="log", yscale="log", xlabel="words in the vocabulary", ylabel=label)
         axes.grid(True, which="both", color="#e4e4e4")
         axes.legend(frameon=False, fontsize=9)
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
     sizes = points[0]["sizes"]
     figure.suptitle(
         f"{sizes['L']} LSTM layer(s) of {sizes['H']} units, one thread, greedy", x=0.01, ha="left", weight="bold"

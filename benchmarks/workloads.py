@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fastlm import load
 from fastlm.format import unpack
 
 BITS = {"f32": 32, "bf16": 16, "int8": 8, "int4": 4.25}
@@ -30,6 +31,7 @@ class Workload:
     L: int
     source: str = ""  # a trained model's file, whose weights are taken
     text: str = ""  # a file with text that it is to write like, where a form makes use of it
+    first: int = 1  # the token that the first sequence starts from
 
     @classmethod
     def of_model(cls, source: Path, text: Path | None = None, name: str = "") -> Workload:
@@ -39,7 +41,8 @@ class Workload:
         if len(units) > 1:
             raise ValueError(f"{source}: expected layers of one size, found {sorted(units)}")
         sizes = *weights.embedding.shape, units.pop(), len(weights.layers)
-        return cls(name or source.stem, *sizes, str(source.resolve()), str(text.resolve()) if text else "")
+        first = load(source).bos or 1
+        return cls(name or source.stem, *sizes, str(source.resolve()), str(text.resolve()) if text else "", first)
 
     @cached_property
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -81,8 +84,8 @@ class Workload:
         self.__dict__.pop("weights", None)
 
     def start(self, batch: int) -> list[int]:
-        """The token each sequence of a batch starts from, with a state of zeros; the first starts from token 1."""
-        return [(1 + sequence) % self.V for sequence in range(batch)]
+        """The token each sequence of a batch starts from, with a state of zeros: those from ``first`` on."""
+        return [(self.first + sequence) % self.V for sequence in range(batch)]
 
     # ---- what a step must cost -----------------------------------------------------------------------
 
