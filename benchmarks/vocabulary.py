@@ -94,7 +94,10 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
         plain_numbers(axes.yaxis)
     sizes = points[0]["sizes"]
     figure.suptitle(
-        f"{sizes['L']} LSTM layer(s) of {sizes['H']} units, one thread, greedy", x=0.01, ha="left", weight="bold"
+        f"{sizes['L']} LSTM layer{'s' * (sizes['L'] > 1)} of {sizes['H']} units, one thread, greedy",
+        x=0.01,
+        ha="left",
+        weight="bold",
     )
     figure.savefig(path, bbox_inches="tight", dpi=130)
 

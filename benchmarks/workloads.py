@@ -41,8 +41,14 @@ class Workload:
         if len(units) > 1:
             raise ValueError(f"{source}: expected layers of one size, found {sorted(units)}")
         sizes = *weights.embedding.shape, units.pop(), len(weights.layers)
-        first = load(source).bos or 1
-        return cls(name or source.stem, *sizes, str(source.resolve()), str(text.resolve()) if text else "", first)
+        bos = load(source).bos
+        return cls(
+            name or source.stem,
+            *sizes,
+            source=str(source.resolve()),
+            text=str(text.resolve()) if text else "",
+            first=1 if bos is None else bos,
+        )
 
     @cached_property
     def weights(self) -> dict[str, NDArray[np.float32]]:
