@@ -49,6 +49,9 @@ cdef extern from *:
 
 cdef const int32_t[::1] NOTHING = array("i", [])
 
+MOST_SOURCE = MOST_PLACES
+"""Tokens of a source."""
+
 NUMERICS_VERSION = FL_NUMERICS_VERSION
 
 CONTROLS = {
@@ -143,6 +146,7 @@ cdef class Model:
     cdef fl_model *_model
     cdef readonly uint32_t vocab_size
     cdef readonly uint32_t source_vocab_size  # 0: a language model
+    cdef readonly bint attends
 
     def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0,
                   str screening="useful"):
@@ -176,6 +180,7 @@ cdef class Model:
         fl_model_get_info(self._model, &info)
         self.vocab_size = info.vocab_size
         self.source_vocab_size = info.source_vocab_size
+        self.attends = info.attends
 
     def __dealloc__(self):
         fl_model_close(self._model)
@@ -196,6 +201,7 @@ cdef class Model:
             "threads": info.threads,
             "isa": info.isa.decode(),
             "screened": bool(info.screened),
+            "attends": bool(info.attends),
             "source_vocab_size": info.source_vocab_size or None,
         }
 
@@ -397,6 +403,18 @@ cdef class Decoder:
             return found
         finally:
             PyMem_Free(given)
+
+    def align(self, State state not None, const int32_t[::1] tokens not None):
+        """Reads tokens; where attention looked behind each: array of T * places floats."""
+        self._check(state, tokens)
+        if not self.model.attends or state.source is None:
+            raise ValueError("expected a model with attention, and a state that a source has begun")
+        found = array("f", bytes(4 * len(state.source) * tokens.shape[0]))
+        cdef float[::1] weights = found
+        if tokens.shape[0]:
+            with nogil:
+                fl_align(self._decoder, state._state, &tokens[0], tokens.shape[0], &weights[0])
+        return found
 
     def logits(self, State state not None):
         """Logits of the next token: array of V floats (a copy)."""

@@ -54,6 +54,7 @@ cdef extern from "fastlm.h" nogil:
         uint32_t threads
         const char *isa
         int screened
+        int attends
         uint32_t source_vocab_size
 
     fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model,
@@ -129,6 +130,8 @@ cdef extern from "fastlm.h" nogil:
     void fl_follow(fl_decoder *decoder, fl_state **states, const int32_t *tokens, size_t n, const uint8_t *ending,
                    uint32_t most, fl_branches *branches) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
+
+    void fl_align(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *weights) noexcept
 
     ctypedef struct fl_text:
         fl_state *state

@@ -80,6 +80,7 @@ typedef struct fl_model_info {
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
     int screened;                /* 1: the file has a screen, and it is used */
+    int attends;                 /* 1: the model has attention */
     uint32_t source_vocab_size; /* of a sequence-to-sequence model; 0: a language model */
 } fl_model_info;
 
@@ -189,6 +190,10 @@ void fl_follow(fl_decoder *decoder, fl_state *const *states, const int32_t *toke
                uint32_t most, fl_branches *branches);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
+
+/* Reads n tokens, with a state that a source has begun, of a model with attention: weights[i] receives, of every place of the
+ * source, how much of it the token behind tokens[i] is written from. [n][places]; a row adds up to 1. */
+void fl_align(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *weights);
 
 /* What fl_score is given. */
 typedef struct fl_text {

@@ -268,6 +268,7 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .threads = model->threads,
         .isa = model->kernels->name,
         .screened = model->screens,
+        .attends = model->attention != NULL,
         .source_vocab_size = model->encoder ? model->encoder->vocab_size : 0,
     };
 }
@@ -311,13 +312,37 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
                    *tolerance);
 }
 
+/* The source that the test vector's tokens are written for; NULL for a language model. */
+static fl_status read_test_source(const fl_model *model, fl_decoder *decoder, fl_source **source, fl_error *error) {
+    const char *key = "lstm.test.source";
+    const fl_field *given = fl_file_field(&model->file, key), *tokens = NULL;
+    *source = NULL;
+    if (!model->encoder) return FL_OK;
+    if (!given || given->count < 1 || given->count > FL_MOST_PLACES)
+        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected 1 to %d tokens", key, FL_MOST_PLACES);
+    fl_status status = fl_file_array(&model->file, key, FL_GGUF_INT32, given->count, &tokens, error);
+    for (uint64_t i = 0; !status && i < given->count; i++)
+        if (fl_field_u32(tokens, i) >= model->encoder->vocab_size)
+            status = fl_fail(error, FL_ERROR_FORMAT, "key '%s': %d is not a token", key, (int)fl_field_u32(tokens, i));
+    int32_t *copy = status ? NULL : malloc(given->count * sizeof *copy);
+    if (!status && !copy) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for a source");
+    for (uint64_t i = 0; !status && i < given->count; i++) copy[i] = (int32_t)fl_field_u32(tokens, i);
+    const fl_source_text text = {copy, (size_t)given->count};
+    if (!status) status = fl_read_sources(decoder, &text, 1, source, error);
+    free(copy);
+    return status;
+}
+
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) {
     const fl_field *tokens, *logprobs;
     fl_decoder *decoder = NULL;
     fl_state *state = NULL;
+    fl_source *source = NULL;
     fl_status status = read_test(model, &tokens, &logprobs, tolerance, error);
     if (!status) status = fl_decoder_new(model, &decoder, error);
+    if (!status) status = read_test_source(model, decoder, &source, error);
     if (!status) status = fl_state_new(model, &state, error);
+    if (!status && source) fl_state_begin(state, source);
     fenv_t caller;
     fl_fp_enter(&caller);
     *largest = 0;
@@ -332,6 +357,7 @@ fl_status fl_model_verify(const fl_model *model, double *largest, double *tolera
     }
     fl_fp_leave(&caller);
     fl_state_free(state);
+    fl_source_free(source);
     fl_decoder_free(decoder);
     return status;
 }
