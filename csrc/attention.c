@@ -21,8 +21,11 @@ static void score_places(const fl_decoder *d, const fl_source *s, const float *h
         return;
     }
     float step = 0;
-    const fl_columns column = {.values = (float *)(uintptr_t)hidden, .steps = &step, .inputs = s->keys.inputs,
-                               .padded = s->keys.inputs, .width = 1};
+    const fl_columns column = {.values = (float *)(uintptr_t)hidden,
+                               .steps = &step,
+                               .inputs = s->keys.inputs,
+                               .padded = s->keys.inputs,
+                               .width = 1};
     const float *start = out;
     zero(out, s->keys.panels * FL_PANEL);
     d->model->kernels->product(&s->keys, 0, s->keys.panels, &column, 1, &start, &out);

@@ -10,8 +10,8 @@
  * the other. */
 typedef struct reading {
     fl_decoder *decoder;
-    size_t n;                       /* sources */
-    size_t places;                  /* of all of them */
+    size_t n;      /* sources */
+    size_t places; /* of all of them */
     const fl_source_text *given;
     size_t order[FL_MOST_COLUMNS];  /* which of those given */
     size_t length[FL_MOST_COLUMNS]; /* of each, and so the next */
@@ -167,12 +167,15 @@ static fl_status new_source(const fl_model *model, const fl_source_text *given, 
     s->n = n;
     s->start = at, at += state;
     if (keys)
-        s->keys = (fl_matrix){.weights = at, .panels = panels, .inputs = key_inputs(model), .lanes = FL_PANEL,
+        s->keys = (fl_matrix){.weights = at,
+                              .panels = panels,
+                              .inputs = key_inputs(model),
+                              .lanes = FL_PANEL,
                               .blocks = key_inputs(model)};
     at += keys;
     if (values)
-        s->values = (fl_matrix){.weights = at, .panels = fl_parts(width, FL_PANEL), .inputs = n, .lanes = FL_PANEL,
-                                .blocks = n};
+        s->values = (fl_matrix){
+            .weights = at, .panels = fl_parts(width, FL_PANEL), .inputs = n, .lanes = FL_PANEL, .blocks = n};
     at += values;
     s->tokens = (const int32_t *)(const void *)at;
     memcpy(at, given->tokens, n * sizeof *given->tokens);
@@ -211,8 +214,7 @@ static fl_status fill_sources(reading *r, fl_source **sources, fl_error *error) 
         float *none = calloc(row, sizeof *none);
         fl_status status = FL_OK;
         if (!made || !none) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the keys of %zu places", r->places);
-        if (!status)
-            status = multiply_places(r, &a->key, r->values[0], width, none, FL_HIDDEN_STEP, made, row, error);
+        if (!status) status = multiply_places(r, &a->key, r->values[0], width, none, FL_HIDDEN_STEP, made, row, error);
         free(none);
         if (status) {
             free(made);
@@ -250,7 +252,8 @@ static fl_status cross_bridge(fl_decoder *d, const fl_bridge *bridge, const fl_l
     }
     const float *in = to;
     float step = FL_HIDDEN_STEP;
-    const fl_columns nowhere = {.steps = &step, .inputs = layer->units, .padded = fl_round_up(layer->units, 64), .width = 1};
+    const fl_columns nowhere = {
+        .steps = &step, .inputs = layer->units, .padded = fl_round_up(layer->units, 64), .width = 1};
     d->model->kernels->activate(0, layer->groups, 1, &in, &nowhere, &to);
     return FL_OK;
 }
@@ -303,7 +306,8 @@ static fl_status encode(reading *r, fl_source **sources, fl_error *error) {
     return status;
 }
 
-fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t n, fl_source **sources, fl_error *error) {
+fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t n, fl_source **sources,
+                          fl_error *error) {
     fenv_t caller;
     fl_status status = FL_OK;
     for (size_t i = 0; i < n; i++) sources[i] = NULL;

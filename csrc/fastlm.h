@@ -79,8 +79,8 @@ typedef struct fl_model_info {
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
-    int screened;                /* 1: the file has a screen, and it is used */
-    int attends;                 /* 1: the model has attention */
+    int screened;               /* 1: the file has a screen, and it is used */
+    int attends;                /* 1: the model has attention */
     uint32_t source_vocab_size; /* of a sequence-to-sequence model; 0: a language model */
 } fl_model_info;
 
@@ -141,7 +141,8 @@ typedef struct fl_source_text {
 } fl_source_text;
 
 /* Reads n sources; a result does not depend on the others. If one cannot be had, there are none. */
-fl_status fl_read_sources(fl_decoder *decoder, const fl_source_text *texts, size_t n, fl_source **sources, fl_error *error);
+fl_status fl_read_sources(fl_decoder *decoder, const fl_source_text *texts, size_t n, fl_source **sources,
+                          fl_error *error);
 void fl_source_free(fl_source *source); /* NULL is allowed */
 size_t fl_source_size(const fl_source *source);
 

@@ -218,7 +218,7 @@ typedef struct fl_attention {
     fl_matrix key;   /* of an encoder output; no panels: it is its own key */
     fl_matrix query; /* additive */
     fl_matrix context, hidden;
-    fl_matrix feed;                          /* of the values before, for the first layer's gates; no panels: none */
+    fl_matrix feed;                         /* of the values before, for the first layer's gates; no panels: none */
     const float *bias, *query_bias, *score; /* [panels][FL_PANEL] */
     uint32_t units;
     bool additive;

@@ -813,6 +813,6 @@ static uint32_t random_word(const fl_noise *noise) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update, activate, compare,
-                                       make_tables, bound, contend, choose, collect, weigh, mass, logarithm,
-                                       random_word};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows,    product, update,    activate,
+                                       compare,           make_tables, bound,   contend,   choose,
+                                       collect,           weigh,       mass,    logarithm, random_word};

@@ -299,7 +299,8 @@ static fl_status read_embedding(const reader *r, uint64_t layer) {
                          "a tied embedding of size %u needs a last layer as wide, found %zu units",
                          model->embedding_size, model->output.inputs);
     if (!status) status = expect_text(r, r->table.direction, "lstm.layer.direction", layer, "forward");
-    if (!status) status = expect_text(r, r->table.layout, "lstm.layer.layout", layer, model->tied ? "panels16" : "rows");
+    if (!status)
+        status = expect_text(r, r->table.layout, "lstm.layer.layout", layer, model->tied ? "panels16" : "rows");
     if (status || model->tied) return status;
     status = name_of(r, layer, "", &n);
     if (status) return status;
@@ -373,9 +374,10 @@ static fl_status read_bridge(const reader *r, uint64_t layer, uint32_t i) {
     if (status) return status;
     if (!has_tensor(r, &n, "weight")) {
         if (width == units) return FL_OK;
-        return fl_fail(r->error, FL_ERROR_FORMAT,
-                       "layer %llu has %zu units: without a bridge it starts from the encoder's layer %u, which has %zu",
-                       (unsigned long long)layer, units, below, width);
+        return fl_fail(
+            r->error, FL_ERROR_FORMAT,
+            "layer %llu has %zu units: without a bridge it starts from the encoder's layer %u, which has %zu",
+            (unsigned long long)layer, units, below, width);
     }
     status = read_part(r, layer, ".bridge.h", units, 2 * width, &bridge->h);
     if (!status) status = read_part(r, layer, ".bridge.c", units, 2 * width, &bridge->c);
@@ -396,8 +398,8 @@ static fl_status read_attention(const reader *r, uint64_t layer, uint64_t decode
     name n, feed;
     a->units = (uint32_t)units;
     a->additive = has_text(r->table.kind, layer, "attention.additive");
-    fl_status status = check_forward(r, layer, a->additive ? "attention.additive" : "attention.dot", (int)layer - 1,
-                                     MAX_UNITS);
+    fl_status status =
+        check_forward(r, layer, a->additive ? "attention.additive" : "attention.dot", (int)layer - 1, MAX_UNITS);
     if (!status) status = name_of(r, layer, ".key", &n);
     if (status) return status;
     if (a->additive || has_tensor(r, &n, "weight"))
@@ -438,8 +440,8 @@ static fl_status read_decoder(const reader *r, uint64_t embedding, bool attends)
     fl_status status = check_layer(r, embedding, "embedding", TOKEN, MAX_UNITS);
     if (!status) status = read_stack(r, embedding);
     if (!status && output + 1 != r->table.count)
-        status = check_layer(r, output < r->table.count ? output : r->table.count - 1, "dense", (int)output - 1,
-                             MAX_VOCAB);
+        status =
+            check_layer(r, output < r->table.count ? output : r->table.count - 1, "dense", (int)output - 1, MAX_VOCAB);
     if (!status && output + 1 != r->table.count)
         status = fl_fail(r->error, FL_ERROR_FORMAT, "key 'lstm.layer.kind': expected %llu layers, found %llu",
                          (unsigned long long)output + 1, (unsigned long long)r->table.count);

@@ -121,8 +121,8 @@ static fl_status read_token(const fl_model *model, const char *key, int32_t *tok
 }
 
 /* A key must have a text, or, if there is one, the other. */
-static fl_status expect_key(const fl_file *file, const char *key, const char *expected, const char *other, bool *is_other,
-                            fl_error *error) {
+static fl_status expect_key(const fl_file *file, const char *key, const char *expected, const char *other,
+                            bool *is_other, fl_error *error) {
     const fl_field *field = fl_file_field(file, key);
     if (!field || field->type != FL_GGUF_STRING)
         return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found %s", key, expected,
@@ -138,8 +138,7 @@ static fl_status expect_key(const fl_file *file, const char *key, const char *ex
 static fl_status read_header(const fl_file *file, bool *translates, fl_error *error) {
     fl_status status = expect_key(file, "general.architecture", "lstm", NULL, NULL, error);
     if (!status) status = expect_key(file, "lstm.task", "lm", "seq2seq", translates, error);
-    if (!status)
-        status = expect_key(file, "lstm.start.state", *translates ? "source" : "zero", NULL, NULL, error);
+    if (!status) status = expect_key(file, "lstm.start.state", *translates ? "source" : "zero", NULL, NULL, error);
     if (status) return status;
     uint32_t numerics = 0;
     status = fl_file_u32(file, "lstm.numerics_version", &numerics, error);
@@ -244,8 +243,7 @@ fl_status fl_model_from_memory(const void *bytes, size_t size, const fl_load_opt
 
 void fl_model_close(fl_model *model) {
     if (!model) return;
-    if (model->store)
-        fl_os_free(model->store->rows, model->store->capacity * model->store->row_floats * sizeof(float));
+    if (model->store) fl_os_free(model->store->rows, model->store->capacity * model->store->row_floats * sizeof(float));
     for (fl_kept *piece = model->kept, *next; piece; piece = next) {
         next = piece->next;
         free(piece);

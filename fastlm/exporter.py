@@ -42,7 +42,7 @@ SOURCE = "lstm.source."
 
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
-# From tokens [T] to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1]. And from their source.
+# From tokens [T], and their source, to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
 LogProbs = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32] | None], npt.NDArray[np.float64]]
 
 
@@ -97,8 +97,8 @@ def export(
         A fastlm tokenizer, a ``tokenizers.Tokenizer`` or the path of its JSON, or ``"bytes"``. None: the model is
         used with token ids only.
     source_tokenizer : optional
-        Of a sequence-to-sequence model, for sources, if they have another one. A source ends with its end of text, if it
-        has one.
+        Of a sequence-to-sequence model, for sources, if they have another one. A source ends with its end of text, if
+        it has one.
     dtype : str or mapping
         Of the weights: ``"f32"``, or what `fastlm.quantize` takes: ``"bf16"``, ``"int8"``, ``"int4"``, ``"auto"``, or
         by part. The model is written and checked in f32 first, then rounded.
@@ -410,7 +410,7 @@ def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-Float64 = npt.NDArray[np.float64]
+Float64 = npt.NDArray[Any]
 
 
 def reference_logits(

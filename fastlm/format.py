@@ -68,8 +68,9 @@ class Bridge:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What reads a source: ``embedding`` [V of the source, E] (None: the decoder's), LSTM layers, each forward and, or None,
-    backward (their outputs side by side), and for each decoder layer a bridge (None: it starts from the state as it is)."""
+    """What reads a source: ``embedding`` [V of the source, E] (None: the decoder's), LSTM layers, each forward and, or
+    None, backward (their outputs side by side), and for each decoder layer a bridge (None: it starts from the state as
+    it is)."""
 
     embedding: Array | None
     layers: tuple[tuple[LSTMWeights, LSTMWeights | None], ...]
@@ -85,11 +86,12 @@ class Encoder:
 class Attention:
     """Where a decoder looks at encoder outputs of D values, with hidden values of H on top, float32.
 
-    Scores are products of the hidden values with each place's output times ``key`` [D, H] (None: with the output itself):
-    Luong et al. 2015, "general" and "dot". With a ``query`` they are score · tanh(output · key + hidden · query + bias), of A
-    values each: Bahdanau et al. 2015. The softmax of the scores weighs the outputs; their mean, the context, and the hidden
-    values become tanh(context · ``context`` [D, A] + hidden · ``hidden`` [H, A] + ``bias`` [A]), which the output layer
-    reads, and the first LSTM layer of the next step, too, if there is a ``feed`` [A, 4 H of that layer].
+    Scores are products of the hidden values with each place's output times ``key`` [D, H] (None: with the output
+    itself): Luong et al. 2015, "general" and "dot". With a ``query`` they are score · tanh(output · key + hidden ·
+    query + bias), of A values each: Bahdanau et al. 2015. The softmax of the scores weighs the outputs; their mean, the
+    context, and the hidden values become tanh(context · ``context`` [D, A] + hidden · ``hidden`` [H, A] + ``bias``
+    [A]), which the output layer reads, and the first LSTM layer of the next step, too, if there is a ``feed`` [A, 4 H
+    of that layer].
     """
 
     context: Array
@@ -108,7 +110,8 @@ class Attention:
 @dataclass(frozen=True)
 class Weights:
     """A whole model in Keras' shapes, float32: ``embedding`` [V, E], LSTM layers, ``output`` [H, V] (None: tied, the
-    transposed embedding) and ``output_bias`` [V]. A sequence-to-sequence model has an encoder and, or None, attention."""
+    transposed embedding) and ``output_bias`` [V]. A sequence-to-sequence model has an encoder and, or None, attention.
+    """
 
     embedding: Array
     layers: tuple[LSTMWeights, ...]
@@ -165,8 +168,9 @@ class Weights:
         output = None if tied else _take(left, "output.kernel", (inputs, embedding.shape[0]))
         output_bias = _take(left, "output.bias", (embedding.shape[0],), optional=True)
         if left:
-            known = "embedding, lstm.N.*, output.*, and of two sequences source.embedding, encoder.N.*, bridge.N.*, attention.*"
-            raise ValueError(f"unknown array {next(iter(left))!r}: expected {known}")
+            known = "embedding, lstm.N.*, output.*"
+            more = "; of two sequences also source.embedding, encoder.N.*, bridge.N.*, attention.*"
+            raise ValueError(f"unknown array {next(iter(left))!r}: expected {known}{more}")
         return cls(embedding, tuple(layers), output, output_bias, encoder, attention)
 
     def to_dict(self) -> dict[str, Array]:

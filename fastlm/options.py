@@ -326,8 +326,8 @@ class GenerationOptions:
     attention : bool
         Of a model with a source: also return where it looked for each token (`Completion.attention`).
     replace_unknown : bool
-        Of a model with a source: the source's word that was looked at most stands where the model wrote its unknown token
-        (Luong et al. 2015).
+        Of a model with a source: the source's word that was looked at most stands where the model wrote its unknown
+        token (Luong et al. 2015).
     logprobs : bool or int
         Also return each drawn token's natural log-probability (full softmax, temperature 1, of the model itself
         before any control); a number: with so many likeliest tokens at each place.

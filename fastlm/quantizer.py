@@ -445,9 +445,8 @@ class _Source:
         must give them again on another machine. Returns the largest difference between the two."""
         if "lstm.test.tokens" not in self.fields:
             return None
-        tokens, source = (self.fields.get(f"lstm.test.{name}") for name in ("tokens", "source"))
-        given = {} if source is None else {"source": list(source)}
-        logprobs = np.array(load(path).score(list(tokens), **given).logprobs[1:], np.float32)
+        given: Any = [list(self.fields[key]) for key in ("lstm.test.tokens", "lstm.test.source") if key in self.fields]
+        logprobs = np.array(load(path).score(*given).logprobs[1:], np.float32)
         if any(matrix.dtype != "f32" for matrix in rounded.values()):
             own = {"lstm.test.logprobs": logprobs, "lstm.test.tolerance": OWN_TOLERANCE}
             format.write(path, self.weights, {**self.fields, **own}, rounded, screen)

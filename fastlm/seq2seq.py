@@ -23,8 +23,8 @@ END_KEY = f"{SOURCE}end_token_id"
 
 
 class Seq2Seq(Model):
-    """A sequence-to-sequence model: `generate` and `stream` take a source (or several) and write what the model makes of
-    it. Immutable; any number of threads may use it at once.
+    """A sequence-to-sequence model: `generate` and `stream` take a source (or several) and write what the model makes
+    of it. Immutable; any number of threads may use it at once.
 
     Besides those of `Model`: ``source_vocab_size`` (int) and ``source_tokenizer`` (the texts' own, if they share one).
     """
@@ -40,8 +40,10 @@ class Seq2Seq(Model):
         super().__init__(engine, prefix_cache_bytes)
         self.source_vocab_size: int = engine.source_vocab_size
         self.source_tokenizer = self._read_source_tokenizer()
-        if self.bos is None:
+        bos = self.bos
+        if bos is None:
             raise _engine.FormatError("key 'tokenizer.ggml.bos_token_id': expected, since a text has to begin with it")
+        self._begin = bos
         if not engine.attends:
             none = "this model has no attention"
             self.refuses = {**self.refuses, "attention": none, "replace_unknown": none}
@@ -89,7 +91,7 @@ class Seq2Seq(Model):
     def _starts(
         self, decoder: _engine.Decoder, ids: Sequence[array[int]], plans: Sequence[controls.Plan]
     ) -> list[Start]:
-        start = array("i", [self.bos])
+        start = array("i", [self._begin])
         sources = decoder.read_sources(list(ids))
         return [Start(self, decoder, start, plan, source) for plan, source in zip(plans, sources, strict=True)]
 
@@ -108,7 +110,7 @@ class Seq2Seq(Model):
     def _weights(
         self, decoder: _engine.Decoder, source: _engine.Source, tokens: Sequence[int]
     ) -> npt.NDArray[np.float32]:
-        read = array("i", [self.bos, *tokens[:-1]]) if tokens else array("i")
+        read = array("i", [self._begin, *tokens[:-1]]) if tokens else array("i")
         found = decoder.align(_engine.State(self._engine, source), read)
         return np.frombuffer(found, np.float32).reshape(len(read), len(source))
 
@@ -128,14 +130,14 @@ class Seq2Seq(Model):
 
     # ---- score -----------------------------------------------------------------------------------------
 
-    def score(self, text: Any, source: Any = None, *, documents: bool = False) -> Any:  # type: ignore[override]
+    def score(self, text: Any, source: Any = None, *, documents: bool = False) -> Any:
         """How likely the model finds a text given its source.
 
         Parameters
         ----------
         text, source : str or sequence of int, or lists of as many
-            A text is read behind the start of text, and its end is scored, too; token ids are read as they are, the first
-            from the state that the source has begun.
+            A text is read behind the start of text, and its end is scored, too; token ids are read as they are, the
+            first from the state that the source has begun.
 
         Returns
         -------
@@ -160,7 +162,7 @@ class Seq2Seq(Model):
             for text, source in zip(texts, decoder.read_sources(self._ids_of_each(sources)), strict=True):
                 state, ids = _engine.State(self._engine, source), self._said(text)
                 if isinstance(text, str):
-                    decoder.feed(state, array("i", [self.bos]))
+                    decoder.feed(state, array("i", [self._begin]))
                     ids.extend(end)
                 logprobs = decoder.score(state, ids)
                 found.append(self._scored(ids, logprobs, len(text) if isinstance(text, str) else None))
@@ -168,19 +170,19 @@ class Seq2Seq(Model):
 
     # ---- what language models do ---------------------------------------------------------------------------
 
-    def suggest(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def suggest(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("suggest", "a language model's")
 
-    def state(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def state(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("state", "a language model's")
 
-    def session(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def session(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("session", "a language model's")
 
-    def compress(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def compress(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("compress", "a language model's")
 
-    def decompress(self, *_: Any, **__: Any) -> NoReturn:  # type: ignore[override]
+    def decompress(self, *_: Any, **__: Any) -> NoReturn:
         self._refuse("decompress", "a language model's")
 
     def _refuse(self, name: str, whose: str) -> NoReturn:

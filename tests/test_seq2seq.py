@@ -16,8 +16,21 @@ V, SOURCES = 50, 9
 
 def weights_of(seed=0, **shape):
     """Random arrays: ``attention`` None, "dot", "general" or "additive"."""
-    s = dict(V=V, source=0, E=12, H=20, D=20, encoder=1, decoder=1, bidirectional=False, attention=None, A=24, feed=False,
-             bridge=True, tied=False)  # fmt: skip
+    s = {
+        "V": V,
+        "source": 0,
+        "E": 12,
+        "H": 20,
+        "D": 20,
+        "A": 24,
+        "encoder": 1,
+        "decoder": 1,
+        "attention": None,
+        "bidirectional": False,
+        "feed": False,
+        "bridge": True,
+        "tied": False,
+    }
     assert shape.keys() <= s.keys()
     s |= shape
     r = np.random.default_rng(seed)
@@ -52,8 +65,10 @@ def weights_of(seed=0, **shape):
             found[f"bridge.{n}.{part}.bias"] = uniform(H)
     if s["attention"]:
         inputs = A
-        found |= {f"attention.{name}": uniform(*size) for name, size in
-                  {"context": (width, A), "hidden": (H, A), "bias": (A,)}.items()}  # fmt: skip
+        found |= {
+            f"attention.{name}": uniform(*size)
+            for name, size in {"context": (width, A), "hidden": (H, A), "bias": (A,)}.items()
+        }
         if s["attention"] == "general":
             found["attention.key"] = uniform(width, H)
         if s["attention"] == "additive":
@@ -69,9 +84,18 @@ def weights_of(seed=0, **shape):
 def random_shape(seed):
     r = np.random.default_rng(seed)
     kind = ["dot", "general", "additive", None][seed % 4]
-    shape = dict(E=int(r.integers(1, 40)), H=int(r.integers(1, 40)), D=int(r.integers(1, 40)), A=int(r.integers(1, 70)),
-                 encoder=int(r.integers(1, 4)), decoder=int(r.integers(1, 4)), bidirectional=bool(r.integers(2)),
-                 source=int(r.integers(2)) * 33, attention=kind, feed=kind is not None and bool(r.integers(2)))  # fmt: skip
+    shape = {
+        "E": int(r.integers(1, 40)),
+        "H": int(r.integers(1, 40)),
+        "D": int(r.integers(1, 40)),
+        "A": int(r.integers(1, 70)),
+        "encoder": int(r.integers(1, 4)),
+        "decoder": int(r.integers(1, 4)),
+        "bidirectional": bool(r.integers(2)),
+        "source": int(r.integers(2)) * 33,
+        "attention": kind,
+        "feed": kind is not None and bool(r.integers(2)),
+    }
     if kind == "dot":
         shape["H"] = shape["D"] * (1 + shape["bidirectional"])
     if r.integers(2):

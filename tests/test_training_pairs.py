@@ -82,8 +82,18 @@ def test_batches_are_a_function_of_the_step():
 def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
     if feeding and attention is None:
         pytest.skip("nothing to feed")
-    shape = Shape(source_vocab=None if feeding else 9, vocab=11, embedding=6, encoder=(5, 4), decoder=(8, 8), bidirectional=True,
-                  attention=attention, attention_units=7, input_feeding=feeding, tied=False)  # fmt: skip
+    shape = Shape(
+        source_vocab=None if feeding else 9,
+        vocab=11,
+        embedding=6,
+        encoder=(5, 4),
+        decoder=(8, 8),
+        bidirectional=True,
+        attention=attention,
+        attention_units=7,
+        input_feeding=feeding,
+        tied=False,
+    )
     network = Seq2SeqNetwork(shape, dropout=0.5, seed=1)
     r = np.random.default_rng(0)
     for variable in network.variables:
@@ -101,8 +111,18 @@ def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
 @pytest.mark.parametrize("feeding", [False, True])
 def test_gradients_are_those_of_the_loss(attention, feeding):
     """Against differences, in one random direction of all weights."""
-    shape = Shape(source_vocab=9, vocab=11, embedding=6, encoder=(5,), decoder=(8, 8), bidirectional=True,
-                  attention=attention, attention_units=7, input_feeding=feeding, tied=False)  # fmt: skip
+    shape = Shape(
+        source_vocab=9,
+        vocab=11,
+        embedding=6,
+        encoder=(5,),
+        decoder=(8, 8),
+        bidirectional=True,
+        attention=attention,
+        attention_units=7,
+        input_feeding=feeding,
+        tied=False,
+    )
     network, r = Seq2SeqNetwork(shape, dropout=0.0, seed=1), np.random.default_rng(0)
     sources, inputs = r.integers(0, 9, (6, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
 
@@ -135,8 +155,20 @@ def data(tmp_path_factory):
     return path
 
 
-SMALL = dict(task="translate", vocab_size=257, shared_vocabulary=True, embedding=64, encoder_units=64, units=128,
-             attention_units=64, dropout=0.0, label_smoothing=0.0, learning_rate=3e-3, batch_tokens=600, progress=False)  # fmt: skip
+SMALL = {
+    "task": "translate",
+    "vocab_size": 257,
+    "shared_vocabulary": True,
+    "embedding": 64,
+    "encoder_units": 64,
+    "units": 128,
+    "attention_units": 64,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "learning_rate": 3e-3,
+    "batch_tokens": 600,
+    "progress": False,
+}
 
 
 def test_a_model_learns_to_turn_words_round(data, tmp_path):

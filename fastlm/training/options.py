@@ -57,8 +57,8 @@ _DEFAULT_EPOCHS = 20
 
 
 def differences(before: Mapping[str, Any], now: Any) -> list[str]:
-    """How the options of a continued run, a dataclass, differ from those of its checkpoint, in words. Its budget and rate
-    may."""
+    """How the options of a continued run, a dataclass, differ from those of its checkpoint, in words. Its budget and
+    rate may."""
     old, new = json.loads(json.dumps([before, asdict(now)]))
     return [f"{k} was {old.get(k)!r}, now {new[k]!r}" for k in new if old.get(k) != new[k] and k not in _BUDGET]
 
@@ -305,8 +305,8 @@ def _check_pairs(o: PairOptions) -> None:
         raise ValueError("input_feeding: without attention there is nothing to feed")
     if o.attention == "dot" and width != o.units[-1]:
         raise ValueError(
-            f"attention='dot' needs the encoder's outputs, {width}, as wide as the decoder's last layer, {o.units[-1]}: "
-            "make them equal or take 'general'"
+            f"attention='dot' needs the encoder's outputs, {width}, as wide as the decoder's last layer, "
+            f"{o.units[-1]}: make them equal or take 'general'"
         )
 
 

@@ -38,9 +38,8 @@ def read_pairs(paths: Paths, columns: tuple[int, int] = (0, 1)) -> list[tuple[st
         for number, line in enumerate(read_text(file).splitlines(), 1):
             fields = line.split("\t")
             if len(fields) < needed:
-                raise ValueError(
-                    f"{file}, line {number}: expected at least {needed} columns with tabs between them, found {len(fields)}"
-                )
+                wanted = f"expected at least {needed} columns with tabs between them"
+                raise ValueError(f"{file}, line {number}: {wanted}, found {len(fields)}")
             source, text = (fields[column].strip() for column in columns)
             if not source or not text:
                 raise ValueError(f"{file}, line {number}: the {'source' if not source else 'text'} is empty")
@@ -92,8 +91,8 @@ class Pairs:
 
 
 Batch: TypeAlias = tuple[Ids, Ids, Ids, Ids]
-"""sources [S, B], padded in front; their lengths [B]; texts behind their start [T, B] and before their end [T, B], padded
-behind with -1 where nothing is predicted."""
+"""sources [S, B], padded in front; their lengths [B]; texts behind their start [T, B] and before their end [T, B],
+padded behind with -1 where nothing is predicted."""
 
 
 class Batches:

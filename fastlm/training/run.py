@@ -232,9 +232,9 @@ def train_pairs(
 ) -> TrainReport:
     """Train a model that writes a text for a source, from files of pairs, and write it as a model file.
 
-    An LSTM encoder and a decoder with attention (Luong et al. 2015), trained on the true text (teacher forcing) in batches of
-    like lengths, with Adam, clipped gradients, dropout and label smoothing (Szegedy et al. 2016). The weights kept are the
-    best on the validation pairs.
+    An LSTM encoder and a decoder with attention (Luong et al. 2015), trained on the true text (teacher forcing) in
+    batches of like lengths, with Adam, clipped gradients, dropout and label smoothing (Szegedy et al. 2016). The
+    weights kept are the best on the validation pairs.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sequence-to-sequence network as TensorFlow trains it: what `fastlm.format.Weights` describes, on padded batches."""
+"""The sequence-to-sequence network as TensorFlow trains it: what `fastlm.format.Weights` says, on padded batches."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class WritingTask:
         return int((batch[3] >= 0).sum())
 
     def loss(self, batch: tuple[Any, ...], seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Cross-entropy against targets of which a share is spread over all tokens (label smoothing, Szegedy et al. 2016)."""
+        """Cross-entropy; a share of each target is spread over all tokens (label smoothing, Szegedy et al. 2016)."""
         sources, lengths, inputs, targets = batch
         logits = self.network(sources, lengths, inputs, seed)
         nats, counted = self._each(logits, targets)
