@@ -259,3 +259,92 @@ def test_what_it_cannot_do_is_said(model_path):
         lm.classify("a")
     with pytest.raises(ValueError, match="attention: a language model has no source"):
         fastlm.load("stories").generate("a", attention=True)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------
+
+
+def numbers_of(data):
+    """Where a file's 32- and 64-bit numbers of structure may lie: all of its header, byte by byte."""
+    return range(8, data.index(b"attn.context.weight") + 400)
+
+
+def try_file(data):
+    """It is refused as a bad format, or everything works."""
+    try:
+        model = _engine.Model(None, data, None, 1 << 16)
+    except fastlm.FormatError as e:
+        return str(e)
+    if not model.source_vocab_size:
+        return "a language model"
+    decoder = _engine.Decoder(model)
+    for source in decoder.read_sources([array("i", [0] * n) for n in (1, 17, 40)]):
+        state = _engine.State(model, source)
+        decoder.feed(state, array("i", [0, 0]))
+        assert len(decoder.logprobs(state)) == model.vocab_size
+    return "works"
+
+
+@pytest.mark.parametrize("attention", ["general", "additive"])
+def test_damaged_files_are_refused_or_work(attention, tmp_path):
+    weights = weights_of(
+        seed=3, V=20, source=9, bidirectional=True, encoder=2, decoder=2, attention=attention, feed=True
+    )
+    format.write(tmp_path / "m.gguf", format.Weights.from_dict(weights), {})
+    data = (tmp_path / "m.gguf").read_bytes()
+    assert try_file(data) == "works"
+    r = np.random.default_rng(0)
+    places, found = numbers_of(data), set()
+    for _ in range(1500):
+        damaged = bytearray(data)
+        for _ in range(r.integers(1, 3)):
+            at, size = int(r.integers(places.start, places.stop)), int(r.choice([1, 4, 8]))
+            value = int(r.choice([0, 1, 2, 15, 16, 17, 255, 2**31 - 1, 2**32 - 1, 2**63]))
+            damaged[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
+        found.add(try_file(bytes(damaged))[:20])
+    for cut in r.integers(0, len(data), 100):
+        found.add(try_file(data[:cut])[:20])
+    assert "works" in found
+    assert len(found) > 10
+
+
+def changed(tmp_path, change):
+    """What is said of a file whose layer table was changed."""
+    weights = format.Weights.from_dict(weights_of(attention="general", bidirectional=True, feed=True))
+    table = format.layer_table
+
+    def other(*arguments):
+        columns = table(*arguments)
+        change(columns)
+        return columns
+
+    path = str(tmp_path / "changed.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(format, "layer_table", other)
+        format.write(path, weights, {})
+    with pytest.raises(fastlm.FormatError) as e:
+        _engine.Model(path, None, None, 0)
+    return str(e.value)
+
+
+def test_what_is_wrong_with_a_layer_table_is_said(tmp_path):
+    def put(column, row, value):
+        return lambda columns: columns[column].__setitem__(row, value)
+
+    def drop(row):
+        return lambda columns: [values.pop(row) for values in columns.values()]
+
+    for change, message in (
+        (put("direction", 1, "backward"), "layer 1: this version computes 'forward' here, found 'backward'"),
+        (put("direction", 3, "bidirectional"), "layer 3: this version computes 'forward' here"),
+        (put("input", 0, -1), "key 'lstm.layer.input', layer 0: expected -2, found -1"),
+        (put("input", 2, 1), "key 'lstm.layer.input', layer 2: expected -1, found 1"),
+        (put("kind", 4, "attention.loud"), "this version computes 'attention.dot' here, found 'attention.loud'"),
+        (put("units", 1, 21), "expected"),
+        (put("units", 4, 25), "expected"),
+        (put("tensor", 4, "nothing"), "attention.dot without a key matrix"),
+        (drop(1), "layer 1: this version computes 'lstm' here, found 'embedding'"),
+        (drop(2), "expected"),
+        (drop(5), "expected"),
+    ):
+        assert message in changed(tmp_path, change), message
