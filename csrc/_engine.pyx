@@ -37,15 +37,20 @@ cdef extern from *:
     #define AT_ONCE_NS 2000000 /* the same for prompts, if there is a deadline */
     /* A Python string takes several times what it takes in the file: no more of them than any vocabulary has. */
     enum { MOST_STRINGS = 1 << 20 };
+    enum { MOST_PLACES = 1 << 14 }; /* as fl_read_sources has it */
     """
     const int CHUNK
     const int READ
     const int SOON_NS
     const int AT_ONCE_NS
     const int MOST_STRINGS
+    const int MOST_PLACES
 
 
 cdef const int32_t[::1] NOTHING = array("i", [])
+
+MOST_SOURCE = MOST_PLACES
+"""Tokens of a source."""
 
 NUMERICS_VERSION = FL_NUMERICS_VERSION
 
@@ -140,6 +145,8 @@ cdef class Model:
 
     cdef fl_model *_model
     cdef readonly uint32_t vocab_size
+    cdef readonly uint32_t source_vocab_size  # 0: a language model
+    cdef readonly bint attends
 
     def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0,
                   str screening="useful"):
@@ -172,6 +179,8 @@ cdef class Model:
             raise _error(&error, path)
         fl_model_get_info(self._model, &info)
         self.vocab_size = info.vocab_size
+        self.source_vocab_size = info.source_vocab_size
+        self.attends = info.attends
 
     def __dealloc__(self):
         fl_model_close(self._model)
@@ -192,6 +201,8 @@ cdef class Model:
             "threads": info.threads,
             "isa": info.isa.decode(),
             "screened": bool(info.screened),
+            "attends": bool(info.attends),
+            "source_vocab_size": info.source_vocab_size or None,
         }
 
     def keys(self):
@@ -247,9 +258,9 @@ cdef class Model:
         return largest, tolerance
 
 
-cdef int _check_tokens(Model model, const int32_t[::1] tokens) except -1:
+cdef int _check_tokens(Model model, const int32_t[::1] tokens, bint of_source=False) except -1:
     cdef Py_ssize_t i
-    cdef int32_t vocab_size = <int32_t>model.vocab_size
+    cdef int32_t vocab_size = <int32_t>(model.source_vocab_size if of_source else model.vocab_size)
     for i in range(tokens.shape[0]):
         if tokens[i] < 0 or tokens[i] >= vocab_size:
             raise ValueError(f"token {tokens[i]} at place {i}: expected 0 to {vocab_size - 1}")
@@ -257,17 +268,37 @@ cdef int _check_tokens(Model model, const int32_t[::1] tokens) except -1:
 
 
 @cython.final
-cdef class State:
-    """A sequence's past. One thread at a time."""
+cdef class Source:
+    """What a sequence-to-sequence model was given, read: `Decoder.read_sources`. Nothing changes it."""
 
-    cdef fl_state *_state
+    cdef fl_source *_source
     cdef readonly Model model  # kept alive
 
-    def __cinit__(self, Model model not None):
+    def __dealloc__(self):
+        fl_source_free(self._source)
+
+    def __len__(self):
+        return 0 if self._source == NULL else fl_source_size(self._source)
+
+
+@cython.final
+cdef class State:
+    """A sequence's past, which a source may have begun. One thread at a time."""
+
+    cdef fl_state *_state
+    cdef readonly Model model  # kept alive, and so the next
+    cdef readonly Source source
+
+    def __cinit__(self, Model model not None, Source source=None):
         cdef fl_error error
         self.model = model
+        if source is not None and source.model is not model:
+            raise ValueError("the source belongs to another model")
         if fl_state_new(model._model, &self._state, &error) != FL_OK:
             raise _error(&error, None)
+        if source is not None:
+            self.source = source
+            fl_state_begin(self._state, source._source)
 
     def __dealloc__(self):
         fl_state_free(self._state)
@@ -281,7 +312,7 @@ cdef class State:
 
     def copy(self):
         """The same past, in a state of its own."""
-        cdef State state = State(self.model)
+        cdef State state = State(self.model, self.source)
         fl_state_copy(state._state, self._state)
         return state
 
@@ -339,6 +370,51 @@ cdef class Decoder:
         """Reads tokens."""
         self._check(state, tokens)
         self._feed(state, tokens, tokens.shape[0])
+
+    def read_sources(self, list texts not None):
+        """Reads sources (arrays of int32), all side by side: list of Source."""
+        cdef Py_ssize_t i, n = len(texts)
+        cdef fl_error error
+        cdef fl_status status
+        cdef const int32_t[::1] tokens
+        cdef Source source
+        if not self.model.source_vocab_size:
+            raise ValueError("a language model has no source")
+        cdef fl_source_text *given = <fl_source_text *>PyMem_Calloc(n + 1, sizeof(fl_source_text) + sizeof(fl_source *))
+        if given == NULL:
+            raise MemoryError
+        cdef fl_source **read = <fl_source **>(given + n)
+        try:
+            for i in range(n):
+                tokens = texts[i]
+                if not 0 < tokens.shape[0] <= MOST_PLACES:
+                    raise ValueError(f"a source of {tokens.shape[0]} tokens: expected 1 to {MOST_PLACES}")
+                _check_tokens(self.model, tokens, True)
+                given[i].tokens, given[i].n = &tokens[0], tokens.shape[0]
+            with nogil:
+                status = fl_read_sources(self._decoder, given, n, read, &error)
+            if status != FL_OK:
+                raise _error(&error, None)
+            found = []
+            for i in range(n):
+                source = Source()
+                source.model, source._source, read[i] = self.model, read[i], NULL
+                found.append(source)
+            return found
+        finally:
+            PyMem_Free(given)
+
+    def align(self, State state not None, const int32_t[::1] tokens not None):
+        """Reads tokens; where attention looked behind each: array of T * places floats."""
+        self._check(state, tokens)
+        if not self.model.attends or state.source is None:
+            raise ValueError("expected a model with attention, and a state that a source has begun")
+        found = array("f", bytes(4 * len(state.source) * tokens.shape[0]))
+        cdef float[::1] weights = found
+        if tokens.shape[0]:
+            with nogil:
+                fl_align(self._decoder, state._state, &tokens[0], tokens.shape[0], &weights[0])
+        return found
 
     def logits(self, State state not None):
         """Logits of the next token: array of V floats (a copy)."""

@@ -54,6 +54,8 @@ cdef extern from "fastlm.h" nogil:
         uint32_t threads
         const char *isa
         int screened
+        int attends
+        uint32_t source_vocab_size
 
     fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model,
                             fl_error *error) noexcept
@@ -88,9 +90,22 @@ cdef extern from "fastlm.h" nogil:
     void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor) noexcept
     fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) noexcept
 
+    ctypedef struct fl_source:
+        pass
+
+    ctypedef struct fl_source_text:
+        const int32_t *tokens
+        size_t n
+
+    fl_status fl_read_sources(fl_decoder *decoder, const fl_source_text *texts, size_t n, fl_source **sources,
+                              fl_error *error) noexcept
+    void fl_source_free(fl_source *source) noexcept
+    size_t fl_source_size(const fl_source *source) noexcept
+
     fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error) noexcept
     void fl_state_free(fl_state *state) noexcept
     void fl_state_reset(fl_state *state) noexcept
+    void fl_state_begin(fl_state *state, const fl_source *source) noexcept
     void fl_state_copy(fl_state *state, const fl_state *origin) noexcept
     uint64_t fl_state_position(const fl_state *state) noexcept
     const float *fl_state_values(const fl_state *state, size_t *n) noexcept
@@ -115,6 +130,8 @@ cdef extern from "fastlm.h" nogil:
     void fl_follow(fl_decoder *decoder, fl_state **states, const int32_t *tokens, size_t n, const uint8_t *ending,
                    uint32_t most, fl_branches *branches) noexcept
     void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs) noexcept
+
+    void fl_align(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *weights) noexcept
 
     ctypedef struct fl_text:
         fl_state *state

@@ -9,9 +9,19 @@
 
 static size_t width_of(const fl_lstm *layer) { return layer->groups * FL_PANEL; }
 
-fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error) {
-    size_t floats = 0;
+/* Values of what attention gives, filled up. */
+static size_t given_width(const fl_model *model) {
+    return model->attention ? fl_round_up(model->attention->units, FL_PANEL) : 0;
+}
+
+size_t fl_state_floats(const fl_model *model) {
+    size_t floats = given_width(model);
     for (uint32_t i = 0; i < model->n_layers; i++) floats += 2 * width_of(&model->layers[i]);
+    return floats;
+}
+
+fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error) {
+    const size_t floats = fl_state_floats(model);
     *state = calloc(1, sizeof **state + floats * sizeof(float));
     if (!*state) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a state of %zu numbers", floats);
     (*state)->floats = floats;
@@ -22,11 +32,20 @@ void fl_state_free(fl_state *state) { free(state); }
 
 void fl_state_reset(fl_state *state) {
     state->position = 0;
-    memset(state->memory, 0, state->floats * sizeof(float));
+    if (state->source)
+        memcpy(state->memory, state->source->start, state->floats * sizeof(float));
+    else
+        memset(state->memory, 0, state->floats * sizeof(float));
+}
+
+void fl_state_begin(fl_state *state, const fl_source *source) {
+    state->source = source;
+    fl_state_reset(state);
 }
 
 void fl_state_copy(fl_state *state, const fl_state *from) {
     state->position = from->position;
+    state->source = from->source;
     memcpy(state->memory, from->memory, from->floats * sizeof(float));
 }
 
@@ -51,6 +70,9 @@ fl_status fl_state_set(fl_state *state, const fl_model *model, uint64_t position
                                k < width ? "hidden values, at most 1," : "cells");
         }
     }
+    for (size_t k = 0; k < given_width(model); k++, at++)
+        if (!(fabsf(*at) <= 1))
+            return fl_fail(error, FL_ERROR_ARGUMENT, "%g where values of attention, at most 1, are", (double)*at);
     state->position = position;
     memcpy(state->memory, values, state->floats * sizeof(float));
     return FL_OK;
@@ -80,6 +102,8 @@ static readers readers_of(const fl_matrix *a, const fl_matrix *b) {
     return (readers){!first || !second, first || second};
 }
 
+static readers either(readers a, readers b) { return (readers){a.floats || b.floats, a.bytes || b.bytes}; }
+
 static fl_columns cut_columns(cutter *c, size_t inputs, size_t width, size_t columns, readers r) {
     const size_t padded = fl_round_up(inputs, 64), values = padded * fl_round_up(columns, width);
     fl_columns made = {.inputs = inputs, .padded = padded, .width = width};
@@ -90,6 +114,16 @@ static fl_columns cut_columns(cutter *c, size_t inputs, size_t width, size_t col
     return made;
 }
 
+void *fl_columns_new(const fl_matrix *matrix, size_t columns, fl_columns found[2]) {
+    cutter sizes = {NULL, 0};
+    const readers all = readers_of(matrix, matrix);
+    for (int i = 0; i < 2; i++) cut_columns(&sizes, matrix->inputs, i ? FL_WIDTH : 1, i ? columns : 1, all);
+    cutter c = {calloc(1, sizes.at), 0};
+    for (int i = 0; c.block && i < 2; i++)
+        found[i] = cut_columns(&c, matrix->inputs, i ? FL_WIDTH : 1, i ? columns : 1, all);
+    return c.block;
+}
+
 /* Hidden values all have one step. */
 static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t columns, readers r) {
     const fl_columns made = cut_columns(c, units, width, columns, r);
@@ -97,18 +131,49 @@ static fl_columns cut_hidden(cutter *c, size_t units, size_t width, size_t colum
     return made;
 }
 
-/* `above` reads the layer's values besides the layer itself. */
-static void cut_layer(cutter *c, const fl_lstm *layer, const fl_matrix *above, fl_layer_room *room) {
-    fl_layer_room made;
-    const readers all = readers_of(&layer->h, above), top = readers_of(above, above);
-    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, layer->units, 1, 1, all);
-    for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, all);
-    made.text = cut_hidden(c, layer->units, FL_WIDTH, FL_MOST_COLUMNS, top);
+/* Of values that are all read by the one, and those of a text's places by the other. */
+static void cut_room(cutter *c, size_t units, readers all, readers top, bool cells, fl_layer_room *room) {
+    const size_t width = fl_round_up(units, FL_PANEL) * sizeof(float);
+    fl_layer_room made = {0};
+    for (int i = 0; i < 2; i++) made.one[i] = cut_hidden(c, units, 1, 1, all);
+    for (int i = 0; i < 2; i++) made.many[i] = cut_hidden(c, units, FL_WIDTH, FL_MOST_COLUMNS, all);
+    made.text = cut_hidden(c, units, FL_WIDTH, FL_MOST_COLUMNS, top);
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
-        made.h[i] = cut(c, width_of(layer) * sizeof(float));
-        made.c[i] = cut(c, width_of(layer) * sizeof(float));
+        made.h[i] = cut(c, width);
+        if (cells) made.c[i] = cut(c, width);
     }
     if (c->block) *room = made;
+}
+
+/* `above` reads the layer's values besides the layer itself. */
+static void cut_layer(cutter *c, const fl_lstm *layer, readers above, fl_layer_room *room) {
+    cut_room(c, layer->units, either(readers_of(&layer->h, &layer->h), above), above, true, room);
+}
+
+static fl_attention_room *cut_attention(cutter *c, const fl_model *model) {
+    const fl_attention *a = model->attention;
+    fl_attention_room made = {0}, *room = cut(c, sizeof made);
+    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    readers all = readers_of(&model->output, &model->output);
+    const readers top = all, contexts = readers_of(&a->context, &a->context);
+    if (a->feed.panels) all = either(all, readers_of(&a->feed, &a->feed));
+    cut_room(c, a->units, all, top, false, &made.given);
+    made.context[0] = cut_hidden(c, width, 1, 1, contexts);
+    made.context[1] = cut_hidden(c, width, FL_WIDTH, FL_MOST_COLUMNS, contexts);
+    for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
+        made.weights[i] = cut(c, FL_MOST_PLACES * sizeof(float));
+        made.mass[i] = cut(c, FL_MOST_PLACES * sizeof(uint32_t));
+    }
+    if (c->block) *room = made;
+    return room;
+}
+
+static fl_layer_room *cut_encoder(cutter *c, const fl_encoder *e) {
+    const readers none = {false, false};
+    fl_layer_room *rooms = cut(c, 2 * e->n_layers * sizeof *rooms);
+    for (uint32_t i = 0; i < 2 * e->n_layers; i++)
+        if (e->layers[i].units) cut_layer(c, &e->layers[i], none, rooms + (c->block ? i : 0));
+    return rooms;
 }
 
 static void cut_view(cutter *c, const fl_model *model, fl_view *view) {
@@ -140,6 +205,14 @@ static void cut_scratch(cutter *c, const fl_model *model, fl_scratch *scratch) {
     scratch->values = cut(c, fl_round_up(V, FL_BLOCK) * sizeof(float));
 }
 
+/* Of a layer's values, besides the layer itself. */
+static readers readers_above(const fl_model *model, uint32_t layer) {
+    const fl_attention *a = model->attention;
+    if (layer + 1 < model->n_layers) return readers_of(&model->layers[layer + 1].x, &model->layers[layer + 1].x);
+    if (!a) return readers_of(&model->output, &model->output);
+    return a->additive ? readers_of(&a->hidden, &a->query) : readers_of(&a->hidden, &a->hidden);
+}
+
 static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
     const size_t padded = fl_round_up(model->vocab_size, FL_BLOCK);
     size_t widest = 0;
@@ -148,10 +221,16 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
     decoder->layers = cut(c, model->n_layers * sizeof *decoder->layers);
     for (uint32_t i = 0; i < model->n_layers; i++) {
         const size_t width = width_of(&model->layers[i]);
-        const fl_matrix *above = i + 1 < model->n_layers ? &model->layers[i + 1].x : &model->output;
-        cut_layer(c, &model->layers[i], above, decoder->layers + (c->block ? i : 0));
+        cut_layer(c, &model->layers[i], readers_above(model, i), decoder->layers + (c->block ? i : 0));
         widest = width > widest ? width : widest;
     }
+    if (model->attention) decoder->attention = cut_attention(c, model);
+    if (model->encoder) decoder->encoder = cut_encoder(c, model->encoder);
+    for (uint32_t i = 0; model->encoder && i < 2 * model->encoder->n_layers; i++) {
+        const size_t width = width_of(&model->encoder->layers[i]);
+        widest = width > widest ? width : widest;
+    }
+    if (given_width(model) > widest) widest = given_width(model);
     const readers first = readers_of(&model->layers[0].x, &model->layers[0].x);
     decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1, first);
     decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, first);

@@ -79,7 +79,9 @@ typedef struct fl_model_info {
     size_t row_cache_bytes; /* what the store of gate rows may grow to */
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
-    int screened; /* 1: the file has a screen, and it is used */
+    int screened;               /* 1: the file has a screen, and it is used */
+    int attends;                /* 1: the model has attention */
+    uint32_t source_vocab_size; /* of a sequence-to-sequence model; 0: a language model */
 } fl_model_info;
 
 /* Maps the file at path and validates all of it; the mapping lives as long as the model. options: NULL means all
@@ -126,13 +128,33 @@ void fl_model_tensor(const fl_model *model, size_t index, fl_tensor *tensor);
  * has none. */
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error);
 
+/* ---- source: what a sequence-to-sequence model was given -------------------------------------------- */
+
+/* A source that was read. Belongs to no thread: nothing changes it. It must be freed before its model is closed, and after
+ * all states that it has begun. */
+typedef struct fl_source fl_source;
+
+/* Tokens of a source, each in 0 … source_vocab_size-1; n from 1 to 16 384. */
+typedef struct fl_source_text {
+    const int32_t *tokens;
+    size_t n;
+} fl_source_text;
+
+/* Reads n sources; a result does not depend on the others. If one cannot be had, there are none. */
+fl_status fl_read_sources(fl_decoder *decoder, const fl_source_text *texts, size_t n, fl_source **sources,
+                          fl_error *error);
+void fl_source_free(fl_source *source); /* NULL is allowed */
+size_t fl_source_size(const fl_source *source);
+
 /* ---- state: a sequence's past --------------------------------------------------------------------- */
 
 /* The state of a fresh network: all zero, position 0. */
 fl_status fl_state_new(const fl_model *model, fl_state **state, fl_error *error);
 void fl_state_free(fl_state *state); /* NULL is allowed */
-/* Back to the state of a fresh network. */
+/* Back to the state of a fresh network, or to that which its source began. */
 void fl_state_reset(fl_state *state);
+/* Becomes the first state behind a source. Without one a sequence-to-sequence model's state sees nothing. */
+void fl_state_begin(fl_state *state, const fl_source *source);
 /* Makes a state that of another of the same model. */
 void fl_state_copy(fl_state *state, const fl_state *from);
 /* Tokens read since the last reset. */
@@ -169,6 +191,10 @@ void fl_follow(fl_decoder *decoder, fl_state *const *states, const int32_t *toke
                uint32_t most, fl_branches *branches);
 /* Reads n tokens; logprobs[i] receives the natural log-probability of tokens[i] given all before it. */
 void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *logprobs);
+
+/* Reads n tokens, with a state that a source has begun, of a model with attention: weights[i] receives, of every place of the
+ * source, how much of it the token behind tokens[i] is written from. [n][places]; a row adds up to 1. */
+void fl_align(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *weights);
 
 /* What fl_score is given. */
 typedef struct fl_text {

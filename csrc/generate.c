@@ -147,6 +147,21 @@ void fl_score(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, f
     fl_leave(d, &caller);
 }
 
+void fl_align(fl_decoder *d, fl_state *state, const int32_t *tokens, size_t n, float *weights) {
+    const size_t places = state->source->n;
+    fenv_t caller;
+    fl_enter(d, &caller);
+    fl_load(d, 0, false, state);
+    for (size_t t = 0; t < n; t++) {
+        fl_step(d, tokens + t, 1, false);
+        memcpy(weights + t * places, d->attention->weights[0], places * sizeof *weights);
+        fl_team_pause(&d->team);
+    }
+    fl_store(d, 0, state);
+    state->position += n;
+    fl_leave(d, &caller);
+}
+
 /* ---- many texts ---------------------------------------------------------------------------------------- */
 
 /* Texts that are scored side by side, and how far each is. */

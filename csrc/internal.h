@@ -118,7 +118,7 @@ fl_status fl_file_int8(const fl_file *file, const char *prefix, size_t prefix_si
 enum { FL_GGUF_UINT32 = 4, FL_GGUF_INT32 = 5, FL_GGUF_FLOAT32 = 6, FL_GGUF_STRING = 8, FL_GGUF_ARRAY = 9 };
 enum { FL_GGML_F32 = 0, FL_GGML_I8 = 24, FL_GGML_BF16 = 30 };
 
-/* ---- weights: model.c ---------------------------------------------------------------------------- */
+/* ---- weights: layers.c, model.c ---------------------------------------------------------------------------- */
 
 typedef enum fl_dtype { FL_F32, FL_BF16, FL_INT8, FL_INT4 } fl_dtype;
 
@@ -187,10 +187,53 @@ typedef struct fl_row_store {
     size_t row_floats;
 } fl_row_store;
 
+/* ---- sequence to sequence: what stands beside a decoder's layers ---- */
+
+/* How a decoder layer's first state comes from the last one of an encoder layer, e = (h, c), forward before backward:
+ * h = tanh(H e + b), c = C e + d; without matrices h and c are the encoder's. */
+typedef struct fl_bridge {
+    fl_matrix h, c; /* no panels: none */
+    const float *h_bias, *c_bias;
+    uint32_t from; /* encoder layer */
+} fl_bridge;
+
+typedef struct fl_encoder {
+    fl_matrix embedding; /* of source tokens; may be the decoder's */
+    uint32_t vocab_size;
+    uint32_t embedding_size;
+    uint32_t n_layers;
+    fl_lstm *layers;    /* [n_layers][2]: forward and backward, the latter without units if there is none */
+    fl_bridge *bridges; /* [decoder layers] */
+} fl_encoder;
+
+/* Values of an output of one of its layers. */
+static inline size_t fl_encoder_width(const fl_encoder *e, uint32_t layer) {
+    return (size_t)e->layers[2 * layer].units + e->layers[2 * layer + 1].units;
+}
+
+/* Where a decoder looks at the source: scores of its places, by a product of the key of each place with the hidden
+ * values on top (Luong et al. 2015) or by score · tanh(key + query) (Bahdanau et al. 2015); their softmax; the mean of the
+ * encoder's outputs with these weights, the context; and tanh(C context + H hidden + b), which the output matrix reads. */
+typedef struct fl_attention {
+    fl_matrix key;   /* of an encoder output; no panels: it is its own key */
+    fl_matrix query; /* additive */
+    fl_matrix context, hidden;
+    fl_matrix feed;                         /* of the values before, for the first layer's gates; no panels: none */
+    const float *bias, *query_bias, *score; /* [panels][FL_PANEL] */
+    uint32_t units;
+    bool additive;
+} fl_attention;
+
 typedef struct fl_kernels fl_kernels;
+
+/* Memory that lives as long as a model: the next piece. */
+typedef struct fl_kept {
+    struct fl_kept *next;
+} fl_kept;
 
 struct fl_model {
     fl_file file;
+    fl_kept *kept;
     const fl_kernels *kernels;
     uint32_t vocab_size; /* V */
     uint32_t embedding_size;
@@ -201,6 +244,8 @@ struct fl_model {
     fl_lstm *layers;
     fl_matrix output;
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
+    fl_encoder *encoder;      /* NULL: a language model */
+    fl_attention *attention;  /* NULL: none */
     fl_screen *screen;        /* NULL: none */
     bool screens;             /* whether it is used */
     double worth_screening;   /* the largest share of rows that may be computed for its sake */
@@ -208,6 +253,14 @@ struct fl_model {
     fl_row_store *store;
     uint32_t threads; /* that share a step, at most */
 };
+
+/* Zeroed memory that is freed with the model; NULL: none left. */
+void *fl_keep(fl_model *model, size_t bytes);
+/* What the layer table names, all of it in the mapping: layers.c. */
+fl_status fl_read_layers(fl_model *model, bool translates, fl_error *error);
+/* `panels` panels of `lanes` rows of K inputs, in whichever dtype the file has them. */
+fl_status fl_read_matrix(fl_model *model, const char *name, size_t size, size_t lanes, size_t panels, size_t inputs,
+                         fl_matrix *matrix, fl_error *error);
 
 /* ---- inputs of products: columns.c --------------------------------------------------------------- */
 
@@ -223,6 +276,8 @@ typedef struct fl_columns {
     size_t width;
 } fl_columns;
 
+/* Room for one column, and for several side by side, of a matrix's inputs; freed as one block. NULL: none left. */
+void *fl_columns_new(const fl_matrix *matrix, size_t columns, fl_columns found[2]);
 /* Writes a column. step: of its bytes; 0: so that the largest value becomes 127. */
 void fl_columns_put(const fl_columns *columns, size_t column, const float *values, float step);
 /* Copies the only column of hidden values (whose steps are all alike), inputs begin … end-1, multiples of 32. */
@@ -251,10 +306,21 @@ typedef struct fl_view {
 
 /* ---- state and decoder: decoder.c ---------------------------------------------------------------- */
 
-/* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]. */
+/* A source that was read: what attention looks at. Positions side by side in panels, whose inputs are a key's values; and
+ * values side by side, whose inputs are the positions. */
+struct fl_source {
+    size_t n; /* positions */
+    fl_matrix keys, values;
+    const float *start;    /* of a state, as its memory */
+    const int32_t *tokens; /* [n] */
+    float memory[];
+};
+
+/* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]; then what attention gave [16 * panels]. */
 struct fl_state {
     uint64_t position; /* tokens read since the reset */
     size_t floats;
+    const fl_source *source; /* NULL: none */
     float memory[];
 };
 
@@ -269,6 +335,9 @@ typedef struct fl_weight {
     uint64_t mass;
     size_t count;
 } fl_weight;
+
+/* Of a state's memory. */
+size_t fl_state_floats(const fl_model *model);
 
 /* What one thread needs to choose a token. */
 typedef struct fl_scratch {
@@ -291,6 +360,18 @@ typedef struct fl_layer_room {
     float *c[FL_MOST_COLUMNS];
 } fl_layer_room;
 
+/* Places of a source, at most: their weights lie in a decoder, for each column. */
+enum { FL_MOST_PLACES = 1 << 14 };
+
+/* What attention makes of all columns. */
+typedef struct fl_attention_room {
+    fl_layer_room given;                      /* what the output matrix reads; no c */
+    fl_columns context[2];                    /* of one, of many */
+    const fl_source *source[FL_MOST_COLUMNS]; /* of each column */
+    float *weights[FL_MOST_COLUMNS];          /* [FL_MOST_PLACES]: of the source's places */
+    uint32_t *mass[FL_MOST_COLUMNS];          /* the same before they are divided by their sum */
+} fl_attention_room;
+
 /* The room to compute in; what it holds between calls is of no meaning. One block of memory, of which only what is used
  * is ever touched. */
 struct fl_decoder {
@@ -303,6 +384,8 @@ struct fl_decoder {
     float *gates[FL_MOST_COLUMNS];  /* gate inputs of a column, [4 * 16 * most groups] */
     float *logits[FL_MOST_COLUMNS]; /* [V rounded up to FL_BLOCK]; beyond V: minus infinity */
     fl_scratch *scratch;            /* [threads] */
+    fl_attention_room *attention;   /* NULL: none */
+    fl_layer_room *encoder;         /* [2 * its layers], for one direction after the other; NULL: none */
     fl_team team;
     size_t bytes; /* of the one allocation that holds all of this */
 };

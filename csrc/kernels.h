@@ -29,6 +29,14 @@ struct fl_kernels {
     void (*update)(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
                    float *const *h, float *const *c);
 
+    /* tanh of the panels begin … end-1, begin even, of n columns: to h[column], and to h_new for the products that come. */
+    void (*activate)(size_t begin, size_t end, size_t n, const float *const *in, const fl_columns *h_new,
+                     float *const *h);
+
+    /* For the panels of f32 rows (keys), 16 a panel: out[16 panel + lane] = the sum, k rising, of score[k] *
+     * tanh(row[k] + query[k]). */
+    void (*compare)(const fl_matrix *keys, const float *query, const float *score, float *out);
+
     /* A table of 16 for each four of the values: under the bits b the sum of the four, each with a minus where its bit
      * is 0, times `steps`, rounded, plus FL_TABLE_ZERO. */
     void (*make_tables)(const float *values, size_t groups, float steps, uint8_t *tables);

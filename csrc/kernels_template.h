@@ -527,6 +527,14 @@ FL_INLINE void put_units_alone(const fl_columns *h_new, size_t unit, const vf *v
     }
 }
 
+FL_INLINE void give_units(const fl_columns *h_new, size_t column, size_t unit, const vf *value, float *h) {
+    EACH(v, VECTORS) vf_store(h + unit + v * FL_LANES, value[v]);
+    if (h_new->width == 1)
+        put_units_alone(h_new, unit, value);
+    else
+        put_units(h_new, column, unit, value);
+}
+
 static void update(size_t begin, size_t end, size_t n, const float *const *gates, const fl_columns *h_new,
                    float *const *h, float *const *c) {
     for (size_t j = 0; j < n; j++) {
@@ -535,14 +543,36 @@ static void update(size_t begin, size_t end, size_t n, const float *const *gates
             const float *from = gates[j] + group * FL_GATES * FL_PANEL;
             EACH(i, FL_GATES * VECTORS) gate[i] = vf_load(from + i * FL_LANES);
             update_units(gate, c[j] + group * FL_PANEL, value);
-            EACH(v, VECTORS) vf_store(h[j] + group * FL_PANEL + v * FL_LANES, value[v]);
-            if (h_new->width == 1)
-                put_units_alone(h_new, group * FL_PANEL, value);
-            else
-                put_units(h_new, j, group * FL_PANEL, value);
+            give_units(h_new, j, group * FL_PANEL, value, h[j]);
         }
     }
     for (size_t b = 0; h_new->bytes && b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
+}
+
+static void activate(size_t begin, size_t end, size_t n, const float *const *in, const fl_columns *h_new,
+                     float *const *h) {
+    for (size_t j = 0; j < n; j++) {
+        for (size_t panel = begin; panel < end; panel++) {
+            vf value[VECTORS];
+            EACH(v, VECTORS) value[v] = hyperbolic_tangent(vf_load(in[j] + panel * FL_PANEL + v * FL_LANES));
+            give_units(h_new, j, panel * FL_PANEL, value, h[j]);
+        }
+    }
+    for (size_t b = 0; h_new->bytes && b * h_new->width < n; b++) finish_bytes(h_new, b, begin, end);
+}
+
+static void compare(const fl_matrix *keys, const float *query, const float *score, float *out) {
+    const float *row = keys->weights;
+    for (size_t panel = 0; panel < keys->panels; panel++, out += FL_PANEL) {
+        vf sum[VECTORS];
+        EACH(v, VECTORS) sum[v] = vf_set(0.0f);
+        for (size_t k = 0; k < keys->inputs; k++, row += FL_PANEL) {
+            const vf q = vf_set(query[k]), s = vf_set(score[k]);
+            EACH(v, VECTORS)
+            sum[v] = vf_fma(s, hyperbolic_tangent(vf_add(vf_load(row + v * FL_LANES), q)), sum[v]);
+        }
+        EACH(v, VECTORS) vf_store(out + v * FL_LANES, sum[v]);
+    }
 }
 
 /* ---- screens ------------------------------------------------------------------------------------------ */
@@ -783,6 +813,6 @@ static uint32_t random_word(const fl_noise *noise) {
 #define FL_TABLE(level) FL_TABLE2(level)
 #define FL_TEXT2(level) #level
 #define FL_TEXT(level) FL_TEXT2(level)
-const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows, product, update, make_tables, bound,
-                                       contend,           choose,   collect, weigh,  mass,        logarithm,
-                                       random_word};
+const fl_kernels FL_TABLE(FL_LEVEL) = {FL_TEXT(FL_LEVEL), sum_rows,    product, update,    activate,
+                                       compare,           make_tables, bound,   contend,   choose,
+                                       collect,           weigh,       mass,    logarithm, random_word};

@@ -87,6 +87,9 @@ static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many,
         if (slot[i]) atomic_store_explicit(&model->store->slot[missing[i]], slot[i], memory_order_release);
 }
 
+/* Whether the first layer also reads what attention gave before. */
+static bool feeds(const fl_decoder *d) { return d->attention && d->model->attention->feed.panels; }
+
 /* ---- one step of n sequences ------------------------------------------------------------------------- */
 
 /* The gates of a part's units, all of their inputs, and their update: other parts write other units. */
@@ -100,7 +103,7 @@ static void cells_part(void *context, uint32_t part, uint32_t parts) {
     fl_slice(p->layer->groups, 2, part, parts, &begin, &end);
     for (size_t i = 0; i < p->n; i++) gates[i] = d->gates[i];
     if (p->input) {
-        kernels->product(&p->layer->x, FL_GATES * begin, FL_GATES * end, p->input, p->n, start, d->gates);
+        kernels->product(p->matrix, FL_GATES * begin, FL_GATES * end, p->input, p->n, start, d->gates);
         start = gates;
     }
     kernels->product(&p->layer->h, FL_GATES * begin, FL_GATES * end, p->old, p->n, start, d->gates);
@@ -109,30 +112,61 @@ static void cells_part(void *context, uint32_t part, uint32_t parts) {
         fl_columns_copy(&p->room->text, p->place, p->new, begin * FL_PANEL, fl_round_up(end * FL_PANEL, 32));
 }
 
+static const fl_columns *columns_of(const fl_layer_room *room, bool many) { return many ? room->many : room->one; }
+
 void fl_step(fl_decoder *d, const int32_t *tokens, size_t n, bool many) {
     const fl_model *model = d->model;
     const float *start[FL_MOST_COLUMNS];
     gate_rows(d, tokens, n, many, start);
-    const fl_columns *below = NULL;
+    const fl_columns *below = feeds(d) ? &columns_of(&d->attention->given, many)[d->now] : NULL;
     for (uint32_t i = 0; i < model->n_layers; i++) {
-        const fl_columns *hidden = many ? d->layers[i].many : d->layers[i].one;
+        const fl_columns *hidden = columns_of(&d->layers[i], many);
         phase p = {.decoder = d, .layer = &model->layers[i], .room = &d->layers[i], .input = below};
+        p.matrix = i || !below ? &model->layers[i].x : &model->attention->feed;
         p.n = n, p.start = start, p.place = FL_MOST_COLUMNS;
         p.old = &hidden[d->now], p.new = &hidden[!d->now];
         fl_team_run(&d->team, cells_part, &p);
         below = p.new;
         for (size_t j = 0; j < n && i + 1 < model->n_layers; j++) start[j] = model->layers[i + 1].bias;
     }
+    if (d->attention) fl_attend(d, n, many);
     d->now = !d->now;
 }
 
+void fl_step_layer(fl_decoder *d, const fl_lstm *layer, fl_layer_room *room, size_t now, size_t n, bool many,
+                   const float *const *start) {
+    const fl_columns *hidden = columns_of(room, many);
+    phase p = {.decoder = d, .layer = layer, .room = room, .n = n, .start = start, .place = FL_MOST_COLUMNS};
+    p.old = &hidden[now], p.new = &hidden[!now];
+    fl_team_run(&d->team, cells_part, &p);
+}
+
+void fl_product(fl_decoder *d, const fl_matrix *matrix, const fl_columns *input, size_t n, const float *const *start,
+                float *const *out) {
+    phase p = {.decoder = d, .matrix = matrix, .input = input, .n = n, .start = start, .out = out};
+    fl_team_run(&d->team, product_part, &p);
+}
+
 /* ---- a text at once ---------------------------------------------------------------------------------- */
+
+/* Token by token: what attention gives may be read by the next. */
+static void read_attending(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
+    fl_layer_room *given = &d->attention->given;
+    for (size_t t = 0; t < n; t++) {
+        if (keep_top) fl_columns_copy(&given->text, t, &given->one[d->now], 0, given->text.padded);
+        fl_step(d, tokens + t, 1, false);
+    }
+}
 
 /* Layer by layer: only the recurrent product must go token by token. */
 void fl_read(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
     const fl_model *model = d->model;
     const float *start[FL_MOST_COLUMNS], *bias[FL_MOST_COLUMNS];
     const size_t now = d->now;
+    if (d->attention) {
+        read_attending(d, tokens, n, keep_top);
+        return;
+    }
     gate_rows(d, tokens, n, n > 1, start);
     for (uint32_t i = 0; i < model->n_layers; i++) {
         const bool last = i + 1 == model->n_layers;
@@ -188,7 +222,9 @@ static void logits_of(fl_decoder *d, const fl_columns *hidden, size_t n, const f
     fl_team_run(&d->team, logits_part, &p);
 }
 
-static fl_layer_room *top(const fl_decoder *d) { return &d->layers[d->model->n_layers - 1]; }
+static fl_layer_room *top(const fl_decoder *d) {
+    return d->attention ? &d->attention->given : &d->layers[d->model->n_layers - 1];
+}
 
 void fl_step_logits(fl_decoder *d, size_t n, bool many) {
     logits_of(d, many ? &top(d)->many[d->now] : &top(d)->one[d->now], n, NULL, NULL);
@@ -211,6 +247,10 @@ void fl_text_logits(fl_decoder *d, size_t n) { logits_of(d, &top(d)->text, n, NU
 
 /* ---- states ------------------------------------------------------------------------------------------ */
 
+static size_t given_bytes(const fl_model *model) {
+    return fl_round_up(model->attention->units, FL_PANEL) * sizeof(float);
+}
+
 void fl_load(fl_decoder *d, size_t column, bool many, const fl_state *state) {
     const float *memory = state->memory;
     for (uint32_t i = 0; i < d->model->n_layers; i++) {
@@ -221,6 +261,11 @@ void fl_load(fl_decoder *d, size_t column, bool many, const fl_state *state) {
         memcpy(room->c[column], memory + width, width * sizeof(float));
         memory += 2 * width;
     }
+    if (!d->attention) return;
+    fl_layer_room *given = &d->attention->given;
+    d->attention->source[column] = state->source;
+    fl_columns_put(&(many ? given->many : given->one)[d->now], column, memory, FL_HIDDEN_STEP);
+    memcpy(given->h[column], memory, given_bytes(d->model));
 }
 
 void fl_store(const fl_decoder *d, size_t column, fl_state *state) {
@@ -232,4 +277,5 @@ void fl_store(const fl_decoder *d, size_t column, fl_state *state) {
         memcpy(memory + width, room->c[column], width * sizeof(float));
         memory += 2 * width;
     }
+    if (d->attention) memcpy(memory, d->attention->given.h[column], given_bytes(d->model));
 }

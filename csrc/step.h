@@ -19,6 +19,14 @@ void fl_store(const fl_decoder *decoder, size_t column, fl_state *state);
 
 /* Columns 0 … n-1 (of `many`, or the only one) read a token each. */
 void fl_step(fl_decoder *decoder, const int32_t *tokens, size_t n, bool many);
+/* What attention makes of the columns' new hidden values: the next that d->now names. */
+void fl_attend(fl_decoder *decoder, size_t n, bool many);
+/* One layer alone, whose gates begin with `start`: from the hidden values that `now` names to the others. */
+void fl_step_layer(fl_decoder *decoder, const fl_lstm *layer, fl_layer_room *room, size_t now, size_t n, bool many,
+                   const float *const *start);
+/* A whole matrix times n columns: out[j] = start[j] + matrix * column j. */
+void fl_product(fl_decoder *decoder, const fl_matrix *matrix, const fl_columns *input, size_t n,
+                const float *const *start, float *const *out);
 /* logits[j] of the columns after what they have read. */
 void fl_step_logits(fl_decoder *decoder, size_t n, bool many);
 /* The same for the only column, and who wins the contest. */

@@ -260,14 +260,50 @@ def _rounded(write: Callable[..., Any], model: str, output: str, text: str | Non
     return 0
 
 
-def _train(corpus: list[str], output: str, quiet: bool, **options: Any) -> int:
-    units = options.pop("units")
-    if units is not None:
-        options["units"] = units[0] if len(units) == 1 else units
+_OF_PAIRS = (
+    *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
+    *("input_feeding", "label_smoothing", "batch_tokens"),
+)
+_OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
+
+
+def _train(corpus: list[str], output: str, quiet: bool, task: str | None, **options: Any) -> int:
+    given = {name: value for name, value in options.items() if value is not None}
+    for name in _OF_PAIRS if task is None else _OF_TEXT:
+        if name in given:
+            others = "is for training on pairs: add --task" if task is None else f"is for text, not for --task {task}"
+            raise ValueError(f"--{name.replace('_', '-')} {others}")
+    for name in ("units", "encoder_units"):
+        if len(given.get(name, ())) == 1:
+            given[name] = given[name][0]
     with _silenced_stderr():  # TensorFlow greets with a page of its own, part of it whatever its log level
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        import fastlm.training
-    print(fastlm.train(corpus, output, progress=not quiet, **options))
+        from fastlm.training import train, train_pairs
+    if task is None:
+        print(train(corpus, output, progress=not quiet, **given))
+        return 0
+    if "columns" in given:
+        given["columns"] = tuple(column - 1 for column in given["columns"])
+    print(train_pairs(corpus, output, task=task, progress=not quiet, **given))
+    return 0
+
+
+_TOGETHER = 64  # sources that are read and written for side by side
+
+
+def _answer(model: str, source: list[str], threads: int | None, **options: Any) -> int:
+    """Each source's text on a line; sources from the command line or, without any, lines of standard input."""
+    lm = fastlm.load(model, threads=threads)
+    if lm.info["task"] != "seq2seq":
+        raise ValueError(f"{model}: a language model writes on from a text: fastlm generate --model {model} ...")
+    given = {name: value for name, value in options.items() if value is not None}
+    lines = iter(source) if source else (line.rstrip("\r\n") for line in sys.stdin)
+    while part := list(itertools.islice(lines, _TOGETHER)):
+        written = iter(lm.generate([line for line in part if line.strip()], **given))
+        for line in part:
+            found = next(written) if line.strip() else ""  # a line for each, also for an empty one
+            best = found[0] if isinstance(found, list) else found
+            print(" ".join(str(best).split("\n")), flush=True)
     return 0
 
 
@@ -296,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_generate(commands)
     _add_train(commands)
+    _add_answers(commands)
     _add_score(commands)
     _add_rescore(commands)
     for name, run, about in (
@@ -474,10 +511,32 @@ def _add_dtype(command: argparse.ArgumentParser, default: str) -> None:
     )
 
 
+def _add_answers(commands: Any) -> None:
+    for name, about in (
+        ("translate", "write translations"),
+        ("summarize", "write summaries"),
+        ("answer", "write answers"),
+    ):
+        command = _add(commands, name, _answer, f"{about} with a sequence-to-sequence model")
+        add = command.add_argument
+        add("source", nargs="*", help="texts; without any, each line of standard input is one")
+        add("--model", required=True, help="model file")
+        add("--beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
+        add("--length-penalty", type=float, help="of beams: above 0 favours long texts (default: 1)")
+        add("--max-tokens", type=int, help="longest text (default: 128)")
+        add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
+        _add_threads_argument(command)
+
+
 def _add_train(commands: Any) -> None:
     command = _add(commands, "train", _train, "train a model on text files with TensorFlow, and export it")
     add = command.add_argument
-    add("corpus", nargs="+", help="UTF-8 text files, plain or .gz")
+    add("corpus", nargs="+", help="UTF-8 text files, plain or .gz; with --task tab-separated ones")
+    add(
+        "--task",
+        choices=("translate", "summarize", "answer"),
+        help="train on pairs of a source and its text, with the task's preset",
+    )
     add("-o", "--output", required=True, help="model file to write")
     add("--valid", nargs="+", help="validation text (default: the last 5 %% of the corpus)")
     add("--preset", help="char (default), bpe or word: tokenizer, and the defaults of what follows")
@@ -487,6 +546,16 @@ def _add_train(commands: Any) -> None:
     add("--units", type=int, nargs="+", help="hidden units, of every layer or of each")
     add("--embedding", type=int, help="size of a token's vector")
     add("--tied", action=argparse.BooleanOptionalAction, help="share the output matrix with the embedding")
+    flag = argparse.BooleanOptionalAction
+    add("--columns", type=int, nargs=2, metavar=("SOURCE", "TEXT"), help="pairs: their columns (default: 1 2)")
+    add("--shared-vocabulary", action=flag, help="pairs: one vocabulary for both sides")
+    add("--encoder-units", type=int, nargs="+", help="pairs: units of the encoder, in each direction")
+    add("--bidirectional", action=flag, help="pairs: whether the encoder reads in both directions")
+    add("--attention", choices=("dot", "general", "additive", "none"), help="pairs: how the source is looked at")
+    add("--attention-units", type=int, help="pairs: values that the output layer reads")
+    add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
+    add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens")
+    add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")
     add("--dropout", type=float, help="share of values zeroed between layers while training")
     add("--learning-rate", type=float, help="highest rate")
     add("--sequence-length", type=int, help="tokens of a window")

@@ -166,6 +166,8 @@ def _may_recommend(name: str, options: GenerationOptions) -> bool:
 
 
 def _check_against(model: Model, options: GenerationOptions) -> None:
+    for name in options.given(*model.refuses):
+        raise ValueError(f"{name}: {model.refuses[name]}: leave it out")
     if options.echo and model.tokenizer is None:
         raise ValueError("echo=True: this model has no tokenizer, so there is no text to put a prompt before")
     if not isinstance(options.logprobs, bool) and (options.logprobs or 0) > model.vocab_size:

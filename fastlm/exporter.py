@@ -14,13 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine, format
-from fastlm.format import Weights
+from fastlm.format import Attention, Encoder, LSTMWeights, Weights
 from fastlm.options import GenerationOptions
 from fastlm.quantizer import QuantizeReport, check_arguments, quantize
 from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
 
 TEST_TOKENS = 64
 """Length of the test vector that travels with a model."""
+
+TEST_SOURCE = 19
+"""And of its source."""
 
 TOLERANCE = 1e-4
 """Largest difference of a log-probability that is still rounding; more means another computation."""
@@ -34,10 +37,13 @@ _SKIPPED = {
     "InputLayer",
     "SpatialDropout1D",
 }
+SOURCE = "lstm.source."
+"""How the keys start that say of a source what others say of a text: its tokenizer, if it has one of its own."""
+
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
-# From tokens [T] to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
-LogProbs = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float64]]
+# From tokens [T], and their source, to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
+LogProbs = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32] | None], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     tokenizer: Any = None,
+    source_tokenizer: Any = None,
     dtype: str | Mapping[str, str] = "f32",
     text: str | Sequence[int] | None = None,
     max_loss: float | None = None,
@@ -89,6 +96,9 @@ def export(
     tokenizer : optional
         A fastlm tokenizer, a ``tokenizers.Tokenizer`` or the path of its JSON, or ``"bytes"``. None: the model is
         used with token ids only.
+    source_tokenizer : optional
+        Of a sequence-to-sequence model, for sources, if they have another one. A source ends with its end of text, if
+        it has one.
     dtype : str or mapping
         Of the weights: ``"f32"``, or what `fastlm.quantize` takes: ``"bf16"``, ``"int8"``, ``"int4"``, ``"auto"``, or
         by part. The model is written and checked in f32 first, then rounded.
@@ -119,9 +129,11 @@ def export(
     format.gguf_package()
     weights, logprobs = _read(model)
     vocab_size = len(weights.embedding)
-    fields = _fields(_tokenizer(tokenizer, vocab_size), bos, eos, sampling, metadata, vocab_size)
-    tokens = _test_tokens(vocab_size, fields)
-    rows = logprobs(tokens[:-1])
+    known = _tokenizer(tokenizer, vocab_size)
+    fields = _fields(known, bos, eos, sampling, metadata, vocab_size)
+    fields |= _source_fields(weights, known, source_tokenizer, fields)
+    tokens, source = _test_tokens(vocab_size, fields), fields.get("lstm.test.source")
+    rows = logprobs(tokens[:-1], source)
     tokens = tokens[: len(rows) + 1]
     fields["lstm.test.tokens"] = tokens
     fields["lstm.test.logprobs"] = rows[np.arange(len(rows)), tokens[1:]].astype(np.float32)
@@ -206,6 +218,25 @@ def _fields(
     return fields
 
 
+def _source_fields(weights: Weights, known: Tokenizer | None, given: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of sources, and one for the test vector."""
+    if weights.encoder is None:
+        if given is not None:
+            raise ValueError("source_tokenizer: a language model has no source")
+        return {}
+    if "tokenizer.ggml.bos_token_id" not in fields:
+        raise ValueError("bos: expected the token that every text of a sequence-to-sequence model begins with")
+    embedding = weights.embedding if weights.encoder.embedding is None else weights.encoder.embedding
+    own = _tokenizer(given, len(embedding))
+    found = {} if own is None else {f"{SOURCE}{key}": value for key, value in own.fields().items()}
+    reads = known if own is None else own
+    if own is None and known is not None and known.vocab_size > len(embedding):
+        raise ValueError(f"the tokenizer has {known.vocab_size} tokens, but a source's embedding only {len(embedding)}")
+    if reads is not None and reads.eos is not None:
+        found[f"{SOURCE}end_token_id"] = reads.eos
+    return {**found, "lstm.test.source": _test_tokens(len(embedding), {})[:TEST_SOURCE]}
+
+
 def _test_tokens(vocab_size: int, fields: Mapping[str, Any]) -> npt.NDArray[np.int32]:
     """Random tokens, and among them, more than once, those that models are likely to treat in a way of their own."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, TEST_TOKENS, np.int32)
@@ -224,10 +255,10 @@ def _test_tokens(vocab_size: int, fields: Mapping[str, Any]) -> npt.NDArray[np.i
 def _read(model: Any) -> tuple[Weights, LogProbs]:
     if isinstance(model, Mapping):
         weights = Weights.from_dict(model)
-        return weights, lambda tokens: log_softmax(reference_logits(weights, tokens))
+        return weights, lambda tokens, source: log_softmax(reference_logits(weights, tokens, source))
     if isinstance(model, (str, os.PathLike)):
         model = _load_keras(os.fspath(model))
-    return _from_keras(model), lambda tokens: _keras_logprobs(model, tokens)
+    return _from_keras(model), lambda tokens, _: _keras_logprobs(model, tokens)
 
 
 def _load_keras(path: str) -> Any:
@@ -379,21 +410,91 @@ def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def reference_logits(weights: Weights, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Logits [T, V] in float64 after each token, from a fresh network: what arrays are checked against."""
+Float64 = npt.NDArray[Any]
+
+
+def reference_logits(
+    weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[np.int32] | None = None
+) -> Float64:
+    """Logits [T, V] in float64 after each token, from a fresh network, or behind a source: what arrays are checked
+    against."""
     x = weights.embedding[tokens].astype(np.float64)
-    for layer in weights.layers:
-        kernel, recurrent, bias = (a.astype(np.float64) for a in (layer.kernel, layer.recurrent, layer.bias))
-        h = c = np.zeros(layer.units)
-        out = []
-        for z in x @ kernel + bias:
-            i, f, g, o = np.split(z + h @ recurrent, 4)
-            c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-            h = _sigmoid(o) * np.tanh(c)
-            out.append(h)
-        x = np.stack(out)
+    states = [(np.zeros(layer.units), np.zeros(layer.units)) for layer in weights.layers]
+    outputs = None
+    if weights.encoder is not None:
+        assert source is not None
+        outputs, states = _reference_source(weights, weights.encoder, source)
+    if weights.attention is None:
+        for layer, state in zip(weights.layers, states, strict=True):
+            x, _, _ = _reference_lstm(layer, x, *state)
+    else:
+        assert outputs is not None
+        x = _reference_attended(weights, weights.attention, outputs, states, x)
     output = weights.embedding.T if weights.output is None else weights.output
     return np.asarray(x @ output.astype(np.float64) + weights.output_bias)
+
+
+def _reference_lstm(layer: LSTMWeights, x: Float64, h: Float64, c: Float64) -> tuple[Float64, Float64, Float64]:
+    """Outputs [T, H] for inputs [T, K], and the last h and c."""
+    kernel, recurrent, bias = (a.astype(np.float64) for a in (layer.kernel, layer.recurrent, layer.bias))
+    out = []
+    for z in x @ kernel + bias:
+        i, f, g, o = np.split(z + h @ recurrent, 4)
+        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+        h = _sigmoid(o) * np.tanh(c)
+        out.append(h)
+    return np.stack(out), h, c
+
+
+def _reference_source(
+    weights: Weights, encoder: Encoder, source: npt.NDArray[np.int32]
+) -> tuple[Float64, list[tuple[Float64, Float64]]]:
+    """The encoder's outputs [S, D], and the first state of each of the decoder's layers."""
+    x = (weights.embedding if encoder.embedding is None else encoder.embedding)[source].astype(np.float64)
+    ends = []
+    for forward, backward in encoder.layers:
+        ways = [_reference_lstm(forward, x, np.zeros(forward.units), np.zeros(forward.units))]
+        if backward is not None:
+            out, h, c = _reference_lstm(backward, x[::-1], np.zeros(backward.units), np.zeros(backward.units))
+            ways.append((out[::-1], h, c))
+        x, h, c = (np.concatenate(parts, axis=-1) for parts in zip(*ways, strict=True))
+        ends.append((h, c))
+    states = []
+    for n, bridge in enumerate(encoder.bridges):
+        h, c = ends[min(n, len(ends) - 1)]
+        if bridge is not None:
+            both = np.concatenate([h, c])
+            h = np.tanh(both @ bridge.h.kernel + bridge.h.bias)
+            c = both @ bridge.c.kernel + bridge.c.bias
+        states.append((h, c))
+    return x, states
+
+
+def _reference_attended(
+    weights: Weights, a: Attention, outputs: Float64, states: list[tuple[Float64, Float64]], x: Float64
+) -> Float64:
+    """What the output layer reads, [T, A]."""
+    given, found = np.zeros(a.units), []
+    keys = outputs if a.key is None else outputs @ a.key
+    first = weights.layers[0]
+    for value in x:
+        y = value[None]
+        for n, layer in enumerate(weights.layers):
+            if n == 0 and a.feed is not None:  # as further inputs
+                layer = LSTMWeights(np.concatenate([first.kernel, a.feed]), first.recurrent, first.bias)
+                y = np.concatenate([value, given])[None]
+            y, h, c = _reference_lstm(layer, y, *states[n])
+            states[n] = (h, c)
+        hidden = y[0]
+        if a.query is None or a.score is None:
+            scores = keys @ hidden
+        else:
+            scores = np.tanh(keys + hidden @ a.query.kernel + a.query.bias) @ a.score
+        share = np.exp(scores - scores.max())
+        context = share @ outputs / share.sum()
+        given = np.tanh(context @ a.context + hidden @ a.hidden + a.bias)
+        found.append(given)
+    return np.stack(found)
 
 
 def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -10,9 +10,9 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,20 +50,95 @@ class LSTMWeights:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """``kernel`` [inputs, outputs] and ``bias`` [outputs], float32."""
+
+    kernel: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """From the last state of an encoder layer, h and c of its directions side by side (h h c c), to the first one of a
+    decoder layer: tanh of ``h`` and ``c``, as it is."""
+
+    h: Dense
+    c: Dense
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What reads a source: ``embedding`` [V of the source, E] (None: the decoder's), LSTM layers, each forward and, or
+    None, backward (their outputs side by side), and for each decoder layer a bridge (None: it starts from the state as
+    it is)."""
+
+    embedding: Array | None
+    layers: tuple[tuple[LSTMWeights, LSTMWeights | None], ...]
+    bridges: tuple[Bridge | None, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Values of each layer's outputs."""
+        return tuple(sum(way.units for way in pair if way) for pair in self.layers)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a decoder looks at encoder outputs of D values, with hidden values of H on top, float32.
+
+    Scores are products of the hidden values with each place's output times ``key`` [D, H] (None: with the output
+    itself): Luong et al. 2015, "general" and "dot". With a ``query`` they are score · tanh(output · key + hidden ·
+    query + bias), of A values each: Bahdanau et al. 2015. The softmax of the scores weighs the outputs; their mean, the
+    context, and the hidden values become tanh(context · ``context`` [D, A] + hidden · ``hidden`` [H, A] + ``bias``
+    [A]), which the output layer reads, and the first LSTM layer of the next step, too, if there is a ``feed`` [A, 4 H
+    of that layer].
+    """
+
+    context: Array
+    hidden: Array
+    bias: Array
+    key: Array | None = None
+    query: Dense | None = None
+    score: Array | None = None
+    feed: Array | None = None
+
+    @property
+    def units(self) -> int:
+        return len(self.bias)
+
+
+@dataclass(frozen=True)
 class Weights:
     """A whole model in Keras' shapes, float32: ``embedding`` [V, E], LSTM layers, ``output`` [H, V] (None: tied, the
-    transposed embedding) and ``output_bias`` [V]."""
+    transposed embedding) and ``output_bias`` [V]. A sequence-to-sequence model has an encoder and, or None, attention.
+    """
 
     embedding: Array
     layers: tuple[LSTMWeights, ...]
     output: Array | None
     output_bias: Array
+    encoder: Encoder | None = None
+    attention: Attention | None = None
+
+    @property
+    def task(self) -> str:
+        return "lm" if self.encoder is None else "seq2seq"
+
+    @property
+    def top(self) -> int:
+        """Values that the output layer reads."""
+        return self.layers[-1].units if self.attention is None else self.attention.units
 
     @classmethod
     def from_dict(cls, arrays: Mapping[str, Any]) -> Weights:
         """From arrays by name: ``embedding``, ``lstm.N.kernel``, ``lstm.N.recurrent_kernel``, ``lstm.N.bias``
         (N from 0), ``output.kernel``, ``output.bias``. Without biases they are zero; without ``output.kernel``
         the output is tied to the embedding.
+
+        Of a sequence-to-sequence model (`Encoder`, `Bridge`, `Attention` say what they are) also ``source.embedding``
+        (without it the decoder's), ``encoder.N.*`` and ``encoder.N.reverse.*`` as ``lstm.N.*``, ``bridge.N.h.kernel``,
+        ``bridge.N.h.bias``, ``bridge.N.c.kernel``, ``bridge.N.c.bias`` (N: the decoder's layer), ``attention.context``,
+        ``.hidden``, ``.bias``, ``.key``, ``.query.kernel``, ``.query.bias``, ``.score``, ``.feed``.
 
         Raises
         ------
@@ -74,16 +149,16 @@ class Weights:
         embedding = _take(left, "embedding", (None, None))
         layers: list[LSTMWeights] = []
         inputs = embedding.shape[1]
-        while (name := f"lstm.{len(layers)}") and any(key.startswith(name + ".") for key in left):
-            recurrent = _take(left, f"{name}.recurrent_kernel", (None, None))
-            units = recurrent.shape[0]
-            _expect_shape(f"{name}.recurrent_kernel", recurrent, (units, 4 * units))
-            kernel = _take(left, f"{name}.kernel", (inputs, 4 * units))
-            bias = _take(left, f"{name}.bias", (4 * units,), optional=True)
-            layers.append(LSTMWeights(kernel, recurrent, bias))
-            inputs = units
+        while _has(left, name := f"lstm.{len(layers)}"):
+            layers.append(_take_lstm(left, name, inputs))
+            inputs = layers[-1].units
         if not layers:
             raise ValueError("expected at least one LSTM layer: 'lstm.0.kernel', 'lstm.0.recurrent_kernel'")
+        encoder = _take_encoder(left, embedding.shape[1], layers) if _has(left, "encoder.0") else None
+        attention = None
+        if encoder is not None and _has(left, "attention"):
+            attention = _take_attention(left, encoder.widths[-1], inputs, layers[0].units)
+            inputs = attention.units
         tied = "output.kernel" not in left
         if tied and embedding.shape[1] != inputs:
             raise ValueError(
@@ -93,24 +168,114 @@ class Weights:
         output = None if tied else _take(left, "output.kernel", (inputs, embedding.shape[0]))
         output_bias = _take(left, "output.bias", (embedding.shape[0],), optional=True)
         if left:
-            raise ValueError(f"unknown array {next(iter(left))!r}: expected embedding, lstm.N.*, output.*")
-        return cls(embedding, tuple(layers), output, output_bias)
+            known = "embedding, lstm.N.*, output.*"
+            more = "; of two sequences also source.embedding, encoder.N.*, bridge.N.*, attention.*"
+            raise ValueError(f"unknown array {next(iter(left))!r}: expected {known}{more}")
+        return cls(embedding, tuple(layers), output, output_bias, encoder, attention)
 
     def to_dict(self) -> dict[str, Array]:
         """The inverse of `from_dict`."""
-        found = {"embedding": self.embedding}
+        found: dict[str, Array | None] = {"embedding": self.embedding}
         for n, layer in enumerate(self.layers):
-            found[f"lstm.{n}.kernel"] = layer.kernel
-            found[f"lstm.{n}.recurrent_kernel"] = layer.recurrent
-            found[f"lstm.{n}.bias"] = layer.bias
-        if self.output is not None:
-            found["output.kernel"] = self.output
-        return {**found, "output.bias": self.output_bias}
+            found |= _lstm_arrays(f"lstm.{n}", layer)
+        if self.encoder is not None:
+            found |= _encoder_arrays(self.encoder)
+        if self.attention is not None:
+            a = self.attention
+            found |= {
+                f"attention.{name}": getattr(a, name) for name in ("key", "score", "context", "hidden", "bias", "feed")
+            }
+            if a.query is not None:
+                found |= {"attention.query.kernel": a.query.kernel, "attention.query.bias": a.query.bias}
+        found |= {"output.kernel": self.output, "output.bias": self.output_bias}
+        return {name: array for name, array in found.items() if array is not None}
 
     @property
     def parameters(self) -> int:
         """Number of weights and biases."""
         return sum(array.size for array in self.to_dict().values())
+
+
+def _has(left: Mapping[str, Any], name: str) -> bool:
+    return any(key.startswith(name + ".") for key in left)
+
+
+def _take_lstm(left: dict[str, Any], name: str, inputs: int) -> LSTMWeights:
+    recurrent = _take(left, f"{name}.recurrent_kernel", (None, None))
+    units = recurrent.shape[0]
+    _expect_shape(f"{name}.recurrent_kernel", recurrent, (units, 4 * units))
+    kernel = _take(left, f"{name}.kernel", (inputs, 4 * units))
+    return LSTMWeights(kernel, recurrent, _take(left, f"{name}.bias", (4 * units,), optional=True))
+
+
+def _take_dense(left: dict[str, Any], name: str, inputs: int, outputs: int) -> Dense:
+    kernel = _take(left, f"{name}.kernel", (inputs, outputs))
+    return Dense(kernel, _take(left, f"{name}.bias", (outputs,), optional=True))
+
+
+def _take_encoder(left: dict[str, Any], embedding_size: int, decoder: Sequence[LSTMWeights]) -> Encoder:
+    embedding = _take(left, "source.embedding", (None, None)) if "source.embedding" in left else None
+    inputs = embedding_size if embedding is None else embedding.shape[1]
+    layers: list[tuple[LSTMWeights, LSTMWeights | None]] = []
+    while _has(left, name := f"encoder.{len(layers)}"):
+        reverse = _take_lstm(left, f"{name}.reverse", inputs) if _has(left, f"{name}.reverse") else None
+        layers.append((_take_lstm(left, name, inputs), reverse))
+        inputs = sum(way.units for way in layers[-1] if way)
+        if reverse is not None and reverse.units != layers[-1][0].units:
+            raise ValueError(f"{name}: its two directions have {layers[-1][0].units} and {reverse.units} units")
+    encoder = Encoder(embedding, tuple(layers), ())
+    bridges: list[Bridge | None] = []
+    for n, layer in enumerate(decoder):
+        width = encoder.widths[min(n, len(layers) - 1)]
+        name = f"bridge.{n}"
+        if _has(left, name):
+            parts = (_take_dense(left, f"{name}.{part}", 2 * width, layer.units) for part in "hc")
+            bridges.append(Bridge(*parts))
+        elif width != layer.units:
+            raise ValueError(
+                f"no '{name}.h.kernel', and the encoder's state of {width} values cannot be the first one of "
+                f"'lstm.{n}', which has {layer.units} units"
+            )
+        else:
+            bridges.append(None)
+    return replace(encoder, bridges=tuple(bridges))
+
+
+def _take_attention(left: dict[str, Any], width: int, hidden: int, first: int) -> Attention:
+    name = "attention"
+    context = _take(left, f"{name}.context", (width, None))
+    units = context.shape[1]
+    additive = _has(left, f"{name}.query")
+    if not additive and f"{name}.key" not in left and width != hidden:
+        raise ValueError(
+            f"no '{name}.key', and encoder outputs of {width} values cannot be multiplied with {hidden} hidden values"
+        )
+    keyed = additive or f"{name}.key" in left
+    return Attention(
+        context,
+        _take(left, f"{name}.hidden", (hidden, units)),
+        _take(left, f"{name}.bias", (units,), optional=True),
+        key=_take(left, f"{name}.key", (width, units if additive else hidden)) if keyed else None,
+        query=_take_dense(left, f"{name}.query", hidden, units) if additive else None,
+        score=_take(left, f"{name}.score", (units,)) if additive else None,
+        feed=_take(left, f"{name}.feed", (units, 4 * first)) if f"{name}.feed" in left else None,
+    )
+
+
+def _lstm_arrays(name: str, layer: LSTMWeights) -> dict[str, Array]:
+    return {f"{name}.kernel": layer.kernel, f"{name}.recurrent_kernel": layer.recurrent, f"{name}.bias": layer.bias}
+
+
+def _encoder_arrays(encoder: Encoder) -> dict[str, Array | None]:
+    found: dict[str, Array | None] = {"source.embedding": encoder.embedding}
+    for n, (forward, backward) in enumerate(encoder.layers):
+        found |= _lstm_arrays(f"encoder.{n}", forward)
+        if backward is not None:
+            found |= _lstm_arrays(f"encoder.{n}.reverse", backward)
+    for n, bridge in enumerate(encoder.bridges):
+        for part, dense in zip("hc", (bridge.h, bridge.c), strict=True) if bridge else ():
+            found |= {f"bridge.{n}.{part}.kernel": dense.kernel, f"bridge.{n}.{part}.bias": dense.bias}
+    return found
 
 
 def _take(left: dict[str, Any], name: str, shape: tuple[int | None, ...], optional: bool = False) -> Array:
@@ -202,33 +367,121 @@ def weight_panels(matrix: RoundedRows) -> npt.NDArray[Any]:
 # ---- file --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of a file: its rows of outputs [rows, K], and, in panels, their biases [rows]."""
+
+    rows: Array
+    bias: tuple[str, Array] | None = None  # with the name of its tensor
+
+
+def _dense_rows(name: str, dense: Dense) -> _Matrix:
+    return _Matrix(filled_rows(dense.kernel.T), (f"{name}.bias", filled_rows(dense.bias[:, None])))
+
+
+def _lstm_rows(name: str, layer: LSTMWeights) -> dict[str, _Matrix]:
+    bias = (f"{name}.bias", gate_rows(layer.bias[None]))
+    return {f"{name}.x": _Matrix(gate_rows(layer.kernel), bias), f"{name}.h": _Matrix(gate_rows(layer.recurrent))}
+
+
+def _encoder_rows(encoder: Encoder) -> dict[str, _Matrix]:
+    found = {} if encoder.embedding is None else {"source_embd": _Matrix(encoder.embedding)}
+    for n, (forward, backward) in enumerate(encoder.layers):
+        found |= _lstm_rows(f"enc.{n}", forward)
+        if backward is not None:
+            found |= _lstm_rows(f"enc.{n}.reverse", backward)
+    for n, bridge in enumerate(encoder.bridges):
+        if bridge is not None:
+            found[f"blk.{n}.bridge.h"] = _dense_rows(f"blk.{n}.bridge.h", bridge.h)
+            found[f"blk.{n}.bridge.c"] = _dense_rows(f"blk.{n}.bridge.c", bridge.c)
+    return found
+
+
+def _attention_rows(attention: Attention) -> dict[str, _Matrix]:
+    found = {} if attention.feed is None else {"blk.0.feed": _Matrix(gate_rows(attention.feed))}
+    if attention.key is not None:
+        found["attn.key"] = _Matrix(filled_rows(attention.key.T))
+    if attention.query is not None:
+        found["attn.query"] = _dense_rows("attn.query", attention.query)
+    found["attn.context"] = _dense_rows("attn", Dense(attention.context, attention.bias))
+    found["attn.hidden"] = _Matrix(filled_rows(attention.hidden.T))
+    return found
+
+
+def _matrices(weights: Weights) -> dict[str, _Matrix]:
+    """In the order in which a text uses them."""
+    found = {} if weights.encoder is None else _encoder_rows(weights.encoder)
+    if weights.output is not None:
+        found["token_embd"] = _Matrix(weights.embedding)
+    for n, layer in enumerate(weights.layers):
+        found |= _lstm_rows(f"blk.{n}", layer)
+    if weights.attention is not None:
+        found |= _attention_rows(weights.attention)
+    output = weights.embedding.T if weights.output is None else weights.output
+    return {**found, "output": _dense_rows("output", Dense(output, weights.output_bias))}
+
+
+EMBEDDINGS = ("token_embd", "source_embd")
+"""Matrices that lie in rows of their own, not in panels: a token reads one."""
+
+
 def matrices(weights: Weights) -> dict[str, Array]:
     """Every matrix of a model by the name of its tensors, as rows of outputs [rows, K]; those that a file holds in
     panels filled up to whole ones."""
-    found = {} if weights.output is None else {"token_embd": weights.embedding}
+    return {name: matrix.rows for name, matrix in _matrices(weights).items()}
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Of the layer table (docs/format.md)."""
+
+    kind: str
+    input: int
+    units: int
+    tensor: str
+    matrices: tuple[str, ...] = ()
+    direction: str = "forward"
+    layout: str = "panels16"
+
+
+TOKEN, SOURCE_TOKEN = -1, -2
+"""What an embedding reads."""
+
+
+def _table(weights: Weights) -> list[_Row]:
+    tied, E = weights.output is None, weights.embedding.shape[1]
+    own = ("output", "panels16") if tied else ("token_embd", "rows")
+    rows: list[_Row] = []
+    if weights.encoder is not None:
+        source = weights.encoder.embedding
+        tensor, layout = own if source is None else ("source_embd", "rows")
+        rows.append(_Row("embedding", SOURCE_TOKEN, E if source is None else source.shape[1], tensor, layout=layout))
+        for n, (forward, backward) in enumerate(weights.encoder.layers):
+            name = f"enc.{n}"
+            parts = tuple(
+                f"{name}{way}.{part}" for way in ([""] if backward is None else ["", ".reverse"]) for part in "xh"
+            )
+            direction = "forward" if backward is None else "bidirectional"
+            rows.append(_Row("lstm", n, forward.units, name, parts, direction))
+    rows.append(_Row("embedding", TOKEN, E, own[0], layout=own[1]))
     for n, layer in enumerate(weights.layers):
-        found[f"blk.{n}.x"] = gate_rows(layer.kernel)
-        found[f"blk.{n}.h"] = gate_rows(layer.recurrent)
-    output = weights.embedding if weights.output is None else weights.output.T
-    return {**found, "output": filled_rows(output)}
+        rows.append(_Row("lstm", len(rows) - 1, layer.units, f"blk.{n}", (f"blk.{n}.x", f"blk.{n}.h")))
+    if weights.attention is not None:
+        kind = "attention.dot" if weights.attention.query is None else "attention.additive"
+        parts = tuple(f"attn.{part}" for part in ("key", "query", "context", "hidden"))
+        rows.append(_Row(kind, len(rows) - 1, weights.attention.units, "attn", parts))
+    return [*rows, _Row("dense", len(rows) - 1, len(weights.embedding), "output", ("output",))]
 
 
 def layer_table(weights: Weights, rounded: Mapping[str, RoundedRows]) -> dict[str, list[Any]]:
     """The layer table (docs/format.md), as columns."""
-    units = [weights.embedding.shape[1], *(layer.units for layer in weights.layers), len(weights.embedding)]
-    count = len(units)
-    tied = weights.output is None
-    of_layer = [[], *([f"blk.{n}.x", f"blk.{n}.h"] for n in range(count - 2)), ["output"]]
-    integers = [any(rounded[name].scale is not None for name in names) for names in of_layer]
-    return {
-        "kind": ["embedding", *["lstm"] * (count - 2), "dense"],
-        "input": [*range(-1, count - 1)],
-        "units": units,
-        "direction": ["forward"] * count,
-        "scale": [INPUT_STEP if whole else 0.0 for whole in integers],
-        "layout": ["panels16" if tied else "rows", *["panels16"] * (count - 1)],
-        "tensor": ["output" if tied else "token_embd", *(f"blk.{n}" for n in range(count - 2)), "output"],
+    rows = _table(weights)
+    whole = [any(name in rounded and rounded[name].scale is not None for name in row.matrices) for row in rows]
+    columns: dict[str, list[Any]] = {
+        column: [getattr(row, column) for row in rows]
+        for column in ("kind", "input", "units", "direction", "layout", "tensor")
     }
+    return {**columns, "scale": [INPUT_STEP if one else 0.0 for one in whole]}
 
 
 def screen_tensors(screen: Screen) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -248,19 +501,19 @@ def screen_tensors(screen: Screen) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 def _tensors(
     weights: Weights, rounded: Mapping[str, RoundedRows], screen: Screen | None
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """In the order in which a token uses them."""
-    biases = {f"blk.{n}.x": (f"blk.{n}", gate_rows(layer.bias[None])) for n, layer in enumerate(weights.layers)}
-    biases["output"] = ("output", filled_rows(weights.output_bias[:, None]))
+    """In the order in which a text uses them."""
+    biases = {name: matrix.bias for name, matrix in _matrices(weights).items()}
     for name, matrix in rounded.items():
-        if name in biases:
-            layer, bias = biases[name]
-            yield f"{layer}.bias", bias.reshape(-1, PANEL)
-        in_panels = name != "token_embd"
+        if (bias := biases[name]) is not None:
+            yield bias[0], bias[1].reshape(-1, PANEL)
+        in_panels = name not in EMBEDDINGS
         if matrix.scale is not None:
             yield f"{name}.scale", matrix.scale.reshape(-1, PANEL) if in_panels else matrix.scale
         if matrix.group is not None:
             yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
         yield f"{name}.weight", weight_panels(matrix) if in_panels else matrix.weight
+    if weights.attention is not None and weights.attention.score is not None:
+        yield "attn.score", filled_rows(weights.attention.score[:, None]).reshape(-1, PANEL)
     for part, tensor in screen_tensors(screen) if screen else ():
         yield f"output.screen.{part}", tensor
 
@@ -309,9 +562,9 @@ def write(
     writer = gguf.GGUFWriter(path, "lstm")
     try:
         writer.add_custom_alignment(64)
-        writer.add_string("lstm.task", "lm")
+        writer.add_string("lstm.task", weights.task)
         writer.add_uint32("lstm.numerics_version", _engine.NUMERICS_VERSION)
-        writer.add_string("lstm.start.state", "zero")
+        writer.add_string("lstm.start.state", "zero" if weights.encoder is None else "source")
         for column, values in layer_table(weights, rounded).items():
             sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None
             writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
@@ -437,26 +690,99 @@ def unpack_rounded(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, Rou
     """As `unpack`, and each of `matrices` as the file holds it."""
     path = os.fspath(path)
     engine = _engine.Model(path, None, None, 0)
-    facts, tensors = engine.info(), _read_tensors(path, engine)
-    units, vocab_size, tied = facts["units"], facts["vocab_size"], facts["tied"]
-    inputs = [facts["embedding_size"], *units]
-    first, *cells, last = engine.value(engine.keys()["lstm.layer.tensor"])  # how the names of a layer's tensors begin
-    rounded = {} if tied else {"token_embd": _read_matrix(tensors, first, inputs[0], in_panels=False)}
-    for n, (cell, h) in enumerate(zip(cells, units, strict=True)):
-        rounded[f"blk.{n}.x"] = _read_matrix(tensors, f"{cell}.x", inputs[n])
-        rounded[f"blk.{n}.h"] = _read_matrix(tensors, f"{cell}.h", h)
-    rounded["output"] = _read_matrix(tensors, last, units[-1])
-    layers = tuple(
-        LSTMWeights(
-            kernel_of(rounded[f"blk.{n}.x"].to_float(inputs[n]), h),
-            kernel_of(rounded[f"blk.{n}.h"].to_float(h), h),
-            kernel_of(tensors[f"{cells[n]}.bias"].reshape(-1, 1), h)[0],
+    return _Unpacking(engine, _read_tensors(path, engine)).weights()
+
+
+@dataclass
+class _Unpacking:
+    """A file's tensors become arrays again: the inverse of `_table` and `_matrices`, whatever names the file has."""
+
+    engine: _engine.Model
+    tensors: Mapping[str, npt.NDArray[Any]]
+    rounded: dict[str, RoundedRows] = field(default_factory=dict)
+
+    def weights(self) -> tuple[Weights, dict[str, RoundedRows]]:
+        facts, keys = self.engine.info(), self.engine.keys()
+        columns = (
+            self.engine.value(keys[f"lstm.layer.{column}"]) for column in ("kind", "units", "tensor", "direction")
         )
-        for n, h in enumerate(units)
-    )
-    rows = np.ascontiguousarray(rounded["output"].to_float(units[-1])[:vocab_size])
-    bias = tensors[f"{last}.bias"].reshape(-1)[:vocab_size]
-    if tied:
-        return Weights(rows, layers, None, bias), rounded
-    embedding = rounded["token_embd"].to_float(inputs[0])
-    return Weights(embedding, layers, np.ascontiguousarray(rows.T), bias), rounded
+        table = [*zip(*columns, strict=True)]
+        cut = next(n for n in range(len(table) - 1, -1, -1) if table[n][0] == "embedding")
+        stack = [row for row in table[cut:] if row[0] == "lstm"]
+        attends = table[-2][0].startswith("attention.")
+        tied, vocab_size = facts["tied"], facts["vocab_size"]
+        encoder = self._encoder(table[: cut + 1], stack) if cut else None
+        E = table[cut][1]
+        embedding = None if tied else self._matrix("token_embd", table[cut][2], E, in_panels=False)
+        layers, inputs = [], E
+        for n, (_, units, name, _) in enumerate(stack):
+            layers.append(self._lstm(f"blk.{n}", name, inputs, units))
+            inputs = units
+        attention = self._attention(table[-2], encoder, stack) if attends and encoder else None
+        inputs = table[-2][1]
+        rows = np.ascontiguousarray(self._matrix("output", table[-1][2], inputs)[:vocab_size])
+        bias = self._numbers(f"{table[-1][2]}.bias", vocab_size)
+        output = None if tied else np.ascontiguousarray(rows.T)
+        weights = Weights(rows if embedding is None else embedding, tuple(layers), output, bias, encoder, attention)
+        return weights, {name: self.rounded[name] for name in matrices(weights)}
+
+    def _encoder(self, table: list[Any], stack: list[Any]) -> Encoder:
+        (_, inputs, name, _), *encoders, (_, _, own, _) = table
+        embedding = None if name == own else self._matrix("source_embd", name, inputs, in_panels=False)
+        layers: list[tuple[LSTMWeights, LSTMWeights | None]] = []
+        for n, (_, units, tensor, direction) in enumerate(encoders):
+            both = direction == "bidirectional"
+            reverse = self._lstm(f"enc.{n}.reverse", f"{tensor}.reverse", inputs, units) if both else None
+            layers.append((self._lstm(f"enc.{n}", tensor, inputs, units), reverse))
+            inputs = units * (1 + both)
+        encoder = Encoder(embedding, tuple(layers), ())
+        bridges: list[Bridge | None] = []
+        for n, (_, units, tensor, _) in enumerate(stack):
+            width = encoder.widths[min(n, len(layers) - 1)]
+            found = f"{tensor}.bridge.h.weight" in self.tensors
+            parts = [
+                self._dense(f"blk.{n}.bridge.{part}", f"{tensor}.bridge.{part}", 2 * width, units)
+                for part in "hc"
+                if found
+            ]
+            bridges.append(Bridge(*parts) if found else None)
+        return replace(encoder, bridges=tuple(bridges))
+
+    def _attention(self, row: Any, encoder: Encoder, stack: list[Any]) -> Attention:
+        kind, units, name, _ = row
+        width, hidden, additive = encoder.widths[-1], stack[-1][1], kind == "attention.additive"
+        first = stack[0]
+        feed, key = (f"{tensor}.weight" in self.tensors for tensor in (f"{first[2]}.feed", f"{name}.key"))
+
+        def kernel(part: str, inputs: int, outputs: int) -> Array:
+            return np.ascontiguousarray(self._matrix(f"attn.{part}", f"{name}.{part}", inputs)[:outputs].T)
+
+        return Attention(
+            kernel("context", width, units),
+            kernel("hidden", hidden, units),
+            self._numbers(f"{name}.bias", units),
+            key=kernel("key", width, units if additive else hidden) if key else None,
+            query=self._dense("attn.query", f"{name}.query", hidden, units) if additive else None,
+            score=self._numbers(f"{name}.score", units) if additive else None,
+            feed=kernel_of(self._matrix("blk.0.feed", f"{first[2]}.feed", units), first[1]) if feed else None,
+        )
+
+    def _lstm(self, name: str, tensor: str, inputs: int, units: int) -> LSTMWeights:
+        bias = self.tensors[f"{tensor}.bias"].reshape(-1, 1)
+        return LSTMWeights(
+            kernel_of(self._matrix(f"{name}.x", f"{tensor}.x", inputs), units),
+            kernel_of(self._matrix(f"{name}.h", f"{tensor}.h", units), units),
+            kernel_of(bias, units)[0],
+        )
+
+    def _dense(self, name: str, tensor: str, inputs: int, outputs: int) -> Dense:
+        kernel = np.ascontiguousarray(self._matrix(name, tensor, inputs)[:outputs].T)
+        return Dense(kernel, self._numbers(f"{tensor}.bias", outputs))
+
+    def _numbers(self, tensor: str, count: int) -> Array:
+        return np.asarray(self.tensors[tensor].reshape(-1)[:count])
+
+    def _matrix(self, name: str, tensor: str, inputs: int, in_panels: bool = True) -> Array:
+        """Rows of outputs as floats; as the file has them they go to ``rounded``."""
+        self.rounded[name] = _read_matrix(self.tensors, tensor, inputs, in_panels)
+        return self.rounded[name].to_float(inputs)

@@ -34,6 +34,7 @@ from fastlm.options import (
     acts,
     check_option,
     timed,
+    used,
 )
 from fastlm.scoring import score_each
 from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search, stochastic_beams
@@ -72,6 +73,12 @@ class Model:
     ids that start and end a text, or None), ``metadata`` (mapping: the file's keys to values), ``recommended``
     (mapping: sampling settings that are the defaults of `generate`).
     """
+
+    refuses: Mapping[str, str] = {
+        "attention": "a language model has no source to look at",
+        "replace_unknown": "a language model has no source to take words from",
+    }
+    """Options that this kind of model has not, and why."""
 
     def __init__(self, engine: _engine.Model, prefix_cache_bytes: int = 0) -> None:
         self._engine = engine
@@ -157,7 +164,7 @@ class Model:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
-        ids = _token_array(tokens)
+        ids = token_array(tokens)
         self._check_tokens(ids)
         return self._need_tokenizer().decode(ids)
 
@@ -175,7 +182,7 @@ class Model:
 
     def _said(self, text: Prompt) -> array[int]:
         """A text or token ids, without start of text."""
-        ids = array("i", self.encode(text)) if isinstance(text, str) else _token_array(text)
+        ids = array("i", self.encode(text)) if isinstance(text, str) else token_array(text)
         self._check_tokens(ids)
         return ids
 
@@ -185,7 +192,7 @@ class Model:
         if isinstance(prompt, str):
             ids = start + array("i", self.encode(prompt))
         else:
-            ids = _token_array(prompt) or start
+            ids = token_array(prompt) or start
             self._check_tokens(ids)
         if not ids:
             raise ValueError("the prompt is empty and this model has no start of text: give it at least one token")
@@ -320,7 +327,7 @@ class Model:
         begin = time.perf_counter()
         options = plans[0].options if plans else GenerationOptions()
         with self._decoder() as decoder:
-            starts = [_Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
+            starts = self._starts(decoder, ids, plans)
             self._read(decoder, starts, limits)
             if options.num_beams > 1 or options.without_replacement:
                 seeds = seeds if options.without_replacement else [0] * len(seeds)
@@ -328,12 +335,27 @@ class Model:
                 return self._found(decoder, prompts, starts, seeds, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
-        total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
-        timings = timed(begin, total, (text.job for group in texts for text in group))
-        return [
-            [self._completion(prompt, text, start.logprobs, seed, timings) for text in _best(group, options)]
-            for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
-        ]
+            total = sum(map(len, ids)) + sum(len(text.job.tokens) for group in texts for text in group)
+            timings = timed(begin, total, (text.job for group in texts for text in group))
+            return [
+                [
+                    self._finished(
+                        decoder, start, prompt, self._completion(prompt, text, start.logprobs, seed, timings)
+                    )
+                    for text in _best(group, options)
+                ]
+                for prompt, start, group, seed in zip(prompts, starts, texts, seeds, strict=True)
+            ]
+
+    def _starts(
+        self, decoder: _engine.Decoder, ids: Sequence[array[int]], plans: Sequence[controls.Plan]
+    ) -> list[Start]:
+        """Where the texts of each prompt begin."""
+        return [Start(self, decoder, *one) for one in zip(ids, plans, strict=True)]
+
+    def _finished(self, decoder: _engine.Decoder, start: Start, prompt: Prompt, completion: Completion) -> Completion:
+        """With what is only known of a whole text."""
+        return completion
 
     def most_likely(
         self, prompt: Prompt, n: int = 1, *, max_steps: int = 10_000, **options: Any
@@ -374,29 +396,35 @@ class Model:
         _check_only_falling(plan.options)
         limits, begin, ids = self._limits(plan.options), time.perf_counter(), self._ids(prompt)
         with self._decoder() as decoder:
-            start = _Start(self, decoder, ids, plan)
+            [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], limits)
             known = beam_search(decoder, plan, start.beam(), _over(limits))
             whole = [one for one in known if one.finish in ("stop", "length") and one.satisfied is not False]
             proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
             timings = timed(begin, len(ids) + proof.steps)
-            return [self._found_completion(decoder, prompt, start, one, 0, timings) for one in proof.found], proof
+            found = [self._found_completion(decoder, prompt, start, one, 0, timings) for one in proof.found]
+            return [self._finished(decoder, start, prompt, one) for one in found], proof
 
     def _found(
         self,
         decoder: _engine.Decoder,
         prompts: list[Prompt],
-        starts: list[_Start],
+        starts: list[Start],
         seeds: list[int],
         found: list[list[Found]],
         begin: float,
     ) -> list[list[Completion]]:
         """The n best of each search."""
         kept = [texts[: start.plan.options.n] for start, texts in zip(starts, found, strict=True)]
-        total = sum(len(start.ids) for start in starts) + sum(len(one.tokens) for group in kept for one in group)
+        total = sum(start.prompt_tokens for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
         return [
-            [self._found_completion(decoder, prompt, start, one, seed, timings) for one in group]
+            [
+                self._finished(
+                    decoder, start, prompt, self._found_completion(decoder, prompt, start, one, seed, timings)
+                )
+                for one in group
+            ]
             for prompt, start, seed, group in zip(prompts, starts, seeds, kept, strict=True)
         ]
 
@@ -404,21 +432,20 @@ class Model:
         self,
         decoder: _engine.Decoder,
         prompt: Prompt,
-        start: _Start,
+        start: Start,
         one: Found,
         seed: int,
         timings: Timings,
     ) -> Completion:
         ids, options = start.ids, start.plan.options
         text = "" if self.tokenizer is None else self.tokenizer.decode(one.tokens, context=ids)
-        count = len(one.tokens)
         return Completion(
             text=self._echo(prompt, ids) + text if options.echo else text,
             token_ids=list(one.tokens),
             finish_reason=one.finish,
             logprobs=start.own_logprobs(decoder, one.tokens) if start.plan.logprobs else None,
             seed=seed,
-            usage={"prompt_tokens": len(ids), "completion_tokens": count, "total_tokens": len(ids) + count},
+            usage=used(start.prompt_tokens, len(one.tokens)),
             timings=timings,
             stop_reason=one.ended_by,
             prompt_logprobs=start.logprobs,
@@ -431,7 +458,7 @@ class Model:
         """When a call that begins now ends, as `Decoder.write` takes it."""
         return {"deadline": _deadline(options), "cancelled": options.cancelled}
 
-    def _read(self, decoder: _engine.Decoder, starts: list[_Start], limits: dict[str, Any]) -> None:
+    def _read(self, decoder: _engine.Decoder, starts: list[Start], limits: dict[str, Any]) -> None:
         """Reads prompts once for all texts that begin with them: those of one call, and of later ones."""
         readers = [reader for start in starts if (reader := start.reader()) is not None]
         if readers:
@@ -458,11 +485,7 @@ class Model:
             finish_reason="stop" if stopped_by is not None else job.finish or "",
             logprobs=None if options.logprobs is None or options.logprobs is False else job.logprobs,
             seed=seed,
-            usage={
-                "prompt_tokens": len(ids),
-                "completion_tokens": len(job.tokens),
-                "total_tokens": len(ids) + len(job.tokens),
-            },
+            usage=used(text.prompt_tokens, len(job.tokens)),
             timings=timings,
             stop_reason=job.ended_by if stopped_by is None else stopped_by,
             top_logprobs=None
@@ -501,7 +524,7 @@ class Model:
             yield echo
         limits: dict[str, Any] = {"deadline": deadline, "cancelled": plan.options.cancelled}
         with self._decoder() as decoder:
-            start = _Start(self, decoder, ids, plan)
+            [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], limits)
             [text] = start.texts(seed)
 
@@ -563,7 +586,7 @@ class Model:
             raise ValueError(f"next_tokens has no {name}")
         ids = self._ids(prompt)
         with self._decoder() as decoder:
-            start = _Start(self, decoder, ids, plan)
+            [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], {})
             decoder.feed(start.state, start.unread)
             found, logits = decoder.candidates(start.state, start.texts(_seed(options))[0].job)
@@ -608,6 +631,16 @@ class Model:
     @cached_property
     def _words(self) -> Words:
         return Words(self._need_tokenizer(), self.vocab_size)
+
+    def classify(self, text: Any, **options: Any) -> Any:
+        """Of a classifier: the probability of each label.
+
+        Raises
+        ------
+        ValueError
+            This model writes texts: `generate` is for it.
+        """
+        raise ValueError("this model is no classifier but writes texts: call generate, or load a classifier")
 
     # ---- the past as a value -------------------------------------------------------------------------
 
@@ -717,7 +750,7 @@ class Model:
         if not isinstance(text, str):
             if documents:
                 raise ValueError("documents=True wants a text, not token ids")
-            return self._score_ids(_token_array(text), fresh=True, characters=None)
+            return self._score_ids(token_array(text), fresh=True, characters=None)
         if not documents:
             return self._score_ids(array("i", self.encode(text)), fresh=False, characters=len(text))
         known = self._need_tokenizer()
@@ -741,7 +774,7 @@ class Model:
             characters = len(self.tokenizer.decode(ids))
         unknown = self.tokenizer.unknown
         count = 0 if unknown is None else ids.count(unknown)
-        return Score(ids.tolist(), logprobs.tolist(), characters, count, _Pieces(self.tokenizer, ids))
+        return Score(ids.tolist(), logprobs.tolist(), characters, count, pieces_of(self.tokenizer, ids))
 
 
 def _kind(e: Exception) -> type[TypeError] | type[ValueError]:
@@ -755,14 +788,22 @@ def _check_bytes(data: Any, what: str) -> None:
         raise TypeError(f"expected bytes() of a {what}, found {kind}; a text is read by model.{what}().feed(text)")
 
 
-class _Start:
+class Start:
     """Where the texts of one prompt begin: its state, what of it was not read yet, and what controls remember."""
 
-    def __init__(self, model: Model, decoder: _engine.Decoder, ids: array[int], plan: controls.Plan) -> None:
-        self.model, self.plan = model, plan
+    def __init__(
+        self,
+        model: Model,
+        decoder: _engine.Decoder,
+        ids: array[int],
+        plan: controls.Plan,
+        source: _engine.Source | None = None,
+    ) -> None:
+        self.model, self.plan, self.source = model, plan, source
+        self.prompt_tokens = len(ids) if source is None else len(source)
         self.ids, self.healed = healed(model._words, ids) if plan.options.token_healing else (ids, "")
         ids = self.ids
-        self.state = _engine.State(model._engine)
+        self.state = _engine.State(model._engine, source)
         self.amateur = None if plan.amateur is None else _engine.State(plan.amateur._engine)
         self.memory = None
         if plan.sampling.needs_memory:
@@ -770,7 +811,7 @@ class _Start:
             self.memory.add(ids)
         self.logprobs = self._score(decoder) if plan.options.prompt_logprobs else None
         self.unread = ids
-        self._keeps = model._prefixes.keeps(ids) and plan.amateur is None
+        self._keeps = model._prefixes.keeps(ids) and plan.amateur is None and source is None
         if self._keeps and (found := model._prefixes.find(ids)) is not None:
             self.state, length = found
             self.unread = ids[length:]
@@ -836,12 +877,13 @@ class _Start:
                 self.amateur.copy() if copied and self.amateur is not None else self.amateur,
                 guide=Healing(self.model._words, self.healed.encode(), self.plan.allowed) if self.healed else None,
                 skip=self.healed,
+                prompt_tokens=self.prompt_tokens,
             )
             for index in range(count)
         ]
 
 
-def _search(decoder: _engine.Decoder, start: _Start, seed: int, over: Over) -> list[Found]:
+def _search(decoder: _engine.Decoder, start: Start, seed: int, over: Over) -> list[Found]:
     plan = start.plan
     if plan.options.without_replacement:
         return stochastic_beams(decoder, plan, start.beam(), plan.options.n, seed, over)
@@ -898,10 +940,13 @@ def _dtypes(tensors: Iterable[tuple[str, tuple[int, ...], int, int, int]]) -> di
     return {name: "int4" if f"{name}.group" in types else types[f"{name}.weight"] for name in matrices}
 
 
-class _Pieces(Sequence[str]):
-    """Texts of tokens, made when somebody looks."""
+def pieces_of(known: tokenizer.Tokenizer, ids: Sequence[int]) -> Sequence[str]:
+    """What each token adds to the text, made when somebody looks."""
+    return _Pieces(known, ids)
 
-    def __init__(self, known: tokenizer.Tokenizer, ids: array[int]) -> None:
+
+class _Pieces(Sequence[str]):
+    def __init__(self, known: tokenizer.Tokenizer, ids: Sequence[int]) -> None:
         self._known, self._ids = known, ids
 
     @cached_property
@@ -957,7 +1002,7 @@ def _is_batch(prompt: Any) -> bool:
     return True
 
 
-def _token_array(tokens: Any) -> array[int]:
+def token_array(tokens: Any) -> array[int]:
     try:
         return array("i", tokens)
     except (TypeError, ValueError, OverflowError):
@@ -1017,7 +1062,7 @@ def load(
         raise ValueError(f"screening={screening!r}: expected {', '.join(_engine.SCREENING)}")
     cache, prefixes, threads = int(row_cache_mb * 2**20), int(prefix_cache_mb * 2**20), int(threads or 0)
     if isinstance(model, (bytes, bytearray, memoryview)):
-        return Model(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads, screening), prefixes)
+        return _of_task(_engine.Model(None, memoryview(model).cast("B"), isa, cache, threads, screening), prefixes)
     if not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"model={model!r:.60}: expected a path, the name of a bundled model, or a file's bytes")
     path = model_path(model)
@@ -1025,9 +1070,17 @@ def load(
         raise FileNotFoundError(errno.ENOENT, f"neither a file nor a bundled model ({', '.join(BUNDLED)})", path)
     engine = _engine.Model(path, None, isa, cache, threads, screening)
     try:
-        return Model(engine, prefixes)
+        return _of_task(engine, prefixes)
     except _engine.FormatError as e:  # from what only Python reads: keys' text, tokenizer, sampling
         raise _engine.FormatError(f"{path}: {e}") from None
+
+
+def _of_task(engine: _engine.Model, prefix_cache_bytes: int) -> Model:
+    if not engine.source_vocab_size:
+        return Model(engine, prefix_cache_bytes)
+    from fastlm.seq2seq import Seq2Seq  # which is a Model, too
+
+    return Seq2Seq(engine, prefix_cache_bytes)
 
 
 def model_path(model: str | os.PathLike[str]) -> str:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeAlias, TypedDict
 from fastlm import _engine
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 # Names that other engines use, so that a caller who types one is told ours.
@@ -187,6 +190,8 @@ class Options(TypedDict, total=False):
     grammar: str | None
     choices: Sequence[str] | None
     token_healing: bool
+    attention: bool
+    replace_unknown: bool
     logprobs: bool | int | None
     prompt_logprobs: bool
     echo: bool
@@ -318,6 +323,11 @@ class GenerationOptions:
     token_healing : bool
         Where the prompt ends inside what a token could write whole, its last tokens (4 at most) are written anew,
         with what comes. The text is what follows the prompt all the same.
+    attention : bool
+        Of a model with a source: also return where it looked for each token (`Completion.attention`).
+    replace_unknown : bool
+        Of a model with a source: the source's word that was looked at most stands where the model wrote its unknown
+        token (Luong et al. 2015).
     logprobs : bool or int
         Also return each drawn token's natural log-probability (full softmax, temperature 1, of the model itself
         before any control); a number: with so many likeliest tokens at each place.
@@ -381,6 +391,8 @@ class GenerationOptions:
     grammar: str | None = None
     choices: Sequence[str] | None = None
     token_healing: bool = False
+    attention: bool = False
+    replace_unknown: bool = False
     logprobs: bool | int | None = None
     prompt_logprobs: bool = False
     echo: bool = False
@@ -749,6 +761,8 @@ _CHECKS: Mapping[str, _Check] = {
     "choices": _choices,
     "logprobs": _truth_or_count,
     "token_healing": _truth,
+    "attention": _truth,
+    "replace_unknown": _truth,
     "prompt_logprobs": _truth,
     "echo": _truth,
     "seed": _whole(0, 2**64 - 1),
@@ -770,6 +784,11 @@ class Usage(TypedDict):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+def used(prompt_tokens: int, completion_tokens: int) -> Usage:
+    total = prompt_tokens + completion_tokens
+    return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": total}
 
 
 class Timings(TypedDict):
@@ -818,6 +837,8 @@ class Completion:
         Natural log-probability of each of the prompt's tokens, if asked for; None for a start of text, which is given.
     score : float or None
         Of a search: by which texts are ranked.
+    attention : float32 [tokens, source tokens] or None
+        Of a sequence-to-sequence model: where it looked before it wrote each token, if asked for. A row adds up to 1.
     satisfied : bool or None
         Whether the text has the form that was asked for (``regex`` and the like) and all of ``must_include``; None if
         neither was.
@@ -842,6 +863,7 @@ class Completion:
     satisfied: bool | None = None
     missing: Sequence[str | tuple[int, ...]] = ()
     score: float | None = None
+    attention: npt.NDArray[np.float32] | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -346,6 +346,10 @@ class _Source:
         if isinstance(text, str) and self.model.tokenizer is None:
             raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one, or give token ids")
         self.weights, self.before = format.unpack_rounded(self.path)
+        if self.weights.encoder is not None:
+            for name, asked in (("text", text is not None), ("screen", screen)):
+                if asked:
+                    raise ValueError(f"{name}: {self.path} writes texts for sources, which {name} says nothing of")
         self.types_before = {matrix.dtype for matrix in self.before.values()}
         self.matrices = format.matrices(self.weights)
         self.fields = {
@@ -366,6 +370,8 @@ class _Source:
 
     @cached_property
     def moments(self) -> dict[str, npt.NDArray[np.float64]]:
+        if self.weights.encoder is not None:
+            return {}
         self.progress("moments of each matrix's inputs, on text of the model's own")
         return input_moments(self.weights, own_text(self.model))
 
@@ -439,7 +445,8 @@ class _Source:
         must give them again on another machine. Returns the largest difference between the two."""
         if "lstm.test.tokens" not in self.fields:
             return None
-        logprobs = np.array(load(path).score(list(self.fields["lstm.test.tokens"])).logprobs[1:], np.float32)
+        given: Any = [list(self.fields[key]) for key in ("lstm.test.tokens", "lstm.test.source") if key in self.fields]
+        logprobs = np.array(load(path).score(*given).logprobs[1:], np.float32)
         if any(matrix.dtype != "f32" for matrix in rounded.values()):
             own = {"lstm.test.logprobs": logprobs, "lstm.test.tolerance": OWN_TOLERANCE}
             format.write(path, self.weights, {**self.fields, **own}, rounded, screen)

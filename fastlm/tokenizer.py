@@ -163,6 +163,10 @@ class Tokenizer:
         """Ids of ``text``, without borders. Raises ValueError for text that is not valid Unicode."""
         raise NotImplementedError
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where in ``text`` each token of `encode` comes from: its first character, and the one behind its last."""
+        raise NotImplementedError
+
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         """A decoder for tokens that follow ``context``."""
         raise NotImplementedError
@@ -233,6 +237,9 @@ class CharTokenizer(Tokenizer):
         get = self._ids.get
         return [get(c, 1) for c in text]
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [(n, n + 1) for n in range(len(text))]
+
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         texts, ends = self._text, (self.bos, self.eos)
         return _Pieces(lambda token: texts[token] if token < len(texts) and token not in ends else "")
@@ -256,6 +263,9 @@ class ByteTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return list(_utf8(text))
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        return [(n, n + 1) for n, character in enumerate(text) for _ in character.encode()]
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         return _Bytes(self._piece)
@@ -340,6 +350,10 @@ class HuggingFaceTokenizer(Tokenizer):
         if self.unknown is not None and not ends.isdisjoint(ids):  # WordLevel knows its special words by sight
             ids = [self.unknown if t in ends else t for t in ids]
         return ids
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = self._library.encode(text, add_special_tokens=False).offsets
+        return found
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         if self._byte_level:

@@ -78,7 +78,7 @@ class Written:
 
 class Text:
     """One text being written: a job of the engine's, and its tokens as text. limits: least and most tokens, if not
-    those of the options."""
+    those of the options; prompt_tokens: if they are others than ids, which stand before the text."""
 
     def __init__(
         self,
@@ -94,10 +94,12 @@ class Text:
         limits: tuple[int, int] | None = None,
         guide: Guide | Healing | None = None,
         skip: str = "",
+        prompt_tokens: int | None = None,
     ) -> None:
         options = plan.options
         least, most = (options.min_tokens, options.max_tokens) if limits is None else limits
         self.ids, self.plan, self.skip = ids, plan, skip
+        self.prompt_tokens = len(ids) if prompt_tokens is None else prompt_tokens
         self.guide = guide if guide is not None or plan.form is None else plan.form.guide(plan.allowed)
         self.written = Written(None if stream is None else stream(), plan.stops, skip)
         self.job = _engine.Job(

@@ -167,3 +167,80 @@ def draw(logits, position, seed, temperature=1.0, top_k=0, top_p=1.0, index=0):
     keys = logits[ids] + temperature * noise
     order = np.argsort(-keys)
     return int(ids[order[0]]), float(keys[order[0]] - keys[order[1]]) if len(ids) > 1 else np.inf
+
+
+# ---- sequence to sequence --------------------------------------------------------------------------------
+
+
+def _cell(weights, name, x, h, c):
+    z = x @ weights[f"{name}.kernel"].astype(np.float64) + h @ weights[f"{name}.recurrent_kernel"]
+    i, f, g, o = np.split(z + weights.get(f"{name}.bias", 0), 4)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def _read(weights, name, values):
+    """Every h of a layer that reads the values in turn, and its last c."""
+    units = weights[f"{name}.recurrent_kernel"].shape[0]
+    h = c = np.zeros(units)
+    out = []
+    for x in values:
+        h, c = _cell(weights, name, x, h, c)
+        out.append(h)
+    return out, c
+
+
+def encode_source(weights, source):
+    """The outputs of an encoder [S, D], and the last (h, c) of each of its layers."""
+    values = [weights.get("source.embedding", weights["embedding"])[token].astype(np.float64) for token in source]
+    ends, n = [], 0
+    while f"encoder.{n}.kernel" in weights:
+        out, c = _read(weights, f"encoder.{n}", values)
+        h = out[-1]
+        if f"encoder.{n}.reverse.kernel" in weights:
+            back, back_c = _read(weights, f"encoder.{n}.reverse", values[::-1])
+            h, c = np.concatenate([h, back[-1]]), np.concatenate([c, back_c])
+            out = [np.concatenate(pair) for pair in zip(out, back[::-1], strict=True)]
+        values, n = out, n + 1
+        ends.append((h, c))
+    return np.array(values), ends
+
+
+def seq2seq_logits(weights, source, target):
+    """Logits [T, V] behind each token of the target, and where attention looked, [T, S], or None."""
+    w = weights
+    outputs, ends = encode_source(w, source)
+    state = []
+    while f"lstm.{len(state)}.kernel" in w:
+        n = len(state)
+        h, c = ends[min(n, len(ends) - 1)]
+        if f"bridge.{n}.h.kernel" in w:
+            both = np.concatenate([h, c])
+            h = np.tanh(both @ w[f"bridge.{n}.h.kernel"] + w[f"bridge.{n}.h.bias"])
+            c = both @ w[f"bridge.{n}.c.kernel"] + w[f"bridge.{n}.c.bias"]
+        state.append((h, c))
+    given, rows, looked = np.zeros(len(w.get("attention.bias", ()))), [], []
+    for token in target:
+        x = w["embedding"][token].astype(np.float64)
+        for n in range(len(state)):
+            layer = w
+            if n == 0 and "attention.feed" in w:
+                x = np.concatenate([x, given])
+                layer = {**w, "lstm.0.kernel": np.concatenate([w["lstm.0.kernel"], w["attention.feed"]])}
+            x, c = _cell(layer, f"lstm.{n}", x, *state[n])
+            state[n] = (x, c)
+        if "attention.bias" in w:
+            keys = outputs @ w["attention.key"] if "attention.key" in w else outputs
+            if "attention.score" in w:
+                query = x @ w["attention.query.kernel"] + w["attention.query.bias"]
+                scores = np.tanh(keys + query) @ w["attention.score"]
+            else:
+                scores = keys @ x
+            share = np.exp(scores - scores.max())
+            looked.append(share / share.sum())
+            x = given = np.tanh(
+                looked[-1] @ outputs @ w["attention.context"] + x @ w["attention.hidden"] + w["attention.bias"]
+            )
+        output = w.get("output.kernel", w["embedding"].T)
+        rows.append(x @ output + w.get("output.bias", 0))
+    return np.array(rows), np.array(looked) if looked else None

@@ -18,7 +18,7 @@ if keras.backend.backend() != "tensorflow":
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.network import TiedDense, build_model, load_keras_model
 from fastlm.training.progress import Progress
-from fastlm.training.run import TrainReport, evaluate, load_checkpoint, train
+from fastlm.training.run import TrainReport, evaluate, load_checkpoint, train, train_pairs
 
 __all__ = [
     "Evaluation",
@@ -30,4 +30,5 @@ __all__ = [
     "load_checkpoint",
     "load_keras_model",
     "train",
+    "train_pairs",
 ]

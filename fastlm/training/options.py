@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,14 +51,17 @@ class Options:
     time_limit: float | None
     seed: int
 
-    def differences(self, now: Options) -> list[str]:
-        """How the options of a continued run differ from these, in words. Its budget and rate may."""
-        old, new = asdict(self), asdict(now)
-        return [f"{k} was {old[k]!r}, now {new[k]!r}" for k in old if old[k] != new[k] and k not in _BUDGET]
-
 
 _BUDGET = ("epochs", "time_limit", "learning_rate")
 _DEFAULT_EPOCHS = 20
+
+
+def differences(before: Mapping[str, Any], now: Any) -> list[str]:
+    """How the options of a continued run, a dataclass, differ from those of its checkpoint, in words. Its budget and
+    rate may."""
+    old, new = json.loads(json.dumps([before, asdict(now)]))
+    return [f"{k} was {old.get(k)!r}, now {new[k]!r}" for k in new if old.get(k) != new[k] and k not in _BUDGET]
+
 
 PRESETS: dict[str, dict[str, Any]] = {
     "char": {
@@ -164,6 +168,154 @@ def resolve(
             f"and units={sizes[-1]}; make them equal or leave tied out"
         )
     return options
+
+
+# ---- a source and its text -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Everything that decides how the training of a sequence-to-sequence model goes.
+
+    Attributes
+    ----------
+    task : str
+    vocab_size : int
+        Tokens of byte-level BPE (Sennrich et al. 2016).
+    shared_vocabulary : bool
+        One vocabulary and embedding for sources and texts.
+    embedding : int
+    encoder_units, units : tuple of int
+        Of each layer of the encoder, in each direction, and of the decoder.
+    bidirectional : bool
+    attention : str or None
+        "dot", "general" or "additive".
+    attention_units : int
+    input_feeding, tied : bool
+    dropout, label_smoothing, learning_rate : float
+    batch_tokens : int
+        Of sources and texts together, padding included.
+    epochs : int or None
+    time_limit : float or None
+        Seconds.
+    seed : int
+    """
+
+    task: str
+    vocab_size: int
+    shared_vocabulary: bool
+    embedding: int
+    encoder_units: tuple[int, ...]
+    units: tuple[int, ...]
+    bidirectional: bool
+    attention: str | None
+    attention_units: int
+    input_feeding: bool
+    tied: bool
+    dropout: float
+    label_smoothing: float
+    learning_rate: float
+    batch_tokens: int
+    epochs: int | None
+    time_limit: float | None
+    seed: int
+
+
+_PAIRS: dict[str, Any] = {
+    "vocab_size": 8000,
+    "shared_vocabulary": False,
+    "embedding": 256,
+    "encoder_units": (256,),
+    "units": (512,),
+    "bidirectional": True,
+    "attention": "general",
+    "attention_units": 256,
+    "input_feeding": False,
+    "tied": True,
+    "dropout": 0.3,
+    "label_smoothing": 0.1,
+    "learning_rate": 1e-3,
+    "batch_tokens": 3000,
+    "epochs": None,
+    "time_limit": None,
+    "seed": 0,
+}
+
+PAIR_PRESETS: dict[str, dict[str, Any]] = {
+    "translate": _PAIRS,
+    "summarize": {**_PAIRS, "shared_vocabulary": True},
+    "answer": {**_PAIRS, "shared_vocabulary": True, "vocab_size": 400, "embedding": 64, "encoder_units": (64,),
+               "units": (128,), "attention_units": 64},
+}  # fmt: skip
+"""What a caller who says nothing gets, task by task."""
+
+
+def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions:
+    """Fill what the caller left open (None) from the task's preset, and refuse what makes no sense.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the option, what was found and what was expected.
+    """
+    if task not in PAIR_PRESETS:
+        raise ValueError(f"task={task!r}: expected one of {', '.join(PAIR_PRESETS)}")
+    for name in given:
+        if name not in _PAIRS:
+            raise TypeError(f"{name}: no option of task={task!r}; there are {', '.join(_PAIRS)}")
+    o = {name: _either(given.get(name), default) for name, default in PAIR_PRESETS[task].items()}
+    if o["attention"] not in ("dot", "general", "additive", "none"):
+        raise ValueError(f"attention={o['attention']!r}: expected dot, general, additive or none")
+    attention = None if o["attention"] == "none" else o["attention"]
+    if given.get("epochs") is None and given.get("time_limit") is None:
+        o["epochs"] = _DEFAULT_EPOCHS
+    options = PairOptions(
+        task=task,
+        vocab_size=_whole("vocab_size", o["vocab_size"], 257),
+        shared_vocabulary=_flag("shared_vocabulary", o["shared_vocabulary"]),
+        embedding=_whole("embedding", o["embedding"], 1),
+        encoder_units=_list_of_units("encoder_units", o["encoder_units"]),
+        units=_list_of_units("units", o["units"]),
+        bidirectional=_flag("bidirectional", o["bidirectional"]),
+        attention=attention,
+        attention_units=_whole("attention_units", o["attention_units"], 1),
+        input_feeding=_flag("input_feeding", o["input_feeding"]),
+        tied=_flag("tied", o["tied"]),
+        dropout=_share("dropout", o["dropout"]),
+        label_smoothing=_share("label_smoothing", o["label_smoothing"]),
+        learning_rate=_positive("learning_rate", o["learning_rate"]),
+        batch_tokens=_whole("batch_tokens", o["batch_tokens"], 1),
+        epochs=_whole("epochs", o["epochs"], 1, optional=True),
+        time_limit=None if o["time_limit"] is None else _positive("time_limit", o["time_limit"]),
+        seed=_whole("seed", o["seed"], 0),
+    )
+    _check_pairs(options)
+    return options
+
+
+def _check_pairs(o: PairOptions) -> None:
+    top = o.units[-1] if o.attention is None else o.attention_units
+    width = o.encoder_units[-1] * (1 + o.bidirectional)
+    if o.tied and o.embedding != top:
+        raise ValueError(
+            f"tied weights need embedding={o.embedding} as wide as what the output layer reads, {top}: make them equal "
+            "or give tied=False"
+        )
+    if o.input_feeding and o.attention is None:
+        raise ValueError("input_feeding: without attention there is nothing to feed")
+    if o.attention == "dot" and width != o.units[-1]:
+        raise ValueError(
+            f"attention='dot' needs the encoder's outputs, {width}, as wide as the decoder's last layer, "
+            f"{o.units[-1]}: make them equal or take 'general'"
+        )
+
+
+def _list_of_units(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = (value,)
+    if not value:
+        raise ValueError(f"{name}: expected at least one layer")
+    return tuple(_whole(name, n, 1) for n in value)
 
 
 def _either(value: Any, default: Any) -> Any:

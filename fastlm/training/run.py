@@ -22,10 +22,13 @@ from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, t
 from fastlm.training import checkpoint as checkpoints
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
+from fastlm.training.language import LanguageTask
 from fastlm.training.network import Network, build_model
-from fastlm.training.options import Options, fill_up, resolve
+from fastlm.training.options import Options, PairOptions, fill_up, resolve, resolve_pairs
+from fastlm.training.pairs import Pairs, read_pairs
 from fastlm.training.progress import Report, reporter
-from fastlm.training.trainer import Trainer
+from fastlm.training.trainer import Task, Trainer
+from fastlm.training.writing import SOURCE, WritingTask
 
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 """What the model file recommends: a small model's tail is noise, and its top alone repeats itself. Chosen by
@@ -199,17 +202,87 @@ def train(
     options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
     gguf_package()  # now, so that a missing package is known before the work is done
     with _memory_errors():
-        trainer = _prepare(corpus, valid, options, before)
-        with _interrupts() as interrupted:
-            if not trainer.run(saved, report, interrupted):
-                raise KeyboardInterrupt(
-                    f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
-                )
+        task = _prepare(corpus, valid, options, before)
+        trainer = _run(options, task, saved, before, report)
     exported = export(
-        trainer.model,
+        task.model,
         target,
-        tokenizer=trainer.tokenizer,
+        tokenizer=task.tokenizer,
         sampling=SAMPLING,
+        metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
+    )
+    if checkpoint is None:
+        saved.unlink()
+    return _report(trainer, target, exported)
+
+
+def train_pairs(
+    data: Paths,
+    output: str | os.PathLike[str],
+    *,
+    task: str,
+    valid: Paths | None = None,
+    columns: tuple[int, int] = (0, 1),
+    resume: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    progress: bool | TextIO | Report = True,
+    **options: Any,
+) -> TrainReport:
+    """Train a model that writes a text for a source, from files of pairs, and write it as a model file.
+
+    An LSTM encoder and a decoder with attention (Luong et al. 2015), trained on the true text (teacher forcing) in
+    batches of like lengths, with Adam, clipped gradients, dropout and label smoothing (Szegedy et al. 2016). The
+    weights kept are the best on the validation pairs.
+
+    Parameters
+    ----------
+    data : path or list of paths
+        Tab-separated UTF-8 text without a header, plain or gzip.
+    output : path
+        The model file to write.
+    task : {"translate", "summarize", "answer"}
+        The preset: the default of every option that is None.
+    valid : path or list of paths, optional
+        Validation pairs. Default: the last 5 % of the data.
+    columns : (int, int)
+        Of the source and of its text, from 0.
+    resume, checkpoint, name, license, progress
+        As in `train`.
+    **options
+        See `fastlm.training.options.PairOptions`.
+
+    Returns
+    -------
+    TrainReport
+
+    Raises
+    ------
+    TypeError, ValueError, OSError, FloatingPointError, MemoryError, KeyboardInterrupt
+        As `train`.
+    """
+    target, saved = _paths(output, checkpoint, resume)
+    report = reporter(progress)
+    before = checkpoints.load(saved) if resume else None
+    if before:
+        known = before[0]["options"]
+        task, options = (
+            known["task"],
+            {k: known[k] if options.get(k) is None else options[k] for k in known if k != "task"},
+        )
+    resolved = resolve_pairs(task, options)
+    gguf_package()
+    with _memory_errors():
+        writing = _prepare_pairs(data, valid, columns, resolved, before)
+        trainer = _run(resolved, writing, saved, before, report)
+    shared = writing.source_tokenizer is writing.tokenizer
+    exported = export(
+        writing.network.arrays(),
+        target,
+        tokenizer=writing.tokenizer,
+        source_tokenizer=None if shared else writing.source_tokenizer,
+        sampling={"temperature": 0.0},
         metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
     )
     if checkpoint is None:
@@ -283,15 +356,64 @@ def _paths(
 
 def _prepare(
     corpus: Paths, valid: Paths | None, options: Options, before: tuple[dict[str, Any], checkpoints.Arrays] | None
-) -> Trainer:
-    """A trainer at the beginning of its run, or where the checkpoint ``before`` left it."""
+) -> LanguageTask:
+    """With the tokenizer of the checkpoint ``before``, if there is one."""
     texts = read_documents(corpus, options.documents)
     texts, held = hold_out(texts) if valid is None else (texts, read_documents(valid, options.documents))
     tokenizer = from_fields(before[0]["tokenizer"]) if before else _train_tokenizer(options, texts)
     assert tokenizer is not None
-    trainer = Trainer(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer))
+    return LanguageTask(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer))
+
+
+def _prepare_pairs(
+    data: Paths,
+    valid: Paths | None,
+    columns: tuple[int, int],
+    options: PairOptions,
+    before: tuple[dict[str, Any], checkpoints.Arrays] | None,
+) -> WritingTask:
+    """With the tokenizers of the checkpoint ``before``, if there is one."""
+    pairs = read_pairs(data, columns)
+    if valid is None:
+        cut = max(1, len(pairs) - max(1, len(pairs) // 20))
+        pairs, held = pairs[:cut], pairs[cut:]
+    else:
+        held = read_pairs(valid, columns)
+    if not held:
+        raise ValueError("expected at least two pairs, one of them for validation")
+    if before:
+        text, source = (from_fields(fields) for fields in _both(before[0]["tokenizer"]))
+    else:
+        sources, texts = ([pair[side] for pair in pairs] for side in (0, 1))
+        text = train_bpe(sources + texts if options.shared_vocabulary else texts, options.vocab_size, "line")
+        source = None if options.shared_vocabulary else train_bpe(sources, options.vocab_size, "line")
+    assert text is not None
+    source = text if source is None else source
+    return WritingTask(options, source, text, Pairs.of(pairs, source, text), Pairs.of(held, source, text))
+
+
+def _both(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's fields of the text's tokenizer, and of the source's, which may be none."""
+    source = {key.removeprefix(SOURCE): value for key, value in fields.items() if key.startswith(SOURCE)}
+    return {key: value for key, value in fields.items() if not key.startswith(SOURCE)}, source
+
+
+def _run(
+    options: Any,
+    task: Task,
+    saved: Path,
+    before: tuple[dict[str, Any], checkpoints.Arrays] | None,
+    report: Report,
+) -> Trainer:
+    """A run, from its beginning or from where the checkpoint ``before`` left it, to the end of its budget."""
+    trainer = Trainer(options, task)
     if before:
         trainer.restore(*before)
+    with _interrupts() as interrupted:
+        if not trainer.run(saved, report, interrupted):
+            raise KeyboardInterrupt(
+                f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
+            )
     return trainer
 
 

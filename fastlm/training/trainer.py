@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: windows in, better weights out, nothing lost on the way."""
+"""The training loop: batches in, better weights out, nothing lost on the way."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from fastlm.tokenizer import Tokenizer
 from fastlm.training import checkpoint
-from fastlm.training.corpus import Corpus, TrainingWindows
-from fastlm.training.evaluation import Evaluation, Evaluator
-from fastlm.training.network import Network, build_model
+from fastlm.training.evaluation import Evaluation
 from fastlm.training.optimizer import Adam
-from fastlm.training.options import Options
+from fastlm.training.options import differences
 from fastlm.training.progress import Progress, Report
 from fastlm.training.recurrence import Tensor
 from fastlm.training.schedule import Schedule
@@ -31,8 +28,40 @@ SMOOTHING = 0.01
 """Weight of a step in the training loss that is shown."""
 
 
+class Task(Protocol):
+    """What is trained: weights, batches and a loss."""
+
+    variables: list[Any]
+    specs: tuple[Any, ...]
+    """Of a batch's tensors."""
+    state: list[Any]
+    """Variables that a step leaves for the next; not trained."""
+    per_epoch: int
+    evaluate_every: int
+    """Steps between evaluations."""
+    digests: list[str]
+    """Of the data: tell whether a resumed run reads the same."""
+    first_loss: float
+    """Of a network that knows nothing, nats a token."""
+
+    def fields(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it besides weights: its tokenizer, as a model file has it."""
+
+    def from_step(self, first: int) -> Iterable[tuple[Any, ...]]:
+        """The endless stream of batches from step ``first`` on."""
+
+    def tokens_of(self, batch: tuple[Any, ...]) -> int:
+        """That are predicted."""
+
+    def loss(self, batch: tuple[Any, ...], seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """In the graph: what is made small, mean nats a token, and the state after. ``seed``: (seed, step)."""
+
+    def evaluate(self) -> Evaluation:
+        """Of the present weights, on held-out data."""
+
+
 class Trainer:
-    """A run: model, optimizer, carried states, schedule, and the best weights so far.
+    """A run: a task's weights, optimizer, schedule, and the best weights so far.
 
     Everything random depends on (seed, step) alone, so a run that is continued goes where it would have
     gone (except that a time limit makes the learning rate follow the clock).
@@ -40,14 +69,12 @@ class Trainer:
     Parameters
     ----------
     options : Options
-    tokenizer : Tokenizer
-    train, valid : Corpus
+    task : Task
 
     Attributes
     ----------
-    model : keras.Model
-    step : int
-        Steps done.
+    step, tokens : int
+        Steps done, and tokens predicted in them.
     seconds : float
         Time used, all sessions together.
     loss : float
@@ -56,43 +83,22 @@ class Trainer:
         The best evaluation so far; `run` leaves its weights in the model.
     """
 
-    def __init__(self, options: Options, tokenizer: Tokenizer, train: Corpus, valid: Corpus) -> None:
-        self.options, self.tokenizer = options, tokenizer
-        self.model = build_model(
-            tokenizer.vocab_size,
-            options.units,
-            options.embedding,
-            tied=options.tied,
-            dropout=options.dropout,
-            seed=options.seed,
-        )
-        batch, steps = options.batch_size, options.sequence_length
-        assert tokenizer.bos is not None
-        self._windows = TrainingWindows(train, tokenizer.bos, batch, steps, options.seed)
-        self._network = Network(self.model)
-        self._evaluate = Evaluator(self._network, valid, steps, streams=16)
-        self._optimizer = Adam(self._network.variables)
-        self._state = [tf.Variable(s, trainable=False) for s in self._network.zero_state(batch)]
-        self._update = tf.function(self._update_in_graph)
+    def __init__(self, options: Any, task: Task) -> None:
+        self.options, self.task = options, task
+        self._optimizer = Adam(task.variables)
+        rest = tf.TensorSpec([2], tf.int64), tf.TensorSpec([], tf.float32), tf.TensorSpec([], tf.float32)
+        self._update = tf.function(self._update_in_graph, input_signature=[task.specs, *rest])
         self._schedule = Schedule(options.learning_rate)
         self._best_weights = self._weights()
-        self._digests = [train.digest, valid.digest]
-        # A validation pass costs about a third of a training pass, a token: at most a twentieth of the time.
-        self._evaluate_every = max(1, min(self._windows.per_epoch, 6 * valid.tokens // (batch * steps)))
         self._evaluated, self._evaluation_seconds = -1, 0.0
         self._valid: Evaluation | None = None
         self.best: Evaluation | None = None
-        self.step, self.seconds, self.loss = 0, 0.0, math.log(tokenizer.vocab_size)
+        self.step, self.tokens, self.seconds, self.loss = 0, 0, 0.0, task.first_loss
 
     @property
     def epochs(self) -> float:
         """Epochs done."""
-        return self.step / self._windows.per_epoch
-
-    @property
-    def tokens(self) -> int:
-        """Tokens trained on."""
-        return self.step * self.options.batch_size * self.options.sequence_length
+        return self.step / self.task.per_epoch
 
     def run(self, path: Path, report: Report, stop: Callable[[], bool] = lambda: False) -> bool:
         """Train until the budget is used up or nothing helps any more, then take up the best weights.
@@ -121,12 +127,12 @@ class Trainer:
         began = time.monotonic() - self.seconds
         self.save(path)
         saved = time.monotonic()
-        for window in self._windows.from_step(self.step):
+        for batch in self.task.from_step(self.step):
             stopped = stop()
             if stopped or self._share() >= 1 or self._schedule.exhausted:
                 break
-            self._take_step(window)
-            if self.step % self._evaluate_every == 0:
+            self._take_step(batch)
+            if self.step % self.task.evaluate_every == 0:
                 self._validate()
             self.seconds = time.monotonic() - began
             if self._evaluated == self.step or time.monotonic() - saved > SAVE_SECONDS:
@@ -139,32 +145,30 @@ class Trainer:
         self.seconds = time.monotonic() - began
         self.save(path)
         if not stopped:
-            self._assign(self._network.variables, self._best_weights)
+            self._assign(self.task.variables, self._best_weights)
         return not stopped
 
-    def _take_step(self, window: tuple[Tensor, ...]) -> None:
+    def _take_step(self, batch: tuple[Any, ...]) -> None:
         seed = tf.constant([self.options.seed, self.step], tf.int64)
-        loss = float(self._update(*window, seed, np.float32(self._rate()), np.float32(self.step)))
+        given = tuple(tf.convert_to_tensor(part) for part in batch)
+        loss = float(self._update(given, seed, np.float32(self._rate()), np.float32(self.step)))
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the training loss became {loss} at step {self.step}: "
                 f"try a learning_rate smaller than {self.options.learning_rate}"
             )
         self.step += 1
+        self.tokens += self.task.tokens_of(batch)
         self.loss += max(SMOOTHING, 1 / self.step) * (loss - self.loss)
 
-    def _update_in_graph(
-        self, inputs: Tensor, targets: Tensor, keep: Tensor, seed: Tensor, rate: Tensor, step: Tensor
-    ) -> Tensor:
-        variables = self._network.variables
+    def _update_in_graph(self, batch: tuple[Tensor, ...], seed: Tensor, rate: Tensor, step: Tensor) -> Tensor:
+        variables = self.task.variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            logits, after = self._network(inputs, keep, [s.read_value() for s in self._state], seed)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.reshape(targets, [-1]), logits=logits)
-            loss = tf.reduce_mean(losses)
+            loss, nats, after = self.task.loss(batch, seed)
         self._optimizer.apply(tape.gradient(loss, variables), rate, step)
-        self._assign(self._state, after)
-        return loss
+        self._assign(self.task.state, after)
+        return nats
 
     def _share(self) -> float:
         """Share of the budget that is used up, 0 to 1: of the epochs or of the time, whichever is more.
@@ -183,14 +187,14 @@ class Trainer:
 
     def _validate(self) -> None:
         began = time.monotonic()
-        self._valid = self._evaluate()
+        self._valid = self.task.evaluate()
         self._evaluation_seconds = time.monotonic() - began
         self._evaluated = self.step
         if self._schedule.observe(self._valid.nats_per_token, self._share()):
             self.best, self._best_weights = self._valid, self._weights()
 
     def _weights(self) -> list[Any]:
-        return [v.numpy() for v in self._network.variables]
+        return [v.numpy() for v in self.task.variables]
 
     @staticmethod
     def _assign(variables: list[Any], values: list[Any]) -> None:
@@ -214,9 +218,10 @@ class Trainer:
         """Write the whole run to ``path``, see `checkpoint.save`."""
         meta = {
             "options": asdict(self.options),
-            "tokenizer": self.tokenizer.fields(),
-            "digests": self._digests,
+            "tokenizer": self.task.fields(),
+            "digests": self.task.digests,
             "step": self.step,
+            "tokens": self.tokens,
             "seconds": self.seconds,
             "loss": self.loss,
             "schedule": asdict(self._schedule),
@@ -225,7 +230,7 @@ class Trainer:
         groups: checkpoint.Arrays = {
             "weights": self._weights(),
             "moments": [v.numpy() for v in self._optimizer.moments],
-            "state": [v.numpy() for v in self._state],
+            "state": [v.numpy() for v in self.task.state],
             "best": self._best_weights,
         }
         checkpoint.save(path, meta, groups)
@@ -238,16 +243,15 @@ class Trainer:
         ValueError
             If that run had other options or another text, naming what differs.
         """
-        before = Options(**{**meta["options"], "units": tuple(meta["options"]["units"])})
-        differ = before.differences(self.options)
-        if meta["digests"] != self._digests:
+        differ = differences(meta["options"], self.options)
+        if meta["digests"] != self.task.digests:
             differ.append("the text is another")
         if differ:
             raise ValueError(f"the checkpoint is of another run: {'; '.join(differ)}")
-        self._assign(self._network.variables, groups["weights"])
+        self._assign(self.task.variables, groups["weights"])
         self._assign(self._optimizer.moments, groups["moments"])
-        self._assign(self._state, groups["state"])
+        self._assign(self.task.state, groups.get("state", []))
         self._best_weights = groups["best"]
         self._schedule = Schedule(**{**meta["schedule"], "base": self.options.learning_rate})
-        self.step, self.seconds, self.loss = meta["step"], meta["seconds"], meta["loss"]
+        self.step, self.tokens, self.seconds, self.loss = (meta[k] for k in ("step", "tokens", "seconds", "loss"))
         self.best = Evaluation(**meta["best"]) if meta["best"] else None

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Reads sources: many of them side by side, each to the bits that it would have alone. Layer by layer, since a layer's input
+ * products of all places go together; only the recurrent ones go place by place. */
+#include "step.h"
+
+#include <stdlib.h>
+
+/* Sources that are read together, the longest first, and what one layer makes of them. Places of all of them lie one after
+ * the other. */
+typedef struct reading {
+    fl_decoder *decoder;
+    size_t n;      /* sources */
+    size_t places; /* of all of them */
+    const fl_source_text *given;
+    size_t order[FL_MOST_COLUMNS];  /* which of those given */
+    size_t length[FL_MOST_COLUMNS]; /* of each, and so the next */
+    size_t first[FL_MOST_COLUMNS];  /* its first place */
+    float *ends[FL_MOST_COLUMNS];   /* h, then c of every layer, forward before backward */
+    float *values[2];               /* [places][widest]: what layers read and write in turns */
+    float *gates;                   /* [places][4 * 16 * most groups] */
+} reading;
+
+static void sort_sources(reading *r) {
+    for (size_t i = 0; i < r->n; i++) {
+        size_t at = i;
+        for (; at && r->given[r->order[at - 1]].n < r->given[i].n; at--) r->order[at] = r->order[at - 1];
+        r->order[at] = i;
+    }
+    for (size_t j = 0; j < r->n; j++) {
+        r->length[j] = r->given[r->order[j]].n;
+        r->first[j] = r->places;
+        r->places += r->length[j];
+    }
+}
+
+/* ---- sizes --------------------------------------------------------------------------------------------- */
+
+/* Of what lies at one place, in floats. */
+typedef struct room {
+    size_t values, gates, ends;
+} room;
+
+static room measure(const fl_encoder *e) {
+    room needed = {.values = e->embedding_size};
+    for (uint32_t i = 0; i < e->n_layers; i++) {
+        const size_t width = fl_encoder_width(e, i);
+        if (width > needed.values) needed.values = width;
+        needed.ends += 2 * width;
+        for (int way = 0; way < 2; way++) {
+            const size_t row = e->layers[2 * i + way].groups * FL_GATES * FL_PANEL;
+            if (row > needed.gates) needed.gates = row;
+        }
+    }
+    needed.values = fl_round_up(needed.values, FL_PANEL);
+    return needed;
+}
+
+static fl_status take_room(reading *r, float **block, fl_error *error) {
+    const room needed = measure(r->decoder->model->encoder);
+    const size_t size = r->places * (2 * needed.values + needed.gates) + r->n * needed.ends;
+    float *at = *block = malloc(size * sizeof *at);
+    if (!at) return fl_fail(error, FL_ERROR_MEMORY, "no memory to read %zu places", r->places);
+    for (int i = 0; i < 2; i++, at += r->places * needed.values) r->values[i] = at;
+    r->gates = at;
+    at += r->places * needed.gates;
+    for (size_t j = 0; j < r->n; j++, at += needed.ends) r->ends[j] = at;
+    return FL_OK;
+}
+
+/* ---- products of all places ---------------------------------------------------------------------------- */
+
+/* out[place] = start + matrix * values[place], rows of the given lengths. step: as for fl_columns_put. */
+static fl_status multiply_places(reading *r, const fl_matrix *matrix, const float *values, size_t width,
+                                 const float *start, float step, float *out, size_t row, fl_error *error) {
+    fl_columns columns[2];
+    void *block = fl_columns_new(matrix, FL_MOST_COLUMNS, columns);
+    if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %d columns", FL_MOST_COLUMNS);
+    const float *from[FL_MOST_COLUMNS];
+    float *to[FL_MOST_COLUMNS];
+    for (size_t at = 0, n; at < r->places; at += n) {
+        n = r->places - at < FL_MOST_COLUMNS ? r->places - at : FL_MOST_COLUMNS;
+        for (size_t i = 0; i < n; i++) {
+            fl_columns_put(&columns[n > 1], i, values + (at + i) * width, step);
+            from[i] = start, to[i] = out + (at + i) * row;
+        }
+        fl_product(r->decoder, matrix, &columns[n > 1], n, from, to);
+    }
+    free(block);
+    return FL_OK;
+}
+
+/* ---- one layer in one direction ------------------------------------------------------------------------ */
+
+static void begin_columns(const reading *r, fl_layer_room *room, const fl_lstm *layer, bool many) {
+    const size_t bytes = layer->groups * FL_PANEL * sizeof(float);
+    for (size_t j = 0; j < r->n; j++) {
+        memset(room->h[j], 0, bytes);
+        memset(room->c[j], 0, bytes);
+        fl_columns_put(many ? room->many : room->one, j, room->h[j], FL_HIDDEN_STEP);
+    }
+}
+
+/* Place by place, all sources that have one left; what comes out goes to values[1], `at` floats into each place. */
+static void step_places(reading *r, const fl_lstm *layer, fl_layer_room *room, bool backward, size_t width, size_t at) {
+    const size_t row = layer->groups * FL_GATES * FL_PANEL;
+    const bool many = r->n > 1;
+    const float *start[FL_MOST_COLUMNS];
+    begin_columns(r, room, layer, many);
+    for (size_t t = 0, now = 0, n = r->n; t < r->length[0]; t++, now = !now) {
+        size_t place[FL_MOST_COLUMNS];
+        while (r->length[n - 1] <= t) n--;
+        for (size_t j = 0; j < n; j++) {
+            place[j] = r->first[j] + (backward ? r->length[j] - 1 - t : t);
+            start[j] = r->gates + place[j] * row;
+        }
+        fl_step_layer(r->decoder, layer, room, now, n, many, start);
+        for (size_t j = 0; j < n; j++)
+            memcpy(r->values[1] + place[j] * width + at, room->h[j], layer->units * sizeof(float));
+    }
+}
+
+/* The last h and c of one direction; those of a layer's directions lie h h c c. */
+static void keep_ends(const reading *r, const fl_layer_room *room, const fl_lstm *layer, size_t h, size_t c) {
+    for (size_t j = 0; j < r->n; j++) {
+        memcpy(r->ends[j] + h, room->h[j], layer->units * sizeof(float));
+        memcpy(r->ends[j] + c, room->c[j], layer->units * sizeof(float));
+    }
+}
+
+static fl_status read_layer(reading *r, uint32_t i, size_t inputs, size_t ends, fl_error *error) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    const size_t width = fl_encoder_width(e, i);
+    for (size_t way = 0, at = 0; way < 2; way++) {
+        const fl_lstm *layer = &e->layers[2 * i + way];
+        fl_layer_room *room = &r->decoder->encoder[2 * i + way];
+        if (!layer->units) break;
+        const fl_status status =
+            multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, i ? FL_HIDDEN_STEP : 0, r->gates,
+                            layer->groups * FL_GATES * FL_PANEL, error);
+        if (status) return status;
+        step_places(r, layer, room, way == 1, width, at);
+        keep_ends(r, room, layer, ends + at, ends + width + at);
+        at += layer->units;
+    }
+    float *const written = r->values[1];
+    r->values[1] = r->values[0], r->values[0] = written;
+    return FL_OK;
+}
+
+/* ---- what attention and the decoder's first state need ---------------------------------------------------- */
+
+static size_t key_inputs(const fl_model *model) {
+    const fl_attention *a = model->attention;
+    return a->additive ? a->units : model->layers[model->n_layers - 1].units;
+}
+
+/* Room for everything behind the source itself; without attention nothing is looked at again but the first state. */
+static fl_status new_source(const fl_model *model, const fl_source_text *given, fl_source **source, fl_error *error) {
+    const size_t n = given->n, panels = fl_parts(n, FL_PANEL), state = fl_state_floats(model);
+    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t keys = model->attention ? panels * FL_PANEL * key_inputs(model) : 0;
+    const size_t values = model->attention ? fl_round_up(width, FL_PANEL) * n : 0;
+    fl_source *s = calloc(1, sizeof *s + (state + keys + values + n) * sizeof(float));
+    if (!s) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
+    float *at = s->memory;
+    s->n = n;
+    s->start = at, at += state;
+    if (keys)
+        s->keys = (fl_matrix){.weights = at,
+                              .panels = panels,
+                              .inputs = key_inputs(model),
+                              .lanes = FL_PANEL,
+                              .blocks = key_inputs(model)};
+    at += keys;
+    if (values)
+        s->values = (fl_matrix){
+            .weights = at, .panels = fl_parts(width, FL_PANEL), .inputs = n, .lanes = FL_PANEL, .blocks = n};
+    at += values;
+    s->tokens = (const int32_t *)(const void *)at;
+    memcpy(at, given->tokens, n * sizeof *given->tokens);
+    *source = s;
+    return FL_OK;
+}
+
+void fl_source_free(fl_source *source) { free(source); }
+size_t fl_source_size(const fl_source *source) { return source->n; }
+
+/* Rows [n][row] become the lanes of a matrix with a row for each place. */
+static void fill_keys(const fl_matrix *keys, const float *rows, size_t row, size_t n) {
+    float *to = (float *)(uintptr_t)keys->weights;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < keys->inputs; k++)
+            to[(i / FL_PANEL * keys->inputs + k) * FL_PANEL + i % FL_PANEL] = rows[i * row + k];
+}
+
+/* Rows [n][width] become the inputs of a matrix with a row for each value. */
+static void fill_values(const fl_matrix *values, const float *rows, size_t width, size_t n) {
+    float *to = (float *)(uintptr_t)values->weights;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < width; k++) to[(k / FL_PANEL * n + i) * FL_PANEL + k % FL_PANEL] = rows[i * width + k];
+}
+
+static fl_status fill_sources(reading *r, fl_source **sources, fl_error *error) {
+    const fl_model *model = r->decoder->model;
+    const fl_attention *a = model->attention;
+    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const float *keys = r->values[0];
+    size_t row = width;
+    float *made = NULL;
+    if (a->key.panels) {
+        row = a->key.panels * FL_PANEL;
+        keys = made = malloc(r->places * row * sizeof *made);
+        float *none = calloc(row, sizeof *none);
+        fl_status status = FL_OK;
+        if (!made || !none) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the keys of %zu places", r->places);
+        if (!status) status = multiply_places(r, &a->key, r->values[0], width, none, FL_HIDDEN_STEP, made, row, error);
+        free(none);
+        if (status) {
+            free(made);
+            return status;
+        }
+    }
+    for (size_t j = 0; j < r->n; j++) {
+        fl_source *s = sources[r->order[j]];
+        fill_keys(&s->keys, keys + r->first[j] * row, row, s->n);
+        fill_values(&s->values, r->values[0] + r->first[j] * width, width, s->n);
+    }
+    free(made);
+    return FL_OK;
+}
+
+/* The first state of one decoder layer, h at `to` and c behind it. */
+static fl_status cross_bridge(fl_decoder *d, const fl_bridge *bridge, const fl_lstm *layer, const float *ends,
+                              size_t width, float *to, fl_error *error) {
+    const size_t room = layer->groups * FL_PANEL;
+    if (!bridge->h.panels) {
+        memcpy(to, ends, layer->units * sizeof *to);
+        memcpy(to + room, ends + width, layer->units * sizeof *to);
+        return FL_OK;
+    }
+    const fl_matrix *matrix[] = {&bridge->h, &bridge->c};
+    const float *bias[] = {bridge->h_bias, bridge->c_bias};
+    for (int i = 0; i < 2; i++) {
+        fl_columns columns[2];
+        void *block = fl_columns_new(matrix[i], 1, columns);
+        if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a column");
+        float *out = to + (size_t)i * room;
+        fl_columns_put(columns, 0, ends, 0);
+        fl_product(d, matrix[i], columns, 1, &bias[i], &out);
+        free(block);
+    }
+    const float *in = to;
+    float step = FL_HIDDEN_STEP;
+    const fl_columns nowhere = {
+        .steps = &step, .inputs = layer->units, .padded = fl_round_up(layer->units, 64), .width = 1};
+    d->model->kernels->activate(0, layer->groups, 1, &in, &nowhere, &to);
+    return FL_OK;
+}
+
+static fl_status first_states(reading *r, fl_source **sources, fl_error *error) {
+    const fl_model *model = r->decoder->model;
+    for (size_t j = 0; j < r->n; j++) {
+        float *to = (float *)(uintptr_t)sources[r->order[j]]->start;
+        for (uint32_t i = 0; i < model->n_layers; i++) {
+            const fl_bridge *bridge = &model->encoder->bridges[i];
+            const float *ends = r->ends[j];
+            for (uint32_t below = 0; below < bridge->from; below++) ends += 2 * fl_encoder_width(model->encoder, below);
+            const fl_status status = cross_bridge(r->decoder, bridge, &model->layers[i], ends,
+                                                  fl_encoder_width(model->encoder, bridge->from), to, error);
+            if (status) return status;
+            to += 2 * model->layers[i].groups * FL_PANEL;
+        }
+    }
+    return FL_OK;
+}
+
+/* ---- the call ------------------------------------------------------------------------------------------- */
+
+static void embed_places(const reading *r) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    for (size_t j = 0; j < r->n; j++)
+        for (size_t t = 0; t < r->length[j]; t++)
+            fl_matrix_row(&e->embedding, (size_t)r->given[r->order[j]].tokens[t],
+                          r->values[0] + (r->first[j] + t) * e->embedding_size);
+}
+
+static fl_status encode(reading *r, fl_source **sources, fl_error *error) {
+    const fl_model *model = r->decoder->model;
+    const fl_encoder *e = model->encoder;
+    float *block = NULL;
+    fl_status status = FL_OK;
+    for (size_t i = 0; !status && i < r->n; i++) status = new_source(model, &r->given[i], &sources[i], error);
+    sort_sources(r);
+    if (!status) status = take_room(r, &block, error);
+    if (!status) embed_places(r);
+    size_t inputs = e->embedding_size, ends = 0;
+    for (uint32_t i = 0; !status && i < e->n_layers; i++) {
+        status = read_layer(r, i, inputs, ends, error);
+        inputs = fl_encoder_width(e, i);
+        ends += 2 * inputs;
+    }
+    if (!status) status = first_states(r, sources, error);
+    if (!status && model->attention) status = fill_sources(r, sources, error);
+    free(block);
+    return status;
+}
+
+fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t n, fl_source **sources,
+                          fl_error *error) {
+    fenv_t caller;
+    fl_status status = FL_OK;
+    for (size_t i = 0; i < n; i++) sources[i] = NULL;
+    fl_enter(d, &caller);
+    for (size_t at = 0, part; !status && at < n; at += part) {
+        part = n - at < FL_MOST_COLUMNS ? n - at : FL_MOST_COLUMNS;
+        reading r = {.decoder = d, .n = part, .given = readings + at};
+        status = encode(&r, sources + at, error);
+        fl_team_pause(&d->team);
+    }
+    fl_leave(d, &caller);
+    for (size_t i = 0; status && i < n; i++) {
+        fl_source_free(sources[i]);
+        sources[i] = NULL;
+    }
+    return status;
+}

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that write a text for another one: translations, summaries, answers."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm import _engine, controls, tokenizer
+from fastlm.model import Model, Prompt, Start, pieces_of, token_array
+from fastlm.options import Completion, Score
+
+SOURCE = "lstm.source."
+"""How the keys start that say of a source what others say of a text: its tokenizer, if it has one of its own."""
+
+END_KEY = f"{SOURCE}end_token_id"
+"""The token that is put behind every source, if any."""
+
+
+class Seq2Seq(Model):
+    """A sequence-to-sequence model: `generate` and `stream` take a source (or several) and write what the model makes
+    of it. Immutable; any number of threads may use it at once.
+
+    Besides those of `Model`: ``source_vocab_size`` (int) and ``source_tokenizer`` (the texts' own, if they share one).
+    """
+
+    refuses: Mapping[str, str] = {
+        "echo": "a source is no part of the text",
+        "prompt_logprobs": "a source is given, not guessed: score says how likely a text is",
+        "token_healing": "a text does not go on where its source ends",
+        "contrastive_model": "it would need the source, too",
+    }
+
+    def __init__(self, engine: _engine.Model, prefix_cache_bytes: int = 0) -> None:
+        super().__init__(engine, prefix_cache_bytes)
+        self.source_vocab_size: int = engine.source_vocab_size
+        self.source_tokenizer = self._read_source_tokenizer()
+        bos = self.bos
+        if bos is None:
+            raise _engine.FormatError("key 'tokenizer.ggml.bos_token_id': expected, since a text has to begin with it")
+        self._begin = bos
+        if not engine.attends:
+            none = "this model has no attention"
+            self.refuses = {**self.refuses, "attention": none, "replace_unknown": none}
+        self._end = self.metadata.get(END_KEY)
+        if self._end is not None and not (isinstance(self._end, int) and 0 <= self._end < self.source_vocab_size):
+            found = f"expected a token below {self.source_vocab_size}, found {self._end!r:.20}"
+            raise _engine.FormatError(f"key '{END_KEY}': {found}")
+
+    def _read_source_tokenizer(self) -> tokenizer.Tokenizer | None:
+        own = {key.removeprefix(SOURCE): self.metadata[key] for key in self.metadata if key.startswith(SOURCE + "tok")}
+        try:
+            found = tokenizer.from_fields(own) if own else self.tokenizer
+        except ValueError as e:
+            raise _engine.FormatError(f"keys '{SOURCE}tokenizer.*': {e}") from None
+        if found is not None and found.vocab_size > self.source_vocab_size:
+            raise _engine.FormatError(
+                f"the source's tokenizer has {found.vocab_size} tokens, but its embedding only {self.source_vocab_size}"
+            )
+        return found
+
+    # ---- sources -------------------------------------------------------------------------------------
+
+    def encode_source(self, text: str) -> list[int]:
+        """Token ids of a source as the model reads them, with its end."""
+        if not isinstance(text, str):
+            raise TypeError(f"source={text!r:.60}: expected a str, found {type(text).__name__}")
+        if self.source_tokenizer is None:
+            raise ValueError("this model has no tokenizer: it takes token ids and gives token ids, no text")
+        return self.source_tokenizer.encode(text) + ([] if self._end is None else [self._end])
+
+    def _ids(self, prompt: Prompt) -> array[int]:
+        ids = array("i", self.encode_source(prompt)) if isinstance(prompt, str) else token_array(prompt)
+        empty = len(ids) == (isinstance(prompt, str) and self._end is not None)
+        if empty:
+            raise ValueError("the source is empty: there is nothing to write about")
+        if len(ids) > _engine.MOST_SOURCE:
+            raise ValueError(
+                f"a source of {len(ids)} tokens: expected at most {_engine.MOST_SOURCE}; cut it into parts"
+            )
+        for place, token in enumerate(ids):
+            if not 0 <= token < self.source_vocab_size:
+                raise ValueError(f"source token {token} at place {place}: expected 0 to {self.source_vocab_size - 1}")
+        return ids
+
+    def _starts(
+        self, decoder: _engine.Decoder, ids: Sequence[array[int]], plans: Sequence[controls.Plan]
+    ) -> list[Start]:
+        start = array("i", [self._begin])
+        sources = decoder.read_sources(list(ids))
+        return [Start(self, decoder, start, plan, source) for plan, source in zip(plans, sources, strict=True)]
+
+    # ---- what is only known of a whole text ----------------------------------------------------------------
+
+    def _finished(self, decoder: _engine.Decoder, start: Start, prompt: Prompt, completion: Completion) -> Completion:
+        options, tokens = start.plan.options, completion.token_ids
+        replaces = options.replace_unknown and self.tokenizer is not None and self.tokenizer.unknown in tokens
+        if not options.attention and not replaces:
+            return completion
+        assert start.source is not None
+        weights = self._weights(decoder, start.source, tokens)
+        text = self._with_source_words(prompt, tokens, weights) if replaces else completion.text
+        return replace(completion, text=text, attention=weights if options.attention else None)
+
+    def _weights(
+        self, decoder: _engine.Decoder, source: _engine.Source, tokens: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        read = array("i", [self._begin, *tokens[:-1]]) if tokens else array("i")
+        found = decoder.align(_engine.State(self._engine, source), read)
+        return np.frombuffer(found, np.float32).reshape(len(read), len(source))
+
+    def _with_source_words(self, prompt: Prompt, tokens: Sequence[int], weights: npt.NDArray[np.float32]) -> str:
+        """The text with the source's word that was looked at most in the place of each unknown token."""
+        known, source = self._need_tokenizer(), self.source_tokenizer
+        if not isinstance(prompt, str) or source is None:
+            raise ValueError("replace_unknown: expected the source as a text, found token ids")
+        words = [prompt[begin:end] for begin, end in source.spans(prompt)]
+        text = ""
+        for token, piece, row in zip(tokens, pieces_of(known, tokens), weights, strict=True):
+            if token == known.unknown:
+                word = words[min(int(row.argmax()), len(words) - 1)]  # behind them is only the source's end
+                piece = (" " if text and not known.exact_pieces else "") + word
+            text += piece
+        return text
+
+    # ---- score -----------------------------------------------------------------------------------------
+
+    def score(self, text: Any, source: Any = None, *, documents: bool = False) -> Any:
+        """How likely the model finds a text given its source.
+
+        Parameters
+        ----------
+        text, source : str or sequence of int, or lists of as many
+            A text is read behind the start of text, and its end is scored, too; token ids are read as they are, the
+            first from the state that the source has begun.
+
+        Returns
+        -------
+        Score
+            Or a list of them.
+        """
+        if documents:
+            raise ValueError("documents: a text for a source is one")
+        if source is None:
+            raise ValueError("score(text, source): expected the source, too")
+        several = isinstance(text, list) and not (text and isinstance(text[0], int))
+        if not several:
+            return self._scores([text], [source])[0]
+        if not isinstance(source, list) or len(source) != len(text):
+            raise ValueError(f"score(texts, sources): expected as many sources as there are texts, {len(text)}")
+        return self._scores(text, source)
+
+    def _scores(self, texts: Sequence[Prompt], sources: Sequence[Prompt]) -> list[Score]:
+        end = [] if self.eos is None else [self.eos]
+        found = []
+        with self._decoder() as decoder:
+            for text, source in zip(texts, decoder.read_sources(self._ids_of_each(sources)), strict=True):
+                state, ids = _engine.State(self._engine, source), self._said(text)
+                if isinstance(text, str):
+                    decoder.feed(state, array("i", [self._begin]))
+                    ids.extend(end)
+                logprobs = decoder.score(state, ids)
+                found.append(self._scored(ids, logprobs, len(text) if isinstance(text, str) else None))
+        return found
+
+    # ---- what language models do ---------------------------------------------------------------------------
+
+    def suggest(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("suggest", "a language model's")
+
+    def state(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("state", "a language model's")
+
+    def session(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("session", "a language model's")
+
+    def compress(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("compress", "a language model's")
+
+    def decompress(self, *_: Any, **__: Any) -> NoReturn:
+        self._refuse("decompress", "a language model's")
+
+    def _refuse(self, name: str, whose: str) -> NoReturn:
+        raise ValueError(f"{name} is {whose}: this model writes a text for a source, which generate takes")

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of pairs, a source and its text, to token ids, and ids to the batches that training and validation read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlm.tokenizer import Tokenizer, read_text
+from fastlm.training.corpus import Paths
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+
+MULTIPLE = 4
+"""Pairs whose lengths differ by less are mixed: batches of other pairs in every epoch, with little padding."""
+
+
+def read_pairs(paths: Paths, columns: tuple[int, int] = (0, 1)) -> list[tuple[str, str]]:
+    """The pairs of tab-separated UTF-8 files without a header, ``.gz`` allowed: a line each, of which two columns are
+    taken.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be read.
+    ValueError
+        Naming the file and the line: fewer columns, an empty text, or no line at all.
+    """
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    needed, found = max(columns) + 1, []
+    for file in files:
+        for number, line in enumerate(read_text(file).splitlines(), 1):
+            fields = line.split("\t")
+            if len(fields) < needed:
+                wanted = f"expected at least {needed} columns with tabs between them"
+                raise ValueError(f"{file}, line {number}: {wanted}, found {len(fields)}")
+            source, text = (fields[column].strip() for column in columns)
+            if not source or not text:
+                raise ValueError(f"{file}, line {number}: the {'source' if not source else 'text'} is empty")
+            found.append((source, text))
+    if not found:
+        raise ValueError(f"{', '.join(map(str, files)) or 'pairs'}: no pairs found")
+    return found
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sources and texts as ids: sources with the end that they are read with, texts without borders.
+
+    Attributes
+    ----------
+    sources, texts : list of int32 arrays
+    bos, eos : int
+        What a text begins and ends with.
+    characters : int
+        Of the texts.
+    digest : str
+        Tells whether a resumed run reads the same pairs.
+    """
+
+    sources: list[Ids]
+    texts: list[Ids]
+    bos: int
+    eos: int
+    characters: int
+    digest: str
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]], source: Tokenizer, text: Tokenizer) -> Pairs:
+        """The text's tokenizer must have a start and an end."""
+        end = [] if source.eos is None else [source.eos]
+        sources = [np.array(source.encode(one) + end, np.int32) for one, _ in pairs]
+        texts = [np.array(text.encode(one), np.int32) for _, one in pairs]
+        assert text.bos is not None
+        assert text.eos is not None
+        hashed = hashlib.sha256()
+        for ids in (*sources, *texts):
+            hashed.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        return cls(sources, texts, text.bos, text.eos, sum(len(one) for _, one in pairs), hashed.hexdigest())
+
+    @property
+    def tokens(self) -> int:
+        """That are predicted: those of the texts and their ends."""
+        return sum(len(text) + 1 for text in self.texts)
+
+
+Batch: TypeAlias = tuple[Ids, Ids, Ids, Ids]
+"""sources [S, B], padded in front; their lengths [B]; texts behind their start [T, B] and before their end [T, B],
+padded behind with -1 where nothing is predicted."""
+
+
+class Batches:
+    """Batches of pairs of like lengths, each a pure function of (seed, step).
+
+    Parameters
+    ----------
+    pairs : Pairs
+    tokens : int
+        About so many of source and text together, padding included, are read at once.
+    seed : int or None
+        Of the order, another one in every epoch; None: always the same, the longest first.
+    """
+
+    def __init__(self, pairs: Pairs, tokens: int, seed: int | None) -> None:
+        self._pairs, self._tokens, self._seed = pairs, tokens, seed
+        self._lengths = np.array(
+            [(len(s), len(t) + 1) for s, t in zip(pairs.sources, pairs.texts, strict=True)], np.int64
+        )
+        self.per_epoch = len(self._cut(self._order(0)))
+
+    def from_step(self, first: int) -> Iterator[Batch]:
+        """The endless stream of batches from step ``first`` on."""
+        epoch, at = divmod(first, self.per_epoch)
+        while True:
+            batches = self._of_epoch(epoch)
+            for batch in batches[at:]:
+                yield self._batch(batch)
+            epoch, at = epoch + 1, 0
+
+    def once(self) -> Iterator[Batch]:
+        """Every pair once."""
+        for batch in self._of_epoch(0):
+            yield self._batch(batch)
+
+    def _of_epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        cut = self._cut(self._order(epoch))
+        if self._seed is None:
+            return cut
+        return [cut[n] for n in np.random.default_rng([self._seed, epoch, 1]).permutation(len(cut))]
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Pairs of like padded lengths behind one another, in random order among themselves; so every epoch has as many
+        batches, of the same sizes."""
+        padded, mixed = -(-self._lengths // MULTIPLE), np.arange(len(self._lengths))
+        if self._seed is not None:
+            mixed = np.random.default_rng([self._seed, epoch, 0]).permutation(mixed)
+        order: npt.NDArray[np.int64] = mixed[np.lexsort((-padded[mixed, 0], -padded[mixed, 1]))]
+        return order
+
+    def _cut(self, order: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        found, begin, longest = [], 0, np.zeros(2, np.int64)
+        for at, lengths in enumerate(-(-self._lengths[order] // MULTIPLE) * MULTIPLE):
+            longest = np.maximum(longest, lengths)
+            if at > begin and (at + 1 - begin) * int(longest.sum()) > self._tokens:
+                found.append(order[begin:at])
+                begin, longest = at, lengths
+        return [*found, order[begin:]]
+
+    def _batch(self, chosen: npt.NDArray[np.int64]) -> Batch:
+        sources = [self._pairs.sources[n] for n in chosen]
+        texts = [self._pairs.texts[n] for n in chosen]
+        S, T = self._lengths[chosen].max(axis=0)
+        read = np.zeros((S, len(chosen)), np.int32)
+        inputs, targets = np.full((T, len(chosen)), self._pairs.eos, np.int32), np.full((T, len(chosen)), -1, np.int32)
+        for j, (source, text) in enumerate(zip(sources, texts, strict=True)):
+            read[S - len(source) :, j] = source
+            inputs[: len(text) + 1, j] = [self._pairs.bos, *text]
+            targets[: len(text) + 1, j] = [*text, self._pairs.eos]
+        return read, np.array([len(one) for one in sources], np.int32), inputs, targets

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequence-to-sequence models: the engine against float64, and the same bits however the work is cut."""
+
+from array import array
+
+import numpy as np
+import pytest
+
+import fastlm
+from fastlm import _engine, format
+from fastlm.tokenizer import CharTokenizer
+from reference import log_softmax, seq2seq_logits
+
+V, SOURCES = 50, 9
+
+
+def weights_of(seed=0, **shape):
+    """Random arrays: ``attention`` None, "dot", "general" or "additive"."""
+    s = {
+        "V": V,
+        "source": 0,
+        "E": 12,
+        "H": 20,
+        "D": 20,
+        "A": 24,
+        "encoder": 1,
+        "decoder": 1,
+        "attention": None,
+        "bidirectional": False,
+        "feed": False,
+        "bridge": True,
+        "tied": False,
+    }
+    assert shape.keys() <= s.keys()
+    s |= shape
+    r = np.random.default_rng(seed)
+
+    def uniform(*size, limit=0.6):
+        return r.uniform(-limit, limit, size).astype(np.float32)
+
+    def cell(name, inputs, units):
+        return {
+            f"{name}.kernel": uniform(inputs, 4 * units),
+            f"{name}.recurrent_kernel": uniform(units, 4 * units, limit=0.3),
+            f"{name}.bias": uniform(4 * units),
+        }
+
+    H, A = s["H"], s["A"]
+    found = {"embedding": uniform(s["V"], s["E"])}
+    inputs = s["E"]
+    if s["source"]:
+        inputs += 1
+        found["source.embedding"] = uniform(s["source"], inputs)
+    for n in range(s["encoder"]):
+        found |= cell(f"encoder.{n}", inputs, s["D"])
+        if s["bidirectional"]:
+            found |= cell(f"encoder.{n}.reverse", inputs, s["D"])
+        inputs = s["D"] * (1 + s["bidirectional"])
+    width, inputs = inputs, s["E"]
+    for n in range(s["decoder"]):
+        found |= cell(f"lstm.{n}", inputs, H)
+        inputs = H
+        for part in "hc" if s["bridge"] else "":
+            found[f"bridge.{n}.{part}.kernel"] = uniform(2 * width, H, limit=0.3)
+            found[f"bridge.{n}.{part}.bias"] = uniform(H)
+    if s["attention"]:
+        inputs = A
+        found |= {
+            f"attention.{name}": uniform(*size)
+            for name, size in {"context": (width, A), "hidden": (H, A), "bias": (A,)}.items()
+        }
+        if s["attention"] == "general":
+            found["attention.key"] = uniform(width, H)
+        if s["attention"] == "additive":
+            found |= {"attention.key": uniform(width, A), "attention.query.kernel": uniform(H, A)}
+            found |= {"attention.query.bias": uniform(A), "attention.score": uniform(A)}
+        if s["feed"]:
+            found["attention.feed"] = uniform(A, 4 * H)
+    if not s["tied"]:
+        found["output.kernel"] = uniform(inputs, s["V"])
+    return found | {"output.bias": uniform(s["V"])}
+
+
+def random_shape(seed):
+    r = np.random.default_rng(seed)
+    kind = ["dot", "general", "additive", None][seed % 4]
+    shape = {
+        "E": int(r.integers(1, 40)),
+        "H": int(r.integers(1, 40)),
+        "D": int(r.integers(1, 40)),
+        "A": int(r.integers(1, 70)),
+        "encoder": int(r.integers(1, 4)),
+        "decoder": int(r.integers(1, 4)),
+        "bidirectional": bool(r.integers(2)),
+        "source": int(r.integers(2)) * 33,
+        "attention": kind,
+        "feed": kind is not None and bool(r.integers(2)),
+    }
+    if kind == "dot":
+        shape["H"] = shape["D"] * (1 + shape["bidirectional"])
+    if r.integers(2):
+        shape |= {"tied": True, "A" if kind else "H": shape["E"]}
+        if kind == "dot" and shape["H"] != shape["D"] * (1 + shape["bidirectional"]):
+            shape["attention"] = "general"
+    return shape
+
+
+SHAPES = [
+    {},
+    {"bridge": False},
+    {"bidirectional": True, "H": 40, "bridge": False},
+    {"attention": "additive", "bidirectional": True, "decoder": 2, "H": 33, "D": 17, "A": 40, "feed": True},
+    *(random_shape(seed) for seed in range(20)),
+]
+
+
+def texts(weights, seed=5):
+    r = np.random.default_rng(seed)
+    of_source = len(weights.get("source.embedding", weights["embedding"]))
+    sources = [array("i", r.integers(0, of_source, r.integers(1, 70)).tolist()) for _ in range(SOURCES)]
+    return sources, array("i", r.integers(0, V, 13).tolist())
+
+
+@pytest.fixture(scope="module", params=range(len(SHAPES)))
+def case(request, tmp_path_factory):
+    weights = weights_of(seed=request.param, **SHAPES[request.param])
+    path = str(tmp_path_factory.mktemp("seq2seq") / "m.gguf")
+    format.write(path, format.Weights.from_dict(weights), {})
+    return weights, path
+
+
+def test_it_computes_what_float64_does(case):
+    weights, path = case
+    decoder = _engine.Decoder(model := _engine.Model(path, None, None, 0))
+    sources, target = texts(weights)
+    for source, read in zip(sources, decoder.read_sources(sources), strict=True):
+        logits, attention = seq2seq_logits(weights, source, target)
+        expected = log_softmax(logits)
+        found = decoder.score(_engine.State(model, read), target)
+        assert np.abs(np.array(found)[1:] - expected[np.arange(12), target[1:]]).max() < 1e-4
+        state = _engine.State(model, read)
+        decoder.feed(state, target)
+        assert np.abs(np.array(decoder.logprobs(state)) - expected[-1]).max() < 1e-4
+        if attention is not None:
+            looked = np.array(decoder.align(_engine.State(model, read), target)).reshape(len(target), -1)
+            assert np.abs(looked - attention).max() < 1e-4
+
+
+def test_a_file_gives_back_its_weights(case):
+    weights, path = case
+    found = format.unpack(path).to_dict()
+    expected = format.Weights.from_dict(weights).to_dict()
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], array) for name, array in expected.items())
+
+
+def test_bits_do_not_depend_on_company_level_or_threads(case):
+    weights, path = case
+    sources, target = texts(weights)
+    expected = None
+    for isa, supported in _engine.isa_levels():
+        for threads in (1, 2) if supported else ():
+            model = _engine.Model(path, None, isa, 0, threads)
+            decoder = _engine.Decoder(model)
+            together = decoder.read_sources(sources)
+            alone = [decoder.read_sources([source])[0] for source in sources]
+            scores = [bytes(decoder.score(_engine.State(model, one), target)) for one in together]
+            assert scores == [bytes(decoder.score(_engine.State(model, one), target)) for one in alone]
+            states = [_engine.State(model, one) for one in together]
+            side_by_side = np.array(decoder.advance(states, array("i", [3] * SOURCES))).reshape(SOURCES, -1)
+            for one, row in zip(alone, side_by_side, strict=True):
+                state = _engine.State(model, one)
+                assert np.array_equal(np.array(decoder.advance([state], array("i", [3]))), row)
+            expected = expected or scores
+            assert scores == expected, (isa, threads)
+
+
+# ---- a model of texts ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    tokenizer = CharTokenizer.train(["abcdefghijklmnopqrstuvwxyz .,ABCDEFGHIJKLMNOPQRSTU"])
+    weights = weights_of(seed=1, V=tokenizer.vocab_size, attention="general", bidirectional=True, feed=True)
+    path = tmp_path_factory.mktemp("texts") / "m.gguf"
+    report = fastlm.export(weights, path, tokenizer=tokenizer)
+    assert report.max_error < 1e-5
+    return path
+
+
+def test_generate_takes_a_source(model_path):
+    lm = fastlm.load(model_path)
+    assert lm.info["task"] == "seq2seq"
+    assert lm.check()[0] < 1e-5
+    first = lm.generate("a small house", max_tokens=20, temperature=0.0)
+    both = lm.generate(["a small house", "another."], max_tokens=20, temperature=0.0)
+    assert both[0].text == first.text != both[1].text
+    assert "".join(lm.stream("a small house", max_tokens=20, temperature=0.0)) == first.text
+    assert first.usage["prompt_tokens"] == len("a small house") + 1  # and its end
+    assert lm.generate(lm.encode_source("a small house"), max_tokens=20, temperature=0.0).text == first.text
+    beams = lm.generate("a small house", max_tokens=20, num_beams=4, length_penalty=0.0)
+    tokens = [lm.bos, *first.token_ids]
+    assert (
+        beams.score
+        >= lm.score(tokens, lm.encode_source("a small house")).total
+        - lm.score(tokens[:1], lm.encode_source("a small house")).total
+        - 1e-4
+    )
+
+
+def test_attention_is_reported(model_path):
+    lm = fastlm.load(model_path)
+    for options in ({"temperature": 0.0}, {"num_beams": 3}):
+        found = lm.generate("a small house", max_tokens=8, attention=True, **options)
+        assert found.attention.shape == (len(found.token_ids), 14)
+        assert found.attention.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert lm.generate("a", max_tokens=3).attention is None
+
+
+def test_unknown_tokens_become_source_words(model_path):
+    lm = fastlm.load(model_path)
+    found = lm.generate("xyz", max_tokens=5, allowed_token_ids=[1], replace_unknown=True, attention=True)
+    assert found.token_ids == [1] * 5
+    assert found.text == "".join("xyz"[min(int(row.argmax()), 2)] for row in found.attention)
+
+
+def test_scores_are_of_a_text_given_its_source(model_path):
+    lm = fastlm.load(model_path)
+    score = lm.score("cold", "warm")
+    assert len(score.logprobs) == 5
+    expected, _ = seq2seq_logits(
+        format.unpack(model_path).to_dict(), lm.encode_source("warm"), [lm.bos, *lm.encode("cold")]
+    )
+    assert score.total == pytest.approx(log_softmax(expected)[np.arange(5), score.token_ids].sum(), abs=1e-4)
+    assert [one.total for one in lm.score(["cold", "a"], ["warm", "b"])] == [score.total, lm.score("a", "b").total]
+
+
+def test_what_it_cannot_do_is_said(model_path):
+    lm = fastlm.load(model_path)
+    with pytest.raises(ValueError, match="the source is empty"):
+        lm.generate("")
+    with pytest.raises(ValueError, match="the source is empty"):
+        lm.generate([])
+    with pytest.raises(ValueError, match=r"prompt 1 of the list: the source is empty"):
+        lm.generate(["a", ""])
+    with pytest.raises(ValueError, match=r"a source of 100001 tokens: expected at most 16384"):
+        lm.generate("a" * 100_000)
+    with pytest.raises(ValueError, match=r"source token 77 at place 1: expected 0 to \d+"):
+        lm.generate([1, 77])
+    for name in ("echo", "prompt_logprobs", "token_healing"):
+        with pytest.raises(ValueError, match=f"{name}: .*leave it out"):
+            lm.generate("a", **{name: True})
+    for call in (lm.suggest, lm.state, lm.session, lm.compress):
+        with pytest.raises(ValueError, match="generate takes"):
+            call("a")
+    with pytest.raises(ValueError, match="expected the source"):
+        lm.score("a")
+    with pytest.raises(ValueError, match="no classifier"):
+        lm.classify("a")
+    with pytest.raises(ValueError, match="attention: a language model has no source"):
+        fastlm.load("stories").generate("a", attention=True)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------
+
+
+def numbers_of(data):
+    """Where a file's 32- and 64-bit numbers of structure may lie: all of its header, byte by byte."""
+    return range(8, data.index(b"attn.context.weight") + 400)
+
+
+def try_file(data):
+    """It is refused as a bad format, or everything works."""
+    try:
+        model = _engine.Model(None, data, None, 1 << 16)
+    except fastlm.FormatError as e:
+        return str(e)
+    if not model.source_vocab_size:
+        return "a language model"
+    decoder = _engine.Decoder(model)
+    for source in decoder.read_sources([array("i", [0] * n) for n in (1, 17, 40)]):
+        state = _engine.State(model, source)
+        decoder.feed(state, array("i", [0, 0]))
+        assert len(decoder.logprobs(state)) == model.vocab_size
+    return "works"
+
+
+@pytest.mark.parametrize("attention", ["general", "additive"])
+def test_damaged_files_are_refused_or_work(attention, tmp_path):
+    weights = weights_of(
+        seed=3, V=20, source=9, bidirectional=True, encoder=2, decoder=2, attention=attention, feed=True
+    )
+    format.write(tmp_path / "m.gguf", format.Weights.from_dict(weights), {})
+    data = (tmp_path / "m.gguf").read_bytes()
+    assert try_file(data) == "works"
+    r = np.random.default_rng(0)
+    places, found = numbers_of(data), set()
+    for _ in range(1500):
+        damaged = bytearray(data)
+        for _ in range(r.integers(1, 3)):
+            at, size = int(r.integers(places.start, places.stop)), int(r.choice([1, 4, 8]))
+            value = int(r.choice([0, 1, 2, 15, 16, 17, 255, 2**31 - 1, 2**32 - 1, 2**63]))
+            damaged[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
+        found.add(try_file(bytes(damaged))[:20])
+    for cut in r.integers(0, len(data), 100):
+        found.add(try_file(data[:cut])[:20])
+    assert "works" in found
+    assert len(found) > 10
+
+
+def changed(tmp_path, change):
+    """What is said of a file whose layer table was changed."""
+    weights = format.Weights.from_dict(weights_of(attention="general", bidirectional=True, feed=True))
+    table = format.layer_table
+
+    def other(*arguments):
+        columns = table(*arguments)
+        change(columns)
+        return columns
+
+    path = str(tmp_path / "changed.gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(format, "layer_table", other)
+        format.write(path, weights, {})
+    with pytest.raises(fastlm.FormatError) as e:
+        _engine.Model(path, None, None, 0)
+    return str(e.value)
+
+
+def test_what_is_wrong_with_a_layer_table_is_said(tmp_path):
+    def put(column, row, value):
+        return lambda columns: columns[column].__setitem__(row, value)
+
+    def drop(row):
+        return lambda columns: [values.pop(row) for values in columns.values()]
+
+    for change, message in (
+        (put("direction", 1, "backward"), "layer 1: this version computes 'forward' here, found 'backward'"),
+        (put("direction", 3, "bidirectional"), "layer 3: this version computes 'forward' here"),
+        (put("input", 0, -1), "key 'lstm.layer.input', layer 0: expected -2, found -1"),
+        (put("input", 2, 1), "key 'lstm.layer.input', layer 2: expected -1, found 1"),
+        (put("kind", 4, "attention.loud"), "this version computes 'attention.dot' here, found 'attention.loud'"),
+        (put("units", 1, 21), "expected"),
+        (put("units", 4, 25), "expected"),
+        (put("tensor", 4, "nothing"), "attention.dot without a key matrix"),
+        (drop(1), "layer 1: this version computes 'lstm' here, found 'embedding'"),
+        (drop(2), "this version computes 'lstm' here"),
+        (drop(5), "this version computes"),
+    ):
+        assert message in changed(tmp_path, change), message

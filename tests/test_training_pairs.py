@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on pairs: batches, the network against float64, and a model that learns to turn words round."""
+
+import random
+
+import numpy as np
+import pytest
+
+import fastlm
+
+tf = pytest.importorskip("tensorflow")
+
+from fastlm.tokenizer import CharTokenizer, train_bpe  # noqa: E402
+from fastlm.training import train_pairs  # noqa: E402
+from fastlm.training.pairs import Batches, Pairs, read_pairs  # noqa: E402
+from fastlm.training.seq2seq import Seq2SeqNetwork, Shape  # noqa: E402
+from reference import seq2seq_logits  # noqa: E402
+
+
+def words(count, seed=0):
+    r = random.Random(seed)
+    return ["".join(r.choices("abcdefgh", k=r.randint(1, 5))) for _ in range(count)]
+
+
+def pairs_of(texts):
+    tokenizer = CharTokenizer.train(["abcdefgh"])
+    return Pairs.of([(text, text[::-1]) for text in texts], tokenizer, tokenizer)
+
+
+# ---- data ----------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_read_from_columns(tmp_path):
+    (tmp_path / "a.tsv").write_text("one\ttwo\tthree\n vier \tfünf\n", encoding="utf-8")
+    assert read_pairs(tmp_path / "a.tsv") == [("one", "two"), ("vier", "fünf")]
+    with pytest.raises(ValueError, match=r"a\.tsv, line 2: expected at least 3 columns .* found 2"):
+        read_pairs(tmp_path / "a.tsv", (2, 0))
+    (tmp_path / "b.tsv").write_text("a\tb\nc\t \n")
+    with pytest.raises(ValueError, match=r"b\.tsv, line 2: the text is empty"):
+        read_pairs(tmp_path / "b.tsv")
+    (tmp_path / "c.tsv").write_text("")
+    with pytest.raises(ValueError, match="no pairs found"):
+        read_pairs(tmp_path / "c.tsv")
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_every_pair_is_in_one_batch_of_an_epoch(seed):
+    texts = words(500)
+    batches = Batches(pairs_of(texts), 300, seed)
+    stream = batches.from_step(0)
+    found = []
+    for _ in range(batches.per_epoch):
+        sources, lengths, inputs, targets = next(stream)
+        assert sources.shape[1] == 1 or (len(sources) + len(inputs)) * sources.shape[1] <= 300
+        for source, length, read, target in zip(sources.T, lengths, inputs.T, targets.T, strict=True):
+            text = source[len(source) - length :]
+            assert text[-1] == read[0] == 0  # ends and begins with the border
+            said = target[target >= 0]
+            assert (said[:-1] == text[:-1][::-1]).all()
+            assert said[-1] == 0
+            assert (read[1 : len(said)] == said[:-1]).all()
+            found.append(tuple(text))
+    tokenizer = CharTokenizer.train(["abcdefgh"])
+    assert sorted(found) == sorted((*tokenizer.encode(text), 0) for text in texts)
+
+
+def test_batches_are_a_function_of_the_step():
+    batches = Batches(pairs_of(words(200)), 200, 5)
+    whole = [batch for batch, _ in zip(batches.from_step(0), range(3 * batches.per_epoch), strict=False)]
+    for first in (1, batches.per_epoch, batches.per_epoch + 2):
+        for one, other in zip(whole[first:], batches.from_step(first), strict=False):
+            assert all(np.array_equal(*parts) for parts in zip(one, other, strict=True))
+    epochs = [whole[n * batches.per_epoch : (n + 1) * batches.per_epoch] for n in range(2)]
+    assert not all(np.array_equal(a[0], b[0]) for a, b in zip(*epochs, strict=True))
+
+
+# ---- the network -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", [None, "dot", "general", "additive"])
+@pytest.mark.parametrize("feeding", [False, True])
+def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
+    if feeding and attention is None:
+        pytest.skip("nothing to feed")
+    shape = Shape(
+        source_vocab=None if feeding else 9,
+        vocab=11,
+        embedding=6,
+        encoder=(5, 4),
+        decoder=(8, 8),
+        bidirectional=True,
+        attention=attention,
+        attention_units=7,
+        input_feeding=feeding,
+        tied=False,
+    )
+    network = Seq2SeqNetwork(shape, dropout=0.5, seed=1)
+    r = np.random.default_rng(0)
+    for variable in network.variables:
+        variable.assign(r.uniform(-0.7, 0.7, variable.shape).astype(np.float32))
+    arrays = network.arrays()
+    lengths = np.array([7, 1, 4], np.int32)
+    sources, inputs = r.integers(0, 9, (8, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
+    logits = np.array(network(tf.constant(sources), tf.constant(lengths), tf.constant(inputs))).reshape(5, 3, 11)
+    for j, length in enumerate(lengths):
+        expected, _ = seq2seq_logits(arrays, sources[8 - length :, j], inputs[:, j])
+        assert np.abs(logits[:, j] - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("attention", ["general", "additive"])
+@pytest.mark.parametrize("feeding", [False, True])
+def test_gradients_are_those_of_the_loss(attention, feeding):
+    """Against differences, in one random direction of all weights."""
+    shape = Shape(
+        source_vocab=9,
+        vocab=11,
+        embedding=6,
+        encoder=(5,),
+        decoder=(8, 8),
+        bidirectional=True,
+        attention=attention,
+        attention_units=7,
+        input_feeding=feeding,
+        tied=False,
+    )
+    network, r = Seq2SeqNetwork(shape, dropout=0.0, seed=1), np.random.default_rng(0)
+    sources, inputs = r.integers(0, 9, (6, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
+
+    def loss():
+        logits = network(tf.constant(sources), tf.constant([6, 2, 4]), tf.constant(inputs))
+        return tf.reduce_mean(tf.square(logits - 0.3))
+
+    with tf.GradientTape() as tape:
+        value = tf.function(loss)()
+    gradients = [np.array(tf.convert_to_tensor(g)) for g in tape.gradient(value, network.variables)]
+    steps = [r.normal(size=g.shape).astype(np.float32) for g in gradients]
+    values = []
+    for sign in (1, -1):
+        for variable, step in zip(network.variables, steps, strict=True):
+            variable.assign_add(sign * 1e-2 * step)
+        values.append(float(loss()))
+        for variable, step in zip(network.variables, steps, strict=True):
+            variable.assign_sub(sign * 1e-2 * step)
+    expected = sum(float((g * step).sum()) for g, step in zip(gradients, steps, strict=True))
+    assert (values[0] - values[1]) / 2e-2 == pytest.approx(expected, rel=0.02, abs=1e-3)
+
+
+# ---- a run -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pairs") / "turned.tsv"
+    path.write_text("".join(f"{text}\t{text[::-1]}\n" for text in words(3000)), encoding="utf-8")
+    return path
+
+
+SMALL = {
+    "task": "translate",
+    "vocab_size": 257,
+    "shared_vocabulary": True,
+    "embedding": 64,
+    "encoder_units": 64,
+    "units": 128,
+    "attention_units": 64,
+    "dropout": 0.0,
+    "label_smoothing": 0.0,
+    "learning_rate": 3e-3,
+    "batch_tokens": 600,
+    "progress": False,
+}
+
+
+def test_a_model_learns_to_turn_words_round(data, tmp_path):
+    report = train_pairs(data, tmp_path / "m.gguf", epochs=15, **SMALL)
+    lm = fastlm.load(report.output)
+    asked = words(100, seed=9)
+    answers = lm.generate(asked, max_tokens=30)
+    assert sum(str(a) == one[::-1] for a, one in zip(answers, asked, strict=True)) >= 80
+    assert all(a.finish_reason == "stop" for a in answers)
+    score = lm.score([one[::-1] for one in asked], asked)
+    assert sum(s.total for s in score) / sum(len(s.logprobs) for s in score) > -0.5
+
+
+def test_a_run_is_resumed_where_it_was(data, tmp_path):
+    whole = train_pairs(data, tmp_path / "a.gguf", epochs=2, **SMALL)
+
+    def interrupt(progress):
+        if progress.step == whole.steps // 3:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="--resume"):
+        train_pairs(data, tmp_path / "b.gguf", epochs=2, **{**SMALL, "progress": interrupt})
+    resumed = train_pairs(data, tmp_path / "b.gguf", resume=True, **{**SMALL, "progress": False})
+    assert resumed.steps == whole.steps
+    assert resumed.valid_perplexity == pytest.approx(whole.valid_perplexity, rel=1e-4)
+
+
+def test_options_that_do_not_fit_are_refused(data, tmp_path):
+    for options, message in (
+        ({"task": "sing"}, "expected one of translate"),
+        ({"attention": "loud"}, "expected dot, general, additive or none"),
+        ({"attention": "none", "input_feeding": True, "tied": False}, "nothing to feed"),
+        ({"attention": "dot", "units": 10}, "as wide as"),
+        ({"embedding": 63}, "tied weights need"),
+        ({"units": []}, "units: expected at least one layer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train_pairs(data, tmp_path / "m.gguf", **{**SMALL, **options})
+    with pytest.raises(TypeError, match="hidden: no option of task='translate'"):
+        train_pairs(data, tmp_path / "m.gguf", hidden=3, **SMALL)
+
+
+def test_tokenizers_of_source_and_text_may_differ(data, tmp_path):
+    report = train_pairs(data, tmp_path / "m.gguf", epochs=1, **{**SMALL, "shared_vocabulary": False})
+    lm = fastlm.load(report.output)
+    assert lm.source_tokenizer is not lm.tokenizer
+    assert lm.encode_source("abc")[-1] == lm.source_tokenizer.eos
+    assert train_bpe(["abc"], 260).vocab_size
