@@ -562,8 +562,8 @@ static void activate(size_t begin, size_t end, size_t n, const float *const *in,
 }
 
 static void compare(const fl_matrix *keys, const float *query, const float *score, float *out) {
-    const float *row = keys->weights;
     for (size_t panel = 0; panel < keys->panels; panel++, out += FL_PANEL) {
+        const float *row = (const float *)keys->weights + panel * keys->blocks * FL_PANEL;
         vf sum[VECTORS];
         EACH(v, VECTORS) sum[v] = vf_set(0.0f);
         for (size_t k = 0; k < keys->inputs; k++, row += FL_PANEL) {

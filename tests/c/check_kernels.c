@@ -10,6 +10,7 @@
 #include "harness.h" /* first: it asks the C library for all that it has */
 
 #include "bench_kernels.h"
+#include "check_attention.h"
 #include "check_choices.h"
 #include "check_elementary.h"
 #include "check_model.h"
@@ -31,6 +32,8 @@ static void check_all(uint64_t *random, uint32_t stride) {
     check_products(random);
     check_largest_sums(random);
     check_updates(random);
+    check_activate(random);
+    check_compare(random);
     check_choices(random);
     check_collections(random);
     check_masses(random);

@@ -59,22 +59,36 @@ enum { BATCH = 10, DRAWN = 3, TEXT = 35 }; /* more than a block of columns, and 
 /* Room for a batch; each request points into it. */
 typedef struct desk {
     fl_decoder *decoder;
+    fl_source *sources[BATCH];
     fl_state *states[BATCH];
     int32_t text[TEXT], tokens[BATCH][DRAWN];
     float scores[TEXT], logprobs[BATCH][DRAWN];
 } desk;
 
-static bool desk_open(desk *d, const fl_model *model, uint32_t V, uint64_t *random) {
+/* Sources of one token and more, and states that they begin. */
+static bool read_sources(desk *d, uint32_t V, uint64_t *random) {
+    int32_t tokens[TEXT];
+    fl_source_text texts[BATCH];
+    fl_error error;
+    for (size_t i = 0; i < TEXT; i++) tokens[i] = (int32_t)below(random, V);
+    for (size_t i = 0; i < BATCH; i++) texts[i] = (fl_source_text){tokens, 1 + below(random, TEXT)};
+    if (fl_read_sources(d->decoder, texts, BATCH, d->sources, &error)) return false;
+    for (size_t i = 0; i < BATCH; i++) fl_state_begin(d->states[i], d->sources[i]);
+    return true;
+}
+
+static bool desk_open(desk *d, const fl_model *model, const fl_model_info *info, uint64_t *random) {
     fl_error error;
     if (fl_decoder_new(model, &d->decoder, &error)) return false;
     for (size_t i = 0; i < BATCH; i++)
         if (fl_state_new(model, &d->states[i], &error)) return false;
-    for (size_t i = 0; i < TEXT; i++) d->text[i] = (int32_t)below(random, V);
-    return true;
+    for (size_t i = 0; i < TEXT; i++) d->text[i] = (int32_t)below(random, info->vocab_size);
+    return !info->source_vocab_size || read_sources(d, info->source_vocab_size, random);
 }
 
 static void desk_close(desk *d) {
     for (size_t i = 0; i < BATCH; i++) fl_state_free(d->states[i]);
+    for (size_t i = 0; i < BATCH; i++) fl_source_free(d->sources[i]);
     fl_decoder_free(d->decoder);
 }
 
@@ -125,7 +139,7 @@ static void compute_batch(desk *d, const fl_model_info *info, uint64_t *random) 
 
 static void compute(const fl_model *model, const fl_model_info *info, uint64_t random) {
     desk d = {0};
-    if (desk_open(&d, model, info->vocab_size, &random)) {
+    if (desk_open(&d, model, info, &random)) {
         fl_feed(d.decoder, d.states[0], d.text, 1 + below(&random, 12));
         const float *logits = fl_logits(d.decoder, d.states[0]);
         for (uint32_t i = 0; i < info->vocab_size; i++)
@@ -202,7 +216,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
 
 /* ---- campaigns -------------------------------------------------------------------------------------------- */
 
-enum { MODELS = 14 };
+enum { MODELS = 18 };
 
 static size_t loaded, refused, opened;
 static char temporary[] = "/tmp/fuzz_format_XXXXXX";
@@ -317,7 +331,7 @@ static void try_tensors(victim *v, const tiny_model *model, size_t which) {
         restore(v, model);
         drop(v, r, TENSORS_AT);
         now("model %zu without tensor %zu", which, t);
-        check(!try_victim(v) || (r->kind == OF_ANY_BYTES && !r->weight), "loads");
+        check(!try_victim(v) || r->optional || (r->kind == OF_ANY_BYTES && !r->weight), "loads");
         for (size_t i = 0; i < 4; i++) {
             restore(v, model);
             change_type(v, r, types[i]);
@@ -431,6 +445,51 @@ static tiny_model *valid_model(size_t which) {
          .planes = 2,
          .scale = 4,
          .output_scale = 0x1p40f},
+        {.vocab = 9, .embedding = 3, .layers = 2, .units = {5, 5}, .encoder = 2, .encoder_units = {5, 5}, .test = true},
+        {.vocab = 9,
+         .embedding = 6,
+         .layers = 2,
+         .units = {7, 18},
+         .encoder = 1,
+         .encoder_units = {17},
+         .source_vocab = 5,
+         .both_ways = true,
+         .bridge = true,
+         .key = true,
+         .feed = true,
+         .attention = 6,
+         .tied = true,
+         .test = true},
+        {.vocab = 20,
+         .embedding = 4,
+         .layers = 1,
+         .units = {33},
+         .encoder = 2,
+         .encoder_units = {3, 20},
+         .both_ways = true,
+         .bridge = true,
+         .additive = true,
+         .feed = true,
+         .attention = 19,
+         .x_dtype = {AS_INT8},
+         .h_dtype = {AS_INT8},
+         .output_dtype = AS_INT8,
+         .encoder_dtype = AS_INT8,
+         .attention_dtype = AS_INT8,
+         .text = true,
+         .scale = 4},
+        {.vocab = 3,
+         .embedding = 2,
+         .layers = 1,
+         .units = {4},
+         .encoder = 1,
+         .encoder_units = {4},
+         .source_vocab = 70,
+         .attention = 1,
+         .encoder_dtype = AS_INT4,
+         .attention_dtype = AS_BF16,
+         .output_dtype = AS_BF16,
+         .scale = 0x1p40f},
     };
     return tiny_new(&shapes[which]);
 }

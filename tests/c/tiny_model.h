@@ -7,7 +7,7 @@
 
 #include "harness.h"
 
-enum { TINY_LAYERS = 4, TINY_SPOTS = 1024, TINY_RECORDS = 64, TINY_TEST = 6 };
+enum { TINY_LAYERS = 4, TINY_SPOTS = 2048, TINY_RECORDS = 96, TINY_TEST = 6, TINY_SOURCE = 5 };
 
 /* How a matrix is stored. */
 typedef enum tiny_dtype { AS_F32, AS_BF16, AS_INT8, AS_INT4, TINY_DTYPES } tiny_dtype;
@@ -18,6 +18,12 @@ typedef struct tiny_shape {
     uint32_t vocab, embedding, layers, units[TINY_LAYERS];
     tiny_dtype embedding_dtype, x_dtype[TINY_LAYERS], h_dtype[TINY_LAYERS], output_dtype;
     bool tied;
+    uint32_t encoder;      /* layers that read a source; 0: a language model */
+    uint32_t source_vocab; /* 0: the text's embedding */
+    uint32_t encoder_units[TINY_LAYERS];
+    bool both_ways, bridge, feed, key, additive;
+    uint32_t attention; /* units; 0: none */
+    tiny_dtype encoder_dtype, attention_dtype;
     bool spread;        /* panels have spare blocks */
     uint32_t planes;    /* of a screen that proves nothing, with 16 directions; 0: none */
     bool text;          /* with a character tokenizer, and a start and an end of text */
@@ -42,6 +48,7 @@ typedef struct tiny_record {
     size_t begin, end;
     tiny_kind kind;         /* tensors, here and below */
     bool weight;            /* its dtype is the writer's choice */
+    bool optional;          /* without it the file may be another one */
     size_t data, data_size; /* the values, from the start of the file */
 } tiny_record;
 
@@ -128,44 +135,82 @@ static void tiny_key_array(tiny_model *m, const char *key, uint32_t item_type, u
 
 /* ---- the layer table ---------------------------------------------------------------------------------- */
 
-/* Whether a row's layer multiplies whole numbers; looking an embedding up multiplies nothing. */
-static bool tiny_reads_bytes(const tiny_shape *shape, uint32_t row) {
-    if (row == 0) return false;
-    if (row == shape->layers + 1) return shape->output_dtype >= AS_INT8;
-    return shape->x_dtype[row - 1] >= AS_INT8 || shape->h_dtype[row - 1] >= AS_INT8;
+/* A layer. */
+typedef struct tiny_row {
+    const char *kind, *direction, *layout;
+    char tensor[16];
+    int32_t input;
+    uint32_t units;
+    bool reads_bytes; /* looking an embedding up multiplies nothing */
+} tiny_row;
+
+typedef struct tiny_rows {
+    tiny_row rows[2 * TINY_LAYERS + 4];
+    uint32_t n;
+} tiny_rows;
+
+static tiny_row *tiny_row_add(tiny_rows *all, const char *kind, int32_t input, uint32_t units, const char *name,
+                              uint32_t number) {
+    tiny_row *row = &all->rows[all->n++];
+    *row = (tiny_row){.kind = kind, .direction = "forward", .layout = "panels16", .input = input, .units = units};
+    snprintf(row->tensor, sizeof row->tensor, name, number);
+    return row;
+}
+
+static void tiny_embedding_row(tiny_rows *all, const tiny_shape *s, int32_t input, bool own) {
+    const bool tied = s->tied && !own;
+    tiny_row *row = tiny_row_add(all, "embedding", input, s->embedding,
+                                 own    ? "source_embd"
+                                 : tied ? "output"
+                                        : "token_embd",
+                                 0);
+    row->layout = tied ? "panels16" : "rows";
+}
+
+static tiny_rows tiny_layers(const tiny_shape *s) {
+    tiny_rows all = {.n = 0};
+    if (s->encoder) tiny_embedding_row(&all, s, -2, s->source_vocab > 0);
+    for (uint32_t i = 0; i < s->encoder; i++) {
+        tiny_row *row = tiny_row_add(&all, "lstm", (int32_t)all.n - 1, s->encoder_units[i], "enc.%u", i);
+        if (s->both_ways) row->direction = "bidirectional";
+        row->reads_bytes = s->encoder_dtype >= AS_INT8;
+    }
+    tiny_embedding_row(&all, s, -1, false);
+    for (uint32_t i = 0; i < s->layers; i++) {
+        tiny_row *row = tiny_row_add(&all, "lstm", (int32_t)all.n - 1, s->units[i], "blk.%u", i);
+        row->reads_bytes = s->x_dtype[i] >= AS_INT8 || s->h_dtype[i] >= AS_INT8;
+    }
+    if (s->attention) {
+        const char *kind = s->additive ? "attention.additive" : "attention.dot";
+        tiny_row *row = tiny_row_add(&all, kind, (int32_t)all.n - 1, s->attention, "attn", 0);
+        row->reads_bytes = s->attention_dtype >= AS_INT8;
+    }
+    tiny_row_add(&all, "dense", (int32_t)all.n - 1, s->vocab, "output", 0)->reads_bytes = s->output_dtype >= AS_INT8;
+    return all;
 }
 
 static void tiny_table(tiny_model *m, const tiny_shape *shape) {
-    const uint32_t rows = shape->layers + 2;
     static const char *const texts[] = {"kind", "direction", "layout", "tensor"};
+    const tiny_rows all = tiny_layers(shape);
     char name[64];
     for (size_t column = 0; column < 4; column++) {
         snprintf(name, sizeof name, "lstm.layer.%s", texts[column]);
-        tiny_key_array(m, name, TINY_STRING, rows);
-        for (uint32_t row = 0; row < rows; row++) {
-            const bool first = row == 0, last = row == rows - 1;
-            snprintf(name, sizeof name, "blk.%u", row - 1);
-            const char *const value[] = {first  ? "embedding"
-                                         : last ? "dense"
-                                                : "lstm",
-                                         "forward", first && !shape->tied ? "rows" : "panels16",
-                                         last || (first && shape->tied) ? "output"
-                                         : first                        ? "token_embd"
-                                                                        : name};
+        tiny_key_array(m, name, TINY_STRING, all.n);
+        for (uint32_t i = 0; i < all.n; i++) {
+            const tiny_row *row = &all.rows[i];
+            const char *const value[] = {row->kind, row->direction, row->layout, row->tensor};
             tiny_text(m, value[column]);
         }
         tiny_key_end(m);
     }
-    tiny_key_array(m, "lstm.layer.input", TINY_I32, rows);
-    for (uint32_t row = 0; row < rows; row++) tiny_u32(m, row - 1);
+    tiny_key_array(m, "lstm.layer.input", TINY_I32, all.n);
+    for (uint32_t i = 0; i < all.n; i++) tiny_u32(m, (uint32_t)all.rows[i].input);
     tiny_key_end(m);
-    tiny_key_array(m, "lstm.layer.units", TINY_U32, rows);
-    tiny_u32(m, shape->embedding);
-    for (uint32_t i = 0; i < shape->layers; i++) tiny_u32(m, shape->units[i]);
-    tiny_u32(m, shape->vocab);
+    tiny_key_array(m, "lstm.layer.units", TINY_U32, all.n);
+    for (uint32_t i = 0; i < all.n; i++) tiny_u32(m, all.rows[i].units);
     tiny_key_end(m);
-    tiny_key_array(m, "lstm.layer.scale", TINY_F32, rows);
-    for (uint32_t row = 0; row < rows; row++) tiny_f32(m, tiny_reads_bytes(shape, row) ? 1.0f / 127.0f : 0);
+    tiny_key_array(m, "lstm.layer.scale", TINY_F32, all.n);
+    for (uint32_t i = 0; i < all.n; i++) tiny_f32(m, all.rows[i].reads_bytes ? 1.0f / 127.0f : 0);
     tiny_key_end(m);
 }
 
@@ -193,6 +238,11 @@ static void tiny_test(tiny_model *m, const tiny_shape *shape) {
     m->test = m->size;
     for (uint32_t i = 1; i < TINY_TEST; i++) tiny_u32(m, 0);
     tiny_key_end(m);
+    if (!shape->encoder) return;
+    tiny_key_array(m, "lstm.test.source", TINY_I32, TINY_SOURCE);
+    for (uint32_t i = 0; i < TINY_SOURCE; i++)
+        tiny_u32(m, (3 * i + 1) % (shape->source_vocab ? shape->source_vocab : shape->vocab));
+    tiny_key_end(m);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------------------ */
@@ -200,18 +250,19 @@ static void tiny_test(tiny_model *m, const tiny_shape *shape) {
 typedef struct tiny_tensor {
     char name[40];
     tiny_kind kind;
-    bool weight;
+    bool weight, optional;
     uint32_t n_dims;
     uint64_t dims[4];
     float most; /* no value is larger in size; bytes: no matter */
 } tiny_tensor;
 
 /* The tensors of a file, in their order. */
-enum { TINY_TENSORS = 7 * TINY_LAYERS + 8 + 11 };
+enum { TINY_TENSORS = TINY_RECORDS };
 typedef struct tiny_list {
     tiny_tensor tensors[TINY_TENSORS];
     size_t n;
     uint64_t spare; /* blocks of a panel behind those of its inputs */
+    bool optional;  /* what is added from now on */
 } tiny_list;
 
 static size_t tiny_parts(size_t n, size_t size) { return (n + size - 1) / size; }
@@ -223,6 +274,7 @@ static void tiny_add(tiny_list *list, const char *name, const char *part, tiny_k
                      const uint64_t dims[4]) {
     tiny_tensor *t = &list->tensors[list->n++];
     *t = (tiny_tensor){.kind = kind, .weight = strcmp(part, "weight") == 0, .n_dims = 4, .most = most};
+    t->optional = list->optional;
     snprintf(t->name, sizeof t->name, "%s.%s", name, part);
     memcpy(t->dims, dims, sizeof t->dims);
     while (t->n_dims > 1 && t->dims[t->n_dims - 1] == 1) t->n_dims--;
@@ -277,21 +329,74 @@ static void tiny_screen(tiny_list *list, uint32_t V, uint32_t K, uint32_t planes
     tiny_add(list, "output.screen", "bits", OF_ANY_BYTES, 0, bits);
 }
 
+static void tiny_lstm(tiny_list *list, const char *name, tiny_dtype x, tiny_dtype h, uint32_t units, uint32_t K,
+                      float scale) {
+    const size_t panels = 4 * tiny_panels(units);
+    char part[40];
+    tiny_bias(list, name, panels, scale);
+    snprintf(part, sizeof part, "%s.x", name);
+    tiny_matrix(list, part, x, 16, panels, K, scale);
+    snprintf(part, sizeof part, "%s.h", name);
+    tiny_matrix(list, part, h, 16, panels, units, scale);
+}
+
+/* Values that come out of a layer of the encoder. */
+static uint32_t tiny_width(const tiny_shape *s, uint32_t layer) { return s->encoder_units[layer] * (1 + s->both_ways); }
+
+static void tiny_encoder(tiny_list *list, const tiny_shape *s) {
+    uint32_t K = s->embedding;
+    char name[32];
+    if (s->source_vocab) tiny_matrix(list, "source_embd", s->encoder_dtype, 1, s->source_vocab, K, s->scale);
+    for (uint32_t i = 0; i < s->encoder; i++)
+        for (uint32_t way = 0; way < 1u + s->both_ways; way++) {
+            snprintf(name, sizeof name, way ? "enc.%u.reverse" : "enc.%u", i);
+            tiny_lstm(list, name, s->encoder_dtype, s->encoder_dtype, s->encoder_units[i], i ? tiny_width(s, i - 1) : K,
+                      s->scale);
+        }
+    list->optional = true;
+    for (uint32_t i = 0; i < s->layers && s->bridge; i++)
+        for (int part = 0; part < 2; part++) {
+            const uint32_t from = i < s->encoder ? i : s->encoder - 1;
+            snprintf(name, sizeof name, "blk.%u.bridge.%c", i, part ? 'c' : 'h');
+            tiny_bias(list, name, tiny_panels(s->units[i]), s->scale);
+            tiny_matrix(list, name, s->encoder_dtype, 16, tiny_panels(s->units[i]), 2 * tiny_width(s, from), s->scale);
+        }
+    list->optional = false;
+}
+
+static void tiny_attention(tiny_list *list, const tiny_shape *s) {
+    const uint32_t D = tiny_width(s, s->encoder - 1), H = s->units[s->layers - 1], A = s->attention;
+    const tiny_dtype as = s->attention_dtype;
+    list->optional = true;
+    if (s->feed) tiny_matrix(list, "blk.0.feed", as, 16, 4 * tiny_panels(s->units[0]), A, s->scale);
+    if (s->key || s->additive) tiny_matrix(list, "attn.key", as, 16, tiny_panels(s->additive ? A : H), D, s->scale);
+    list->optional = false;
+    if (s->additive) {
+        tiny_bias(list, "attn.query", tiny_panels(A), s->scale);
+        tiny_matrix(list, "attn.query", as, 16, tiny_panels(A), H, s->scale);
+        tiny_add(list, "attn", "score", OF_F32, s->scale, (const uint64_t[4]){16, tiny_panels(A), 1, 1});
+    }
+    tiny_bias(list, "attn", tiny_panels(A), s->scale);
+    tiny_matrix(list, "attn.context", as, 16, tiny_panels(A), D, s->scale);
+    tiny_matrix(list, "attn.hidden", as, 16, tiny_panels(A), H, s->scale);
+}
+
 static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     uint32_t K = shape->embedding;
     list->n = 0;
+    list->optional = false;
     list->spare = shape->spread ? 4 : 0;
+    if (shape->encoder) tiny_encoder(list, shape);
     if (!shape->tied) tiny_matrix(list, "token_embd", shape->embedding_dtype, 1, shape->vocab, K, shape->scale);
     for (uint32_t i = 0; i < shape->layers; i++) {
-        const size_t panels = 4 * tiny_panels(shape->units[i]);
         char name[32];
         snprintf(name, sizeof name, "blk.%u", i);
-        tiny_bias(list, name, panels, shape->scale);
-        snprintf(name, sizeof name, "blk.%u.x", i);
-        tiny_matrix(list, name, shape->x_dtype[i], 16, panels, K, shape->scale);
-        snprintf(name, sizeof name, "blk.%u.h", i);
-        tiny_matrix(list, name, shape->h_dtype[i], 16, panels, shape->units[i], shape->scale);
+        tiny_lstm(list, name, shape->x_dtype[i], shape->h_dtype[i], shape->units[i], K, shape->scale);
         K = shape->units[i];
+    }
+    if (shape->attention) {
+        tiny_attention(list, shape);
+        K = shape->attention;
     }
     tiny_bias(list, "output", tiny_panels(shape->vocab), shape->output_scale);
     tiny_matrix(list, "output", shape->output_dtype, 16, tiny_panels(shape->vocab), K, shape->output_scale);
@@ -333,6 +438,7 @@ static size_t tiny_up(size_t n, size_t multiple) { return tiny_parts(n, multiple
 static size_t tiny_describe(tiny_model *m, const tiny_tensor *t, size_t offset) {
     tiny_record *r = &m->tensors[m->tensor_count++];
     *r = (tiny_record){.begin = m->size, .kind = t->kind, .weight = t->weight, .data = offset};
+    r->optional = t->optional;
     tiny_text(m, t->name);
     tiny_u32(m, t->n_dims);
     for (uint32_t d = 0; d < t->n_dims; d++) tiny_u64(m, t->dims[d]);
@@ -378,9 +484,9 @@ static inline tiny_model *tiny_new(const tiny_shape *wanted) {
     tiny_u64(m, 0); /* keys, counted below */
     tiny_key_text(m, "general.architecture", "lstm");
     tiny_key_number(m, "general.alignment", TINY_U32, shape->alignment);
-    tiny_key_text(m, "lstm.task", "lm");
+    tiny_key_text(m, "lstm.task", shape->encoder ? "seq2seq" : "lm");
     tiny_key_number(m, "lstm.numerics_version", TINY_U32, 1);
-    tiny_key_text(m, "lstm.start.state", "zero");
+    tiny_key_text(m, "lstm.start.state", shape->encoder ? "source" : "zero");
     tiny_table(m, shape);
     if (shape->text) tiny_tokenizer(m, shape);
     if (shape->test) tiny_test(m, shape);
