@@ -120,19 +120,19 @@ static fl_status read_token(const fl_model *model, const char *key, int32_t *tok
     return FL_OK;
 }
 
-/* A key must have a text, or, if there is one, the other. */
+/* A key must have a text, or, if there is one, another. */
 static fl_status expect_key(const fl_file *file, const char *key, const char *expected, const char *other,
                             bool *is_other, fl_error *error) {
     const fl_field *field = fl_file_field(file, key);
-    if (!field || field->type != FL_GGUF_STRING)
-        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s', found %s", key, expected,
-                       field ? "no string" : "none");
-    size_t size;
-    const char *text = fl_field_string(field, 0, &size);
-    if (other && (*is_other = fl_same_text(text, size, other))) return FL_OK;
-    if (fl_same_text(text, size, expected)) return FL_OK;
-    return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected '%s'%s%s%s, found '%s'", key, expected,
-                   other ? " or '" : "", other ? other : "", other ? "'" : "", fl_show(text, size).text);
+    const bool is_text = field && field->type == FL_GGUF_STRING;
+    size_t size = 0;
+    const char *text = is_text ? fl_field_string(field, 0, &size) : "";
+    if (other) *is_other = is_text && fl_same_text(text, size, other);
+    if (is_text && (fl_same_text(text, size, expected) || (other && *is_other))) return FL_OK;
+    char wanted[64], found[80];
+    snprintf(wanted, sizeof wanted, other ? "'%s' or '%s'" : "'%s'", expected, other);
+    snprintf(found, sizeof found, is_text ? "'%s'" : field ? "no string" : "none", fl_show(text, size).text);
+    return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected %s, found %s", key, wanted, found);
 }
 
 static fl_status read_header(const fl_file *file, bool *translates, fl_error *error) {
