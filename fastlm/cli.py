@@ -387,6 +387,8 @@ def _add_generate(commands: Any) -> None:
     for name, kind, about in _CONTROLS:
         more.add_argument(f"--{name}", type=kind, help=about)
     more.add_argument("--token-healing", action="store_const", const=True, help="write the prompt's last tokens anew")
+    copies = "of a model with a source: copy words that it does not know"
+    more.add_argument("--replace-unknown", action="store_const", const=True, help=copies)
     more.add_argument("--without-replacement", action="store_const", const=True, help="the n texts are all different")
     for name, kind, metavar, about in _REPEATED:
         more.add_argument(f"--{name}", type=kind, metavar=metavar, action="append", help=f"{about}; may be repeated")
