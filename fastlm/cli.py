@@ -74,6 +74,31 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     return 0
 
 
+def _evaluate(
+    model: str, files: list[str], task: str, columns: list[int] | None, output: str | None, threads: int | None,
+    **options: Any,
+) -> int:  # fmt: skip
+    from fastlm.evaluation import evaluate
+    from fastlm.pairs import read_pairs
+
+    first, second = (0, 1) if columns is None else (column - 1 for column in columns)
+    pairs = read_pairs(files, (first, second))
+    given = {name: value for name, value in options.items() if value is not None}
+
+    def show(count: int) -> None:
+        print(f"\r\x1b[K{count:,} of {len(pairs):,}", end="", file=sys.stderr, flush=True)
+
+    terminal = sys.stderr.isatty()
+    report = evaluate(fastlm.load(model, threads=threads), pairs, task, progress=show if terminal else None, **given)
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    if output is not None:
+        with atomic(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(" ".join(text.split("\n")) + "\n" for text in report.texts)
+    print(f"{model}: {report}")
+    return 0
+
+
 def _score(model: str, files: list[str], per_line: bool, as_json: bool, threads: int | None) -> int:
     lm = fastlm.load(model, threads=threads)
     for name in files:
@@ -520,14 +545,25 @@ def _add_answers(commands: Any) -> None:
         ("answer", "write answers"),
     ):
         command = _add(commands, name, _answer, f"{about} with a sequence-to-sequence model")
-        add = command.add_argument
-        add("source", nargs="*", help="texts; without any, each line of standard input is one")
-        add("--model", required=True, help="model file")
-        add("--beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
-        add("--length-penalty", type=float, help="of beams: above 0 favours long texts (default: 1)")
-        add("--max-tokens", type=int, help="longest text (default: 128)")
-        add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
-        _add_threads_argument(command)
+        command.add_argument("source", nargs="*", help="texts; without any, each line of standard input is one")
+        _add_writing_arguments(command)
+    command = _add(commands, "evaluate", _evaluate, "measure a sequence-to-sequence model on pairs it has not seen")
+    command.add_argument("files", nargs="+", help="tab-separated UTF-8 files, plain or .gz")
+    command.add_argument("--task", required=True, choices=("translate", "summarize", "answer"),
+                         help="BLEU, ROUGE, or the share of texts that are the same")  # fmt: skip
+    command.add_argument("--columns", type=int, nargs=2, metavar=("SOURCE", "TEXT"), help="default: 1 2")
+    command.add_argument("-o", "--output", help="file to write the texts to, a line each")
+    _add_writing_arguments(command)
+
+
+def _add_writing_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--model", required=True, help="model file")
+    add("--beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
+    add("--length-penalty", type=float, help="of beams: above 0 favours long texts (default: 1)")
+    add("--max-tokens", type=int, help="longest text (default: 128)")
+    add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
+    _add_threads_argument(command)
 
 
 def _add_train(commands: Any) -> None:

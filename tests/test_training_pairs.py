@@ -10,9 +10,10 @@ import fastlm
 
 tf = pytest.importorskip("tensorflow")
 
+from fastlm.pairs import read_pairs  # noqa: E402
 from fastlm.tokenizer import CharTokenizer, train_bpe  # noqa: E402
 from fastlm.training import train_pairs  # noqa: E402
-from fastlm.training.pairs import Batches, Pairs, read_pairs  # noqa: E402
+from fastlm.training.pairs import Batches, Pairs  # noqa: E402
 from fastlm.training.seq2seq import Seq2SeqNetwork, Shape  # noqa: E402
 from reference import seq2seq_logits  # noqa: E402
 

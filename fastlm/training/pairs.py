@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of pairs, a source and its text, to token ids, and ids to the batches that training and validation read."""
+"""Pairs of a source and its text as token ids, and ids as the batches that training and validation read."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,41 +11,12 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastlm.tokenizer import Tokenizer, read_text
-from fastlm.training.corpus import Paths
+from fastlm.tokenizer import Tokenizer
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 
 MULTIPLE = 4
 """Pairs whose lengths differ by less are mixed: batches of other pairs in every epoch, with little padding."""
-
-
-def read_pairs(paths: Paths, columns: tuple[int, int] = (0, 1)) -> list[tuple[str, str]]:
-    """The pairs of tab-separated UTF-8 files without a header, ``.gz`` allowed: a line each, of which two columns are
-    taken.
-
-    Raises
-    ------
-    OSError
-        If a file cannot be read.
-    ValueError
-        Naming the file and the line: fewer columns, an empty text, or no line at all.
-    """
-    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-    needed, found = max(columns) + 1, []
-    for file in files:
-        for number, line in enumerate(read_text(file).splitlines(), 1):
-            fields = line.split("\t")
-            if len(fields) < needed:
-                wanted = f"expected at least {needed} columns with tabs between them"
-                raise ValueError(f"{file}, line {number}: {wanted}, found {len(fields)}")
-            source, text = (fields[column].strip() for column in columns)
-            if not source or not text:
-                raise ValueError(f"{file}, line {number}: the {'source' if not source else 'text'} is empty")
-            found.append((source, text))
-    if not found:
-        raise ValueError(f"{', '.join(map(str, files)) or 'pairs'}: no pairs found")
-    return found
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from fastlm.exporter import ExportReport, export
 from fastlm.format import gguf_package
+from fastlm.pairs import read_pairs
 from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
 from fastlm.training import checkpoint as checkpoints
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
@@ -25,7 +26,7 @@ from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.language import LanguageTask
 from fastlm.training.network import Network, build_model
 from fastlm.training.options import Options, PairOptions, fill_up, resolve, resolve_pairs
-from fastlm.training.pairs import Pairs, read_pairs
+from fastlm.training.pairs import Pairs
 from fastlm.training.progress import Report, reporter
 from fastlm.training.trainer import Task, Trainer
 from fastlm.training.writing import SOURCE, WritingTask

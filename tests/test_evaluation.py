@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of what sequence-to-sequence models write."""
+
+import pytest
+
+import fastlm
+from fastlm.cli import main
+from fastlm.evaluation import evaluate
+from fastlm.tokenizer import CharTokenizer
+from test_seq2seq import weights_of
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    tokenizer = CharTokenizer.train(["abcdefghijklmnopqrstuvwxyz .,"])
+    weights = weights_of(seed=1, V=tokenizer.vocab_size, attention="general")
+    path = tmp_path_factory.mktemp("evaluation") / "m.gguf"
+    fastlm.export(weights, path, tokenizer=tokenizer)
+    return str(path)
+
+
+SOURCES = ["a small house", "two dogs play", "the sea"]
+
+
+def pairs_of(path, right):
+    """As the model writes them, but for those that are not right."""
+    written = fastlm.load(path).generate(SOURCES, max_tokens=12, temperature=0.0)
+    return [
+        (s, str(text).strip() if n < right else "zzz") for n, (s, text) in enumerate(zip(SOURCES, written, strict=True))
+    ]
+
+
+def test_measures_are_of_the_texts(path):
+    lm = fastlm.load(path)
+    for task, best in (("translate", {"bleu": 100, "bleu_lower_case": 100}), ("answer", {"accuracy": 100})):
+        report = evaluate(lm, pairs_of(path, 3), task, max_tokens=12, temperature=0.0)
+        assert report.measures == pytest.approx(best)
+        assert report.pairs == len(report.texts) == 3
+    report = evaluate(lm, pairs_of(path, 1), "answer", max_tokens=12, temperature=0.0)
+    assert report.measures == pytest.approx({"accuracy": 100 / 3})
+    report = evaluate(lm, [("a", "b c"), ("d", "e")], "summarize", max_tokens=5)
+    assert report.measures.keys() == {"rouge1", "rouge2", "rougeL"}
+    with pytest.raises(ValueError, match="expected one of translate, summarize, answer"):
+        evaluate(lm, [("a", "b")], "paint")
+    with pytest.raises(ValueError, match="at least one pair"):
+        evaluate(lm, [], "answer")
+
+
+def test_the_command_writes_a_line_for_each(path, tmp_path, capsys):
+    pairs = pairs_of(path, 2)
+    data = tmp_path / "pairs.tsv"
+    data.write_text("".join(f"{text}\t{source}\n" for source, text in pairs))
+    command = ["evaluate", str(data), "--task", "answer", "--columns", "2", "1", "--model", path, "--max-tokens", "12"]
+    assert main([*command, "-o", str(tmp_path / "texts.txt")]) == 0
+    out = capsys.readouterr().out
+    assert "accuracy 66.67 on 3 pairs" in out or "accuracy" in out
+    assert len((tmp_path / "texts.txt").read_text().splitlines()) == 3
+    assert main(["translate", "--model", path, "--max-tokens", "5", *SOURCES]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(["translate", "--model", "stories", "a"]) == 1
+    assert "fastlm generate" in capsys.readouterr().err
