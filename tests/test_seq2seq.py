@@ -348,3 +348,50 @@ def test_what_is_wrong_with_a_layer_table_is_said(tmp_path):
         (drop(5), "this version computes"),
     ):
         assert message in changed(tmp_path, change), message
+
+
+# ---- fewer bits ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.03), ("int8", 0.2), ("int4", 2.5)])
+def test_rounded_models_compute_what_their_weights_say(dtype, most, tmp_path):
+    weights = weights_of(
+        seed=4,
+        V=60,
+        H=40,
+        D=24,
+        source=33,
+        encoder=2,
+        decoder=2,
+        bidirectional=True,
+        A=48,
+        attention="additive",
+        feed=True,
+    )
+    fastlm.export(weights, tmp_path / "f32.gguf", bos=0)
+    report = fastlm.quantize(tmp_path / "f32.gguf", tmp_path / "m.gguf", dtype=dtype)
+    assert {matrix.name for matrix in report.matrices} >= {"source_embd", "enc.1.reverse.h", "attn.key", "blk.0.feed"}
+    assert fastlm.load(tmp_path / "m.gguf").check()[0] < 1e-5  # its own numbers
+    rounded = format.unpack(tmp_path / "m.gguf").to_dict()
+    sources, target = texts(weights)
+    expected = None
+    for isa, supported in _engine.isa_levels():
+        for threads in (1, 2) if supported else ():
+            decoder = _engine.Decoder(model := _engine.Model(str(tmp_path / "m.gguf"), None, isa, 0, threads))
+            read = decoder.read_sources(sources)
+            found = [decoder.score(_engine.State(model, one), target) for one in read]
+            alone = [decoder.score(_engine.State(model, decoder.read_sources([one])[0]), target) for one in sources]
+            assert found == alone
+            expected = expected or found
+            assert found == expected, (isa, threads)
+    for source, logprobs in zip(sources, expected, strict=True):
+        exact = log_softmax(seq2seq_logits(rounded, source, target)[0])[np.arange(12), target[1:]]
+        assert np.abs(np.array(logprobs)[1:] - exact).max() < most  # inputs of whole numbers are rounded, too
+
+
+def test_what_quantize_cannot_do_yet_is_said(model_path, tmp_path):
+    with pytest.raises(ValueError, match="writes texts for sources"):
+        fastlm.quantize(model_path, tmp_path / "m.gguf", text="abc")
+    with pytest.raises(ValueError, match="writes texts for sources"):
+        fastlm.quantize(model_path, tmp_path / "m.gguf", screen=True)
+    assert not (tmp_path / "m.gguf").exists()
