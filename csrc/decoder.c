@@ -56,7 +56,7 @@ const float *fl_state_values(const fl_state *state, size_t *n) {
     return state->memory;
 }
 
-#define MOST_CELL 0x1p40f /* a cell grows by less than 1 a token */
+#define MOST_CELL 0x1p90f /* beyond what a bridge gives (docs/numerics.md); a cell then grows by less than 1 a token */
 
 fl_status fl_state_set(fl_state *state, const fl_model *model, uint64_t position, const float *values,
                        fl_error *error) {

@@ -313,7 +313,9 @@ fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t 
     for (size_t i = 0; i < n; i++) sources[i] = NULL;
     fl_enter(d, &caller);
     for (size_t at = 0, part; !status && at < n; at += part) {
-        part = n - at < FL_MOST_COLUMNS ? n - at : FL_MOST_COLUMNS;
+        size_t places = readings[at].n; /* memory grows with them */
+        for (part = 1; at + part < n && part < FL_MOST_COLUMNS; part++)
+            if ((places += readings[at + part].n) > FL_MOST_PLACES) break;
         reading r = {.decoder = d, .n = part, .given = readings + at};
         status = encode(&r, sources + at, error);
         fl_team_pause(&d->team);

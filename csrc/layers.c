@@ -455,9 +455,10 @@ static fl_status read_translator(const reader *r) {
     const uint64_t decoders = run_of(r, embedding + 1, "lstm"), above = embedding + 1 + decoders;
     const bool attends = above < r->table.count && !has_text(r->table.kind, above, "dense");
     if (!encoders) return expect_text(r, r->table.kind, "lstm.layer.kind", 1, "lstm");
-    if (embedding + 1 >= r->table.count || !decoders)
-        return expect_text(r, r->table.kind, "lstm.layer.kind",
-                           embedding + 1 < r->table.count ? embedding + 1 : r->table.count - 1, "lstm");
+    if (embedding + 1 >= r->table.count)
+        return fl_fail(r->error, FL_ERROR_FORMAT,
+                       "key 'lstm.layer.kind': expected the text's layers behind those of the source, found none");
+    if (!decoders) return expect_text(r, r->table.kind, "lstm.layer.kind", embedding + 1, "lstm");
     model->n_layers = (uint32_t)decoders;
     fl_status status = make_parts(r, attends);
     if (!status) status = read_encoder(r, (uint32_t)encoders);

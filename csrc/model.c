@@ -174,7 +174,8 @@ static fl_status make_store(fl_model *model, size_t bytes, fl_error *error) {
 static size_t streamed_bytes(const fl_model *model) {
     const fl_attention *a = model->attention;
     size_t bytes = fl_matrix_bytes(&model->output);
-    if (a) bytes += fl_matrix_bytes(&a->context) + fl_matrix_bytes(&a->hidden) + fl_matrix_bytes(&a->feed);
+    if (a) bytes += fl_matrix_bytes(&a->context) + fl_matrix_bytes(&a->hidden);
+    if (a) bytes += fl_matrix_bytes(&a->query) + fl_matrix_bytes(&a->feed);
     for (uint32_t i = 0; i < model->n_layers; i++)
         bytes += fl_matrix_bytes(&model->layers[i].h) + (i ? fl_matrix_bytes(&model->layers[i].x) : 0);
     return bytes;

@@ -60,8 +60,12 @@ _OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms",
 _OF_A_TEXT = (
     *("contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"),
     *("max_tokens", "echo", "stop", "stop_repeats", "logprobs", "prompt_logprobs", "deadline_ms", "cancelled"),
+    *("attention", "replace_unknown"),
 )
 """Options that do nothing to what may come next, or are not looked at there."""
+
+_OF_A_WHOLE_TEXT = ("n", "num_beams", "best_of", "logprobs", "prompt_logprobs", "attention", "replace_unknown")
+"""Options of which a stream has none."""
 
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
@@ -513,7 +517,7 @@ class Model:
         plan = self._plan(options)
         if _is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
-        for name in plan.options.given("n", "num_beams", "best_of", "logprobs", "prompt_logprobs"):
+        for name in plan.options.given(*_OF_A_WHOLE_TEXT):
             raise ValueError(f"stream yields one text and no {name}; use generate")
         self._need_tokenizer()
         ids, seed, deadline = self._ids(prompt), _seed(options), _deadline(plan.options)
@@ -596,7 +600,7 @@ class Model:
         total = np.logaddexp.reduce(scaled) if len(scaled) else 0.0
         names = tokens[order].tolist()
         if not as_ids:
-            names = [self._need_tokenizer().decode([token], context=ids) for token in names]
+            names = [self._need_tokenizer().decode([token], context=start.ids) for token in names]
         return list(zip(names, (scaled[order] - total).tolist(), strict=True))
 
     def suggest(self, prefix: str, k: int = 5, *, typos: int = 0) -> Suggestions:

@@ -74,6 +74,12 @@ class Seq2Seq(Model):
             raise ValueError("this model has no tokenizer: it takes token ids and gives token ids, no text")
         return self.source_tokenizer.encode(text) + ([] if self._end is None else [self._end])
 
+    def _plan(self, given: Mapping[str, Any]) -> controls.Plan:
+        plan = super()._plan(given)
+        if plan.options.replace_unknown and plan.stops:
+            raise ValueError("replace_unknown and stop: a text is cut where it is written, before words are replaced")
+        return plan
+
     def _ids(self, prompt: Prompt) -> array[int]:
         ids = array("i", self.encode_source(prompt)) if isinstance(prompt, str) else token_array(prompt)
         empty = len(ids) == (isinstance(prompt, str) and self._end is not None)

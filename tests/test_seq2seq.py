@@ -253,6 +253,11 @@ def test_what_it_cannot_do_is_said(model_path):
     for call in (lm.suggest, lm.state, lm.session, lm.compress):
         with pytest.raises(ValueError, match="generate takes"):
             call("a")
+    for call in (lm.stream, lm.next_tokens):
+        with pytest.raises(ValueError, match="attention"):
+            call("a", attention=True)
+    with pytest.raises(ValueError, match="replace_unknown and stop"):
+        lm.generate("a", replace_unknown=True, stop="b")
     with pytest.raises(ValueError, match="expected the source"):
         lm.score("a")
     with pytest.raises(ValueError, match="no classifier"):
@@ -334,6 +339,11 @@ def test_what_is_wrong_with_a_layer_table_is_said(tmp_path):
     def drop(row):
         return lambda columns: [values.pop(row) for values in columns.values()]
 
+    def all_of_the_source(columns):
+        for values in columns.values():
+            del values[4:]
+        columns["kind"][1:] = ["lstm"] * 3
+
     for change, message in (
         (put("direction", 1, "backward"), "layer 1: this version computes 'forward' here, found 'backward'"),
         (put("direction", 3, "bidirectional"), "layer 3: this version computes 'forward' here"),
@@ -343,6 +353,7 @@ def test_what_is_wrong_with_a_layer_table_is_said(tmp_path):
         (put("units", 1, 21), "expected"),
         (put("units", 4, 25), "expected"),
         (put("tensor", 4, "nothing"), "attention.dot without a key matrix"),
+        (all_of_the_source, "expected the text's layers behind those of the source, found none"),
         (drop(1), "layer 1: this version computes 'lstm' here, found 'embedding'"),
         (drop(2), "this version computes 'lstm' here"),
         (drop(5), "this version computes"),
