@@ -48,6 +48,12 @@ static void product_part(void *context, uint32_t part, uint32_t parts) {
     p->decoder->model->kernels->product(p->matrix, begin, end, p->input, p->n, p->start, p->out);
 }
 
+void fl_product(fl_decoder *d, const fl_matrix *matrix, const fl_columns *input, size_t n, const float *const *start,
+                float *const *out) {
+    phase p = {.decoder = d, .matrix = matrix, .input = input, .n = n, .start = start, .out = out};
+    fl_team_run(&d->team, product_part, &p);
+}
+
 /* A place in the store for a new row, or `otherwise` if it is full. */
 static float *new_row(fl_row_store *store, float *otherwise, uint32_t *slot) {
     *slot = 0;
@@ -81,8 +87,7 @@ static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many,
         missing[count++] = tokens[i];
     }
     if (!count) return;
-    phase p = {.decoder = d, .matrix = &first->x, .input = embedded, .n = count, .start = start, .out = out};
-    fl_team_run(&d->team, product_part, &p);
+    fl_product(d, &first->x, embedded, count, start, out);
     for (size_t i = 0; i < count; i++)
         if (slot[i]) atomic_store_explicit(&model->store->slot[missing[i]], slot[i], memory_order_release);
 }
@@ -141,12 +146,6 @@ void fl_step_layer(fl_decoder *d, const fl_lstm *layer, fl_layer_room *room, siz
     fl_team_run(&d->team, cells_part, &p);
 }
 
-void fl_product(fl_decoder *d, const fl_matrix *matrix, const fl_columns *input, size_t n, const float *const *start,
-                float *const *out) {
-    phase p = {.decoder = d, .matrix = matrix, .input = input, .n = n, .start = start, .out = out};
-    fl_team_run(&d->team, product_part, &p);
-}
-
 /* ---- a text at once ---------------------------------------------------------------------------------- */
 
 /* Token by token: what attention gives may be read by the next. */
@@ -172,9 +171,7 @@ void fl_read(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
         const bool last = i + 1 == model->n_layers;
         if (i) {
             for (size_t t = 0; t < n; t++) bias[t] = model->layers[i].bias;
-            phase p = {.decoder = d, .matrix = &model->layers[i].x, .input = &d->layers[i - 1].text, .n = n};
-            p.start = bias, p.out = d->gates;
-            fl_team_run(&d->team, product_part, &p);
+            fl_product(d, &model->layers[i].x, &d->layers[i - 1].text, n, bias, d->gates);
             for (size_t t = 0; t < n; t++) start[t] = d->gates[t];
         }
         d->now = now;
