@@ -17,8 +17,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import fastlm
+from fastlm.evaluation import TOGETHER, evaluate
 from fastlm.format import atomic
 from fastlm.options import FORMS
+from fastlm.pairs import read_pairs
 from fastlm.scoring import rescore, score_lines
 from fastlm.tokenizer import DOCUMENTS, read_text
 
@@ -78,9 +80,6 @@ def _evaluate(
     model: str, files: list[str], task: str, columns: list[int] | None, output: str | None, threads: int | None,
     **options: Any,
 ) -> int:  # fmt: skip
-    from fastlm.evaluation import evaluate
-    from fastlm.pairs import read_pairs
-
     first, second = (0, 1) if columns is None else (column - 1 for column in columns)
     pairs = read_pairs(files, (first, second))
     given = {name: value for name, value in options.items() if value is not None}
@@ -94,7 +93,7 @@ def _evaluate(
         print("\r\x1b[K", end="", file=sys.stderr)
     if output is not None:
         with atomic(output) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(" ".join(text.split("\n")) + "\n" for text in report.texts)
+            file.writelines(f"{_one_line(text)}\n" for text in report.texts)
     print(f"{model}: {report}")
     return 0
 
@@ -313,9 +312,6 @@ def _train(corpus: list[str], output: str, quiet: bool, task: str | None, **opti
     return 0
 
 
-_TOGETHER = 64  # sources that are read and written for side by side
-
-
 def _answer(model: str, source: list[str], threads: int | None, **options: Any) -> int:
     """Each source's text on a line; sources from the command line or, without any, lines of standard input."""
     lm = fastlm.load(model, threads=threads)
@@ -323,13 +319,16 @@ def _answer(model: str, source: list[str], threads: int | None, **options: Any) 
         raise ValueError(f"{model}: a language model writes on from a text: fastlm generate --model {model} ...")
     given = {name: value for name, value in options.items() if value is not None}
     lines = iter(source) if source else (line.rstrip("\r\n") for line in sys.stdin)
-    while part := list(itertools.islice(lines, _TOGETHER)):
-        written = iter(lm.generate([line for line in part if line.strip()], **given))
-        for line in part:
-            found = next(written) if line.strip() else ""  # a line for each, also for an empty one
-            best = found[0] if isinstance(found, list) else found
-            print(" ".join(str(best).split("\n")), flush=True)
+    while part := list(itertools.islice(lines, TOGETHER)):
+        full = [line for line in part if line.strip()]
+        written = iter(lm.generate(full, **given) if full else ())
+        for line in part:  # a line for each, also for an empty one
+            print(_one_line(str(next(written))) if line.strip() else "", flush=True)
     return 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split("\n"))
 
 
 @contextmanager

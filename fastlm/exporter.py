@@ -17,6 +17,7 @@ from fastlm import _engine, format
 from fastlm.format import Attention, Encoder, LSTMWeights, Weights
 from fastlm.options import GenerationOptions
 from fastlm.quantizer import QuantizeReport, check_arguments, quantize
+from fastlm.seq2seq import END_KEY, SOURCE
 from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
 
 TEST_TOKENS = 64
@@ -37,9 +38,6 @@ _SKIPPED = {
     "InputLayer",
     "SpatialDropout1D",
 }
-SOURCE = "lstm.source."
-"""How the keys start that say of a source what others say of a text: its tokenizer, if it has one of its own."""
-
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
 # From tokens [T], and their source, to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
@@ -233,7 +231,7 @@ def _source_fields(weights: Weights, known: Tokenizer | None, given: Any, fields
     if own is None and known is not None and known.vocab_size > len(embedding):
         raise ValueError(f"the tokenizer has {known.vocab_size} tokens, but a source's embedding only {len(embedding)}")
     if reads is not None and reads.eos is not None:
-        found[f"{SOURCE}end_token_id"] = reads.eos
+        found[END_KEY] = reads.eos
     return {**found, "lstm.test.source": _test_tokens(len(embedding), {})[:TEST_SOURCE]}
 
 

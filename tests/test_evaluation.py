@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of what sequence-to-sequence models write."""
 
+import io
+
 import pytest
 
 import fastlm
@@ -57,7 +59,7 @@ def test_measures_are_those_of_the_packages():
     assert measured["rouge2"] == 0
 
 
-def test_the_command_writes_a_line_for_each(path, tmp_path, capsys):
+def test_the_command_writes_a_line_for_each(path, tmp_path, capsys, monkeypatch):
     pairs = pairs_of(path, 2)
     data = tmp_path / "pairs.tsv"
     data.write_text("".join(f"{text}\t{source}\n" for source, text in pairs))
@@ -69,5 +71,9 @@ def test_the_command_writes_a_line_for_each(path, tmp_path, capsys):
     assert len((tmp_path / "texts.txt").read_text().splitlines()) == 3
     assert main(["translate", "--model", path, "--max-tokens", "5", *SOURCES]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+    blank = io.StringIO("\n \n")
+    monkeypatch.setattr("sys.stdin", blank)
+    assert main(["translate", "--model", path]) == 0
+    assert capsys.readouterr().out == "\n\n"
     assert main(["translate", "--model", "stories", "a"]) == 1
     assert "fastlm generate" in capsys.readouterr().err
