@@ -23,6 +23,8 @@ def read_pairs(
         Naming the file and the line: fewer columns, an empty text, or no line at all.
     """
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    if min(columns) < 0:
+        raise ValueError("columns: there is none before the first, which is 0 (1 on the command line)")
     needed, found = max(columns) + 1, []
     for file in files:
         for number, line in enumerate(read_text(file).splitlines(), 1):

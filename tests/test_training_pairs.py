@@ -36,6 +36,8 @@ def test_pairs_are_read_from_columns(tmp_path):
     assert read_pairs(tmp_path / "a.tsv") == [("one", "two"), ("vier", "fünf")]
     with pytest.raises(ValueError, match=r"a\.tsv, line 2: expected at least 3 columns .* found 2"):
         read_pairs(tmp_path / "a.tsv", (2, 0))
+    with pytest.raises(ValueError, match="none before the first"):
+        read_pairs(tmp_path / "a.tsv", (-1, 0))
     (tmp_path / "b.tsv").write_text("a\tb\nc\t \n")
     with pytest.raises(ValueError, match=r"b\.tsv, line 2: the text is empty"):
         read_pairs(tmp_path / "b.tsv")
