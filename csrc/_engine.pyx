@@ -145,7 +145,9 @@ cdef class Model:
 
     cdef fl_model *_model
     cdef readonly uint32_t vocab_size
-    cdef readonly uint32_t source_vocab_size  # 0: a language model
+    cdef readonly uint32_t source_vocab_size  # of a sequence-to-sequence model; 0: no such model
+    cdef readonly uint32_t labels  # of a classifier; 0: no classifier
+    cdef readonly bint bidirectional
     cdef readonly bint attends
 
     def __cinit__(self, str path, const uint8_t[::1] data, str isa, size_t row_cache_bytes, uint32_t threads=0,
@@ -180,6 +182,8 @@ cdef class Model:
         fl_model_get_info(self._model, &info)
         self.vocab_size = info.vocab_size
         self.source_vocab_size = info.source_vocab_size
+        self.labels = info.labels
+        self.bidirectional = info.bidirectional
         self.attends = info.attends
 
     def __dealloc__(self):
@@ -203,6 +207,8 @@ cdef class Model:
             "screened": bool(info.screened),
             "attends": bool(info.attends),
             "source_vocab_size": info.source_vocab_size or None,
+            "labels": info.labels or None,
+            "bidirectional": bool(info.bidirectional),
         }
 
     def keys(self):
@@ -294,6 +300,8 @@ cdef class State:
         self.model = model
         if source is not None and source.model is not model:
             raise ValueError("the source belongs to another model")
+        if model.labels:
+            raise ValueError("a classifier writes no text")
         if fl_state_new(model._model, &self._state, &error) != FL_OK:
             raise _error(&error, None)
         if source is not None:
@@ -333,6 +341,35 @@ cdef class State:
         cdef float[::1] numbers = copied
         if fl_state_set(self._state, self.model._model, position, &numbers[0], &error) != FL_OK:
             raise _error(&error, None)
+
+
+@cython.final
+cdef class Judged:
+    """What a classifier that reads forwards has read of a text that goes on. One thread at a time."""
+
+    cdef fl_state *_state
+    cdef readonly Model model  # kept alive
+
+    def __cinit__(self, Model model not None):
+        cdef fl_error error
+        self.model = model
+        if not model.labels or model.bidirectional:
+            raise ValueError("expected a classifier that reads forwards")
+        if fl_state_new(model._model, &self._state, &error) != FL_OK:
+            raise _error(&error, None)
+
+    def __dealloc__(self):
+        fl_state_free(self._state)
+
+    @property
+    def position(self):
+        return fl_state_position(self._state)
+
+    def copy(self):
+        """The same past, in a state of its own."""
+        cdef Judged state = Judged(self.model)
+        fl_state_copy(state._state, self._state)
+        return state
 
 
 @cython.final
@@ -384,9 +421,11 @@ cdef class Decoder:
         if given == NULL:
             raise MemoryError
         cdef fl_source **read = <fl_source **>(given + n)
+        found, views = [], []  # views of the texts, while they are read
         try:
             for i in range(n):
                 tokens = texts[i]
+                views.append(tokens)
                 if not 0 < tokens.shape[0] <= MOST_PLACES:
                     raise ValueError(f"a source of {tokens.shape[0]} tokens: expected 1 to {MOST_PLACES}")
                 _check_tokens(self.model, tokens, True)
@@ -395,7 +434,6 @@ cdef class Decoder:
                 status = fl_read_sources(self._decoder, given, n, read, &error)
             if status != FL_OK:
                 raise _error(&error, None)
-            found = []
             for i in range(n):
                 source = Source()
                 source.model, source._source, read[i] = self.model, read[i], NULL
@@ -520,6 +558,46 @@ cdef class Decoder:
                 rows[i] = fl_text(state._state, &tokens[0], tokens.shape[0], &logprobs[0])
             with nogil:
                 fl_score_texts(self._decoder, rows, n)
+        finally:
+            PyMem_Free(rows)
+        return found
+
+    def classify(self, list texts not None, list states=None):
+        """Reads texts (arrays of int32), each on from its own state, which changes, if there are any; the natural
+        log-probabilities of the labels: array of n * labels floats."""
+        cdef Py_ssize_t i, n = len(texts)
+        cdef size_t labels = self.model.labels
+        cdef fl_error error
+        cdef fl_status status = FL_OK
+        cdef const int32_t[::1] tokens
+        if not labels:
+            raise ValueError("this model is no classifier")
+        if states is not None and len(set(map(id, states))) != n:
+            raise ValueError(f"expected a state for each of {n} texts, and no state twice")
+        found = array("f", bytes(4 * labels * n))
+        if not n:
+            return found
+        cdef float[::1] logprobs = found
+        cdef fl_text *rows = <fl_text *>PyMem_Calloc(n, sizeof(fl_text))
+        if rows == NULL:
+            raise MemoryError
+        views = []  # of the texts, while they are read
+        try:
+            for i in range(n):
+                tokens = texts[i]
+                views.append(tokens)
+                if not 0 < tokens.shape[0] <= MOST_PLACES:
+                    raise ValueError(f"a text of {tokens.shape[0]} tokens: expected 1 to {MOST_PLACES}")
+                _check_tokens(self.model, tokens)
+                rows[i] = fl_text(NULL, &tokens[0], tokens.shape[0], &logprobs[i * labels])
+                if states is not None:
+                    if (<Judged?>states[i]).model is not self.model:
+                        raise ValueError("the state belongs to another model")
+                    rows[i].state = (<Judged>states[i])._state
+            with nogil:
+                status = fl_classify(self._decoder, rows, n, &error)
+            if status != FL_OK:
+                raise _error(&error, None)
         finally:
             PyMem_Free(rows)
         return found

@@ -56,6 +56,8 @@ cdef extern from "fastlm.h" nogil:
         int screened
         int attends
         uint32_t source_vocab_size
+        uint32_t labels
+        int bidirectional
 
     fl_status fl_model_open(const char *path, const fl_load_options *options, fl_model **model,
                             fl_error *error) noexcept
@@ -140,6 +142,8 @@ cdef extern from "fastlm.h" nogil:
         float *logprobs
 
     void fl_score_texts(fl_decoder *decoder, const fl_text *texts, size_t n) noexcept
+
+    fl_status fl_classify(fl_decoder *decoder, const fl_text *texts, size_t n, fl_error *error) noexcept
 
     ctypedef struct fl_memory:
         pass

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Memory: a sequence's state, and the room to compute in. */
-#include "internal.h"
+#include "encoder.h"
 
 #include <stdlib.h>
 
@@ -15,6 +15,7 @@ static size_t given_width(const fl_model *model) {
 }
 
 size_t fl_state_floats(const fl_model *model) {
+    if (model->pooling) return fl_encoder_floats(model->encoder) + fl_pool_floats(model);
     size_t floats = given_width(model);
     for (uint32_t i = 0; i < model->n_layers; i++) floats += 2 * width_of(&model->layers[i]);
     return floats;
@@ -213,8 +214,21 @@ static readers readers_above(const fl_model *model, uint32_t layer) {
     return a->additive ? readers_of(&a->hidden, &a->query) : readers_of(&a->hidden, &a->hidden);
 }
 
+/* What reading tokens one by one, and choosing the next, needs. */
+static void lay_out_tokens(fl_decoder *decoder, const fl_model *model, cutter *c) {
+    const readers first = readers_of(&model->layers[0].x, &model->layers[0].x);
+    decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1, first);
+    decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, first);
+    decoder->vector = cut(c, model->embedding_size * sizeof(float));
+    for (size_t i = 0; i < FL_MOST_COLUMNS; i++)
+        decoder->rows[i] = cut(c, FL_GATES * width_of(&model->layers[0]) * sizeof(float));
+    fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
+    for (uint32_t i = 0; i < model->threads; i++) cut_scratch(c, model, scratch ? &scratch[i] : &(fl_scratch){0});
+    decoder->scratch = scratch;
+}
+
 static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
-    const size_t padded = fl_round_up(model->vocab_size, FL_BLOCK);
+    const size_t padded = fl_round_up(model->pooling ? model->n_labels : model->vocab_size, FL_BLOCK);
     size_t widest = 0;
     cut(c, sizeof *decoder);
     *decoder = (fl_decoder){.model = model};
@@ -231,18 +245,11 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
         widest = width > widest ? width : widest;
     }
     if (given_width(model) > widest) widest = given_width(model);
-    const readers first = readers_of(&model->layers[0].x, &model->layers[0].x);
-    decoder->embedded[0] = cut_columns(c, model->embedding_size, 1, 1, first);
-    decoder->embedded[1] = cut_columns(c, model->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, first);
-    decoder->vector = cut(c, model->embedding_size * sizeof(float));
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
-        decoder->rows[i] = cut(c, FL_GATES * width_of(&model->layers[0]) * sizeof(float));
         decoder->gates[i] = cut(c, FL_GATES * widest * sizeof(float));
         decoder->logits[i] = cut(c, padded * sizeof(float));
     }
-    fl_scratch *scratch = cut(c, model->threads * sizeof *scratch);
-    for (uint32_t i = 0; i < model->threads; i++) cut_scratch(c, model, scratch ? &scratch[i] : &(fl_scratch){0});
-    decoder->scratch = scratch;
+    if (model->n_layers) lay_out_tokens(decoder, model, c);
     decoder->bytes = c->at;
 }
 

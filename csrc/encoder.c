@@ -2,26 +2,11 @@
  *
  * Reads sources: many of them side by side, each to the bits that it would have alone. Layer by layer, since a layer's input
  * products of all places go together; only the recurrent ones go place by place. */
-#include "step.h"
+#include "encoder.h"
 
 #include <stdlib.h>
 
-/* Sources that are read together, the longest first, and what one layer makes of them. Places of all of them lie one after
- * the other. */
-typedef struct reading {
-    fl_decoder *decoder;
-    size_t n;      /* sources */
-    size_t places; /* of all of them */
-    const fl_source_text *given;
-    size_t order[FL_MOST_COLUMNS];  /* which of those given */
-    size_t length[FL_MOST_COLUMNS]; /* of each, and so the next */
-    size_t first[FL_MOST_COLUMNS];  /* its first place */
-    float *ends[FL_MOST_COLUMNS];   /* h, then c of every layer, forward before backward */
-    float *values[2];               /* [places][widest]: what layers read and write in turns */
-    float *gates;                   /* [places][4 * 16 * most groups] */
-} reading;
-
-static void sort_sources(reading *r) {
+static void sort_texts(fl_reading *r) {
     for (size_t i = 0; i < r->n; i++) {
         size_t at = i;
         for (; at && r->given[r->order[at - 1]].n < r->given[i].n; at--) r->order[at] = r->order[at - 1];
@@ -56,10 +41,10 @@ static room measure(const fl_encoder *e) {
     return needed;
 }
 
-static fl_status take_room(reading *r, float **block, fl_error *error) {
+static fl_status take_room(fl_reading *r, fl_error *error) {
     const room needed = measure(r->decoder->model->encoder);
     const size_t size = r->places * (2 * needed.values + needed.gates) + r->n * needed.ends;
-    float *at = *block = malloc(size * sizeof *at);
+    float *at = r->block = malloc(size * sizeof *at);
     if (!at) return fl_fail(error, FL_ERROR_MEMORY, "no memory to read %zu places", r->places);
     for (int i = 0; i < 2; i++, at += r->places * needed.values) r->values[i] = at;
     r->gates = at;
@@ -70,9 +55,8 @@ static fl_status take_room(reading *r, float **block, fl_error *error) {
 
 /* ---- products of all places ---------------------------------------------------------------------------- */
 
-/* out[place] = start + matrix * values[place], rows of the given lengths. step: as for fl_columns_put. */
-static fl_status multiply_places(reading *r, const fl_matrix *matrix, const float *values, size_t width,
-                                 const float *start, float step, float *out, size_t row, fl_error *error) {
+fl_status fl_multiply_places(fl_reading *r, const fl_matrix *matrix, const float *values, size_t width,
+                             const float *start, float step, float *out, size_t row, fl_error *error) {
     fl_columns columns[2];
     void *block = fl_columns_new(matrix, FL_MOST_COLUMNS, columns);
     if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %d columns", FL_MOST_COLUMNS);
@@ -92,17 +76,40 @@ static fl_status multiply_places(reading *r, const fl_matrix *matrix, const floa
 
 /* ---- one layer in one direction ------------------------------------------------------------------------ */
 
-static void begin_columns(const reading *r, fl_layer_room *room, const fl_lstm *layer, bool many) {
-    const size_t bytes = layer->groups * FL_PANEL * sizeof(float);
+size_t fl_encoder_floats(const fl_encoder *e) {
+    size_t floats = 0;
+    for (uint32_t i = 0; i < e->n_layers; i++) floats += 2 * e->layers[2 * i].groups * FL_PANEL;
+    return floats;
+}
+
+/* A layer's part of the state of a text that goes on; NULL: it begins. */
+static float *state_of(const fl_reading *r, size_t j, const fl_lstm *layer) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    fl_state *state = r->states ? r->states[r->order[j]] : NULL;
+    if (!state) return NULL;
+    float *at = state->memory;
+    for (const fl_lstm *below = e->layers; below < layer; below += 2) at += 2 * below->groups * FL_PANEL;
+    return at;
+}
+
+static void begin_columns(const fl_reading *r, fl_layer_room *room, const fl_lstm *layer, bool many) {
+    const size_t width = layer->groups * FL_PANEL, bytes = width * sizeof(float);
     for (size_t j = 0; j < r->n; j++) {
-        memset(room->h[j], 0, bytes);
-        memset(room->c[j], 0, bytes);
+        const float *state = state_of(r, j, layer);
+        if (state) {
+            memcpy(room->h[j], state, bytes);
+            memcpy(room->c[j], state + width, bytes);
+        } else {
+            memset(room->h[j], 0, bytes);
+            memset(room->c[j], 0, bytes);
+        }
         fl_columns_put(many ? room->many : room->one, j, room->h[j], FL_HIDDEN_STEP);
     }
 }
 
 /* Place by place, all sources that have one left; what comes out goes to values[1], `at` floats into each place. */
-static void step_places(reading *r, const fl_lstm *layer, fl_layer_room *room, bool backward, size_t width, size_t at) {
+static void step_places(fl_reading *r, const fl_lstm *layer, fl_layer_room *room, bool backward, size_t width,
+                        size_t at) {
     const size_t row = layer->groups * FL_GATES * FL_PANEL;
     const bool many = r->n > 1;
     const float *start[FL_MOST_COLUMNS];
@@ -121,14 +128,19 @@ static void step_places(reading *r, const fl_lstm *layer, fl_layer_room *room, b
 }
 
 /* The last h and c of one direction; those of a layer's directions lie h h c c. */
-static void keep_ends(const reading *r, const fl_layer_room *room, const fl_lstm *layer, size_t h, size_t c) {
+static void keep_ends(const fl_reading *r, const fl_layer_room *room, const fl_lstm *layer, size_t h, size_t c) {
+    const size_t width = layer->groups * FL_PANEL;
     for (size_t j = 0; j < r->n; j++) {
         memcpy(r->ends[j] + h, room->h[j], layer->units * sizeof(float));
         memcpy(r->ends[j] + c, room->c[j], layer->units * sizeof(float));
+        float *state = state_of(r, j, layer);
+        if (!state) continue;
+        memcpy(state, room->h[j], width * sizeof(float));
+        memcpy(state + width, room->c[j], width * sizeof(float));
     }
 }
 
-static fl_status read_layer(reading *r, uint32_t i, size_t inputs, size_t ends, fl_error *error) {
+static fl_status read_layer(fl_reading *r, uint32_t i, size_t inputs, size_t ends, fl_error *error) {
     const fl_encoder *e = r->decoder->model->encoder;
     const size_t width = fl_encoder_width(e, i);
     for (size_t way = 0, at = 0; way < 2; way++) {
@@ -136,8 +148,8 @@ static fl_status read_layer(reading *r, uint32_t i, size_t inputs, size_t ends, 
         fl_layer_room *room = &r->decoder->encoder[2 * i + way];
         if (!layer->units) break;
         const fl_status status =
-            multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, i ? FL_HIDDEN_STEP : 0, r->gates,
-                            layer->groups * FL_GATES * FL_PANEL, error);
+            fl_multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, i ? FL_HIDDEN_STEP : 0, r->gates,
+                               layer->groups * FL_GATES * FL_PANEL, error);
         if (status) return status;
         step_places(r, layer, room, way == 1, width, at);
         keep_ends(r, room, layer, ends + at, ends + width + at);
@@ -186,8 +198,7 @@ static fl_status new_source(const fl_model *model, const fl_source_text *given, 
 void fl_source_free(fl_source *source) { free(source); }
 size_t fl_source_size(const fl_source *source) { return source->n; }
 
-/* Rows [n][row] become the lanes of a matrix with a row for each place. */
-static void fill_keys(const fl_matrix *keys, const float *rows, size_t row, size_t n) {
+void fl_fill_keys(const fl_matrix *keys, const float *rows, size_t row, size_t n) {
     float *to = (float *)(uintptr_t)keys->weights;
     for (size_t i = 0; i < n; i++)
         for (size_t k = 0; k < keys->inputs; k++)
@@ -201,33 +212,32 @@ static void fill_values(const fl_matrix *values, const float *rows, size_t width
         for (size_t k = 0; k < width; k++) to[(k / FL_PANEL * n + i) * FL_PANEL + k % FL_PANEL] = rows[i * width + k];
 }
 
-static fl_status fill_sources(reading *r, fl_source **sources, fl_error *error) {
+fl_status fl_project_places(fl_reading *r, const fl_matrix *matrix, float **rows, fl_error *error) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    const size_t row = matrix->panels * FL_PANEL, width = fl_encoder_width(e, e->n_layers - 1);
+    float *none = calloc(row, sizeof *none);
+    *rows = malloc(r->places * row * sizeof **rows);
+    fl_status status = FL_OK;
+    if (!*rows || !none) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the keys of %zu places", r->places);
+    if (!status) status = fl_multiply_places(r, matrix, r->values[0], width, none, FL_HIDDEN_STEP, *rows, row, error);
+    free(none);
+    return status;
+}
+
+static fl_status fill_sources(fl_reading *r, fl_source **sources, fl_error *error) {
     const fl_model *model = r->decoder->model;
     const fl_attention *a = model->attention;
     const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
-    const float *keys = r->values[0];
-    size_t row = width;
+    const size_t row = a->key.panels ? a->key.panels * FL_PANEL : width;
     float *made = NULL;
-    if (a->key.panels) {
-        row = a->key.panels * FL_PANEL;
-        keys = made = malloc(r->places * row * sizeof *made);
-        float *none = calloc(row, sizeof *none);
-        fl_status status = FL_OK;
-        if (!made || !none) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the keys of %zu places", r->places);
-        if (!status) status = multiply_places(r, &a->key, r->values[0], width, none, FL_HIDDEN_STEP, made, row, error);
-        free(none);
-        if (status) {
-            free(made);
-            return status;
-        }
-    }
-    for (size_t j = 0; j < r->n; j++) {
+    const fl_status status = a->key.panels ? fl_project_places(r, &a->key, &made, error) : FL_OK;
+    for (size_t j = 0; !status && j < r->n; j++) {
         fl_source *s = sources[r->order[j]];
-        fill_keys(&s->keys, keys + r->first[j] * row, row, s->n);
+        fl_fill_keys(&s->keys, (made ? made : r->values[0]) + r->first[j] * row, row, s->n);
         fill_values(&s->values, r->values[0] + r->first[j] * width, width, s->n);
     }
     free(made);
-    return FL_OK;
+    return status;
 }
 
 /* The first state of one decoder layer, h at `to` and c behind it. */
@@ -258,7 +268,7 @@ static fl_status cross_bridge(fl_decoder *d, const fl_bridge *bridge, const fl_l
     return FL_OK;
 }
 
-static fl_status first_states(reading *r, fl_source **sources, fl_error *error) {
+static fl_status first_states(fl_reading *r, fl_source **sources, fl_error *error) {
     const fl_model *model = r->decoder->model;
     for (size_t j = 0; j < r->n; j++) {
         float *to = (float *)(uintptr_t)sources[r->order[j]]->start;
@@ -277,7 +287,7 @@ static fl_status first_states(reading *r, fl_source **sources, fl_error *error) 
 
 /* ---- the call ------------------------------------------------------------------------------------------- */
 
-static void embed_places(const reading *r) {
+static void embed_places(const fl_reading *r) {
     const fl_encoder *e = r->decoder->model->encoder;
     for (size_t j = 0; j < r->n; j++)
         for (size_t t = 0; t < r->length[j]; t++)
@@ -285,14 +295,10 @@ static void embed_places(const reading *r) {
                           r->values[0] + (r->first[j] + t) * e->embedding_size);
 }
 
-static fl_status encode(reading *r, fl_source **sources, fl_error *error) {
-    const fl_model *model = r->decoder->model;
-    const fl_encoder *e = model->encoder;
-    float *block = NULL;
-    fl_status status = FL_OK;
-    for (size_t i = 0; !status && i < r->n; i++) status = new_source(model, &r->given[i], &sources[i], error);
-    sort_sources(r);
-    if (!status) status = take_room(r, &block, error);
+fl_status fl_read_places(fl_reading *r, fl_error *error) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    sort_texts(r);
+    fl_status status = take_room(r, error);
     if (!status) embed_places(r);
     size_t inputs = e->embedding_size, ends = 0;
     for (uint32_t i = 0; !status && i < e->n_layers; i++) {
@@ -300,10 +306,25 @@ static fl_status encode(reading *r, fl_source **sources, fl_error *error) {
         inputs = fl_encoder_width(e, i);
         ends += 2 * inputs;
     }
+    return status;
+}
+
+static fl_status read_sources(fl_reading *r, fl_source **sources, fl_error *error) {
+    const fl_model *model = r->decoder->model;
+    fl_status status = FL_OK;
+    for (size_t i = 0; !status && i < r->n; i++) status = new_source(model, &r->given[i], &sources[i], error);
+    if (!status) status = fl_read_places(r, error);
     if (!status) status = first_states(r, sources, error);
     if (!status && model->attention) status = fill_sources(r, sources, error);
-    free(block);
+    free(r->block);
     return status;
+}
+
+size_t fl_read_together(const fl_source_text *texts, size_t n) {
+    size_t part = 1, places = texts[0].n;
+    for (; part < n && part < FL_MOST_COLUMNS; part++)
+        if ((places += texts[part].n) > FL_MOST_PLACES) break;
+    return part;
 }
 
 fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t n, fl_source **sources,
@@ -313,11 +334,9 @@ fl_status fl_read_sources(fl_decoder *d, const fl_source_text *readings, size_t 
     for (size_t i = 0; i < n; i++) sources[i] = NULL;
     fl_enter(d, &caller);
     for (size_t at = 0, part; !status && at < n; at += part) {
-        size_t places = readings[at].n; /* memory grows with them */
-        for (part = 1; at + part < n && part < FL_MOST_COLUMNS; part++)
-            if ((places += readings[at + part].n) > FL_MOST_PLACES) break;
-        reading r = {.decoder = d, .n = part, .given = readings + at};
-        status = encode(&r, sources + at, error);
+        part = fl_read_together(readings + at, n - at);
+        fl_reading r = {.decoder = d, .n = part, .given = readings + at};
+        status = read_sources(&r, sources + at, error);
         fl_team_pause(&d->team);
     }
     fl_leave(d, &caller);

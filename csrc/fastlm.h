@@ -81,7 +81,9 @@ typedef struct fl_model_info {
     const char *isa;
     int screened;               /* 1: the file has a screen, and it is used */
     int attends;                /* 1: the model has attention */
-    uint32_t source_vocab_size; /* of a sequence-to-sequence model; 0: a language model */
+    uint32_t source_vocab_size; /* of a sequence-to-sequence model; 0: no such model */
+    uint32_t labels;            /* of a classifier; 0: no classifier */
+    int bidirectional;          /* 1: a classifier that reads in both directions */
 } fl_model_info;
 
 /* Maps the file at path and validates all of it; the mapping lives as long as the model. options: NULL means all
@@ -92,7 +94,7 @@ fl_status fl_model_from_memory(const void *bytes, size_t size, const fl_load_opt
                                fl_error *error);
 void fl_model_close(fl_model *model); /* NULL is allowed */
 void fl_model_get_info(const fl_model *model, fl_model_info *info);
-uint32_t fl_model_units(const fl_model *model, uint32_t layer); /* H of one LSTM layer, layer < L */
+uint32_t fl_model_units(const fl_model *model, uint32_t layer); /* H of one LSTM layer (in one direction), layer < L */
 
 /* A key of the file with its value where it lies. Strings are UTF-8, here and in names. Arrays of strings are
  * stored as in GGUF: for each an 8-byte little-endian length, then that many bytes; the reader has checked them. */
@@ -206,6 +208,14 @@ typedef struct fl_text {
 
 /* The same for many texts side by side, each with a state of its own: faster where there are several. */
 void fl_score_texts(fl_decoder *decoder, const fl_text *texts, size_t n);
+
+/* ---- classifier ---------------------------------------------------------------------------------------- */
+
+/* Reads texts, n of each from 1 to 16 384, each from where its state stands (NULL: from the beginning), which then stands behind
+ * it; logprobs[labels] receives the natural log-probabilities of the labels. A result does not depend on the other texts. States
+ * are for models that read forwards; all must differ. After an error they are of no meaning until they are reset. Nothing but
+ * this, and what makes, copies, resets and frees states and decoders, may be called for a classifier. */
+fl_status fl_classify(fl_decoder *decoder, const fl_text *texts, size_t n, fl_error *error);
 
 /* ---- memory: what a decoder remembers of a text -------------------------------------------------------- */
 

@@ -224,6 +224,20 @@ typedef struct fl_attention {
     bool additive;
 } fl_attention;
 
+/* ---- classifier: what stands between the last layer's outputs and those of the model ---- */
+
+typedef enum fl_pool_kind { FL_POOL_LAST, FL_POOL_MEAN, FL_POOL_MAX, FL_POOL_ATTENTION, FL_POOL_CONCAT } fl_pool_kind;
+
+/* How all places become one: by the last output in each direction, the mean, the largest of each value, the mean with weights
+ * that are the softmax of score · tanh(key place + bias) (Yang et al. 2016), or the first, third and second side by side
+ * (Howard & Ruder 2018). */
+typedef struct fl_pooling {
+    fl_pool_kind kind;
+    fl_matrix key;             /* attention, and so the rest */
+    const float *bias, *score; /* [panels][FL_PANEL] */
+    uint32_t units;
+} fl_pooling;
+
 typedef struct fl_kernels fl_kernels;
 
 /* Memory that lives as long as a model: the next piece. */
@@ -246,10 +260,13 @@ struct fl_model {
     const float *output_bias; /* [panels][FL_PANEL] in the mapping */
     fl_encoder *encoder;      /* NULL: a language model */
     fl_attention *attention;  /* NULL: none */
-    fl_screen *screen;        /* NULL: none */
-    bool screens;             /* whether it is used */
-    double worth_screening;   /* the largest share of rows that may be computed for its sake */
-    bool checks_screen;       /* every bound against the logit */
+    fl_pooling *pooling; /* NULL: no classifier; else the encoder has all layers, n_layers is 0, and the output's rows
+                                 are labels */
+    uint32_t n_labels;
+    fl_screen *screen;      /* NULL: none */
+    bool screens;           /* whether it is used */
+    double worth_screening; /* the largest share of rows that may be computed for its sake */
+    bool checks_screen;     /* every bound against the logit */
     fl_row_store *store;
     uint32_t threads; /* that share a step, at most */
 };
@@ -257,7 +274,8 @@ struct fl_model {
 /* Zeroed memory that is freed with the model; NULL: none left. */
 void *fl_keep(fl_model *model, size_t bytes);
 /* What the layer table names, all of it in the mapping: layers.c. */
-fl_status fl_read_layers(fl_model *model, bool translates, fl_error *error);
+typedef enum fl_task { FL_TASK_LM, FL_TASK_SEQ2SEQ, FL_TASK_CLASSIFIER } fl_task;
+fl_status fl_read_layers(fl_model *model, fl_task task, fl_error *error);
 /* `panels` panels of `lanes` rows of K inputs, in whichever dtype the file has them. */
 fl_status fl_read_matrix(fl_model *model, const char *name, size_t size, size_t lanes, size_t panels, size_t inputs,
                          fl_matrix *matrix, fl_error *error);
@@ -338,6 +356,8 @@ typedef struct fl_weight {
 
 /* Of a state's memory. */
 size_t fl_state_floats(const fl_model *model);
+/* What of it a classifier's pooling has, behind h and c of each layer: classifier.c. */
+size_t fl_pool_floats(const fl_model *model);
 
 /* What one thread needs to choose a token. */
 typedef struct fl_scratch {

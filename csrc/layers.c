@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 /* Limits that keep all arithmetic on sizes, and all sums (docs/numerics.md), far from overflow. */
-enum { MAX_UNITS = 1 << 20, MAX_LAYERS = 1024, MAX_VOCAB = 1 << 28 };
+enum { MAX_UNITS = 1 << 20, MAX_LAYERS = 1024, MAX_VOCAB = 1 << 28, MAX_LABELS = 1 << 16 };
 
 /* What an embedding's `input` is: the token that is written, or that is read of a source. */
 enum { TOKEN = -1, SOURCE_TOKEN = -2 };
@@ -310,11 +310,25 @@ static fl_status read_embedding(const reader *r, uint64_t layer) {
 
 /* ---- sequence to sequence ------------------------------------------------------------------------------ */
 
-/* Of a source's tokens: the decoder's own, or one in rows, whose number its tensor tells. */
+/* Of tokens that are only read: in rows, whose number its tensor tells. */
+static fl_status read_rows(const reader *r, fl_encoder *e) {
+    name n;
+    fl_status status = expect_text(r, r->table.layout, "lstm.layer.layout", 0, "rows");
+    if (!status) status = name_of(r, 0, "", &n);
+    if (status) return status;
+    const fl_tensor *weight = fl_file_tensor(&r->model->file, n.text, n.size, "weight");
+    const uint64_t rows = weight ? weight->dims[1] : 0;
+    if (rows < 1 || rows > MAX_VOCAB)
+        return fl_fail(r->error, FL_ERROR_FORMAT, "tensor '%s.weight': expected 1 to %d rows, found %llu",
+                       fl_show(n.text, n.size).text, MAX_VOCAB, (unsigned long long)rows);
+    e->vocab_size = (uint32_t)rows;
+    return fl_read_matrix(r->model, n.text, n.size, 1, (size_t)rows, e->embedding_size, &e->embedding, r->error);
+}
+
+/* Of a source's tokens: the decoder's own, or another one. */
 static fl_status read_source_embedding(const reader *r, uint64_t decoders) {
     fl_model *model = r->model;
     fl_encoder *e = model->encoder;
-    name n;
     e->embedding_size = units_of(r, 0);
     fl_status status = check_step(r, 0, false);
     if (!status) status = expect_text(r, r->table.direction, "lstm.layer.direction", 0, "forward");
@@ -325,16 +339,7 @@ static fl_status read_source_embedding(const reader *r, uint64_t decoders) {
                            model->embedding_size, e->embedding_size);
         return expect_text(r, r->table.layout, "lstm.layer.layout", 0, model->tied ? "panels16" : "rows");
     }
-    if (!status) status = expect_text(r, r->table.layout, "lstm.layer.layout", 0, "rows");
-    if (!status) status = name_of(r, 0, "", &n);
-    if (status) return status;
-    const fl_tensor *weight = fl_file_tensor(&model->file, n.text, n.size, "weight");
-    const uint64_t rows = weight ? weight->dims[1] : 0;
-    if (rows < 1 || rows > MAX_VOCAB)
-        return fl_fail(r->error, FL_ERROR_FORMAT, "tensor '%s.weight': expected 1 to %d rows, found %llu",
-                       fl_show(n.text, n.size).text, MAX_VOCAB, (unsigned long long)rows);
-    e->vocab_size = (uint32_t)rows;
-    return fl_read_matrix(model, n.text, n.size, 1, (size_t)rows, e->embedding_size, &e->embedding, r->error);
+    return status ? status : read_rows(r, e);
 }
 
 static fl_status read_encoder_layer(const reader *r, uint64_t layer, size_t inputs, fl_lstm *pair) {
@@ -348,12 +353,12 @@ static fl_status read_encoder_layer(const reader *r, uint64_t layer, size_t inpu
     return check_step(r, layer, layer_reads_bytes(&pair[0]) || (both && layer_reads_bytes(&pair[1])));
 }
 
-static fl_status read_encoder(const reader *r, uint32_t n_layers) {
+static fl_status read_encoder(const reader *r, uint32_t n_layers, int tokens) {
     fl_encoder *e = r->model->encoder;
     e->n_layers = n_layers;
     e->layers = fl_keep(r->model, 2 * n_layers * sizeof *e->layers);
     if (!e->layers) return fl_fail(r->error, FL_ERROR_MEMORY, "no memory for %u layers", n_layers);
-    fl_status status = check_layer(r, 0, "embedding", SOURCE_TOKEN, MAX_UNITS);
+    fl_status status = check_layer(r, 0, "embedding", tokens, MAX_UNITS);
     size_t inputs = units_of(r, 0);
     for (uint32_t i = 0; !status && i < n_layers; i++) {
         status = read_encoder_layer(r, i + 1, inputs, &e->layers[2 * i]);
@@ -461,7 +466,7 @@ static fl_status read_translator(const reader *r) {
     if (!decoders) return expect_text(r, r->table.kind, "lstm.layer.kind", embedding + 1, "lstm");
     model->n_layers = (uint32_t)decoders;
     fl_status status = make_parts(r, attends);
-    if (!status) status = read_encoder(r, (uint32_t)encoders);
+    if (!status) status = read_encoder(r, (uint32_t)encoders, SOURCE_TOKEN);
     if (!status) status = read_decoder(r, embedding, attends);
     if (!status) status = read_source_embedding(r, embedding);
     for (uint32_t i = 0; !status && i < model->n_layers; i++) status = read_bridge(r, embedding + 1 + i, i);
@@ -469,11 +474,78 @@ static fl_status read_translator(const reader *r) {
     return status;
 }
 
-fl_status fl_read_layers(fl_model *model, bool translates, fl_error *error) {
+/* ---- classifier ---------------------------------------------------------------------------------------- */
+
+static const char *const pool_kinds[] = {
+    [FL_POOL_LAST] = "pooling.last",           [FL_POOL_MEAN] = "pooling.mean",     [FL_POOL_MAX] = "pooling.max",
+    [FL_POOL_ATTENTION] = "pooling.attention", [FL_POOL_CONCAT] = "pooling.concat",
+};
+
+static fl_status read_pooling(const reader *r, uint64_t layer, size_t width) {
+    fl_pooling *p = r->model->pooling;
+    size_t kind = 0;
+    while (kind < FL_POOL_CONCAT && !has_text(r->table.kind, layer, pool_kinds[kind])) kind++;
+    p->kind = (fl_pool_kind)kind;
+    const size_t units = kind == FL_POOL_CONCAT ? 3 * width : width;
+    fl_status status = check_forward(r, layer, pool_kinds[kind], (int)layer - 1, 2 * 3 * MAX_UNITS);
+    if (!status && units_of(r, layer) != units)
+        status = fl_fail(r->error, FL_ERROR_FORMAT, "key 'lstm.layer.units', layer %llu: expected %zu, found %u",
+                         (unsigned long long)layer, units, units_of(r, layer));
+    if (status || kind != FL_POOL_ATTENTION) return status ? status : check_step(r, layer, false);
+    name n;
+    status = name_of(r, layer, ".key", &n);
+    if (status) return status;
+    const fl_tensor *bias = fl_file_tensor(&r->model->file, n.text, n.size, "bias");
+    const uint64_t panels = bias ? bias->dims[1] : 0;
+    if (panels < 1 || panels > MAX_UNITS / FL_PANEL)
+        return fl_fail(r->error, FL_ERROR_FORMAT, "tensor '%s.bias': expected 1 to %d panels, found %llu",
+                       fl_show(n.text, n.size).text, MAX_UNITS / FL_PANEL, (unsigned long long)panels);
+    p->units = (uint32_t)panels * FL_PANEL; /* what fills them up has a score of zero */
+    status = read_part(r, layer, ".key", p->units, width, &p->key);
+    if (!status) status = read_numbers(r, layer, ".key", "bias", p->units, &p->bias);
+    if (!status) status = read_numbers(r, layer, "", "score", p->units, &p->score);
+    return status ? status : check_step(r, layer, fl_reads_bytes(&p->key));
+}
+
+/* Labels are few: rounding their rows would save nothing. */
+static fl_status read_labels(const reader *r, uint64_t layer) {
+    fl_model *model = r->model;
+    fl_status status = check_forward(r, layer, "dense", (int)layer - 1, MAX_LABELS);
+    model->n_labels = units_of(r, layer);
+    if (!status) status = read_part(r, layer, "", model->n_labels, units_of(r, layer - 1), &model->output);
+    if (!status) status = read_numbers(r, layer, "", "bias", model->n_labels, &model->output_bias);
+    if (!status && fl_reads_bytes(&model->output))
+        status = fl_fail(r->error, FL_ERROR_FORMAT, "a classifier's output matrix: expected f32 or bf16");
+    return status ? status : check_step(r, layer, false);
+}
+
+static fl_status read_classifier(const reader *r) {
+    fl_model *model = r->model;
+    const uint64_t encoders = run_of(r, 1, "lstm"), above = encoders + 1;
+    if (!encoders) return expect_text(r, r->table.kind, "lstm.layer.kind", 1, "lstm");
+    if (r->table.count != above + 2)
+        return fl_fail(r->error, FL_ERROR_FORMAT, "key 'lstm.layer.kind': expected %llu layers, found %llu",
+                       (unsigned long long)above + 2, (unsigned long long)r->table.count);
+    model->encoder = fl_keep(model, sizeof *model->encoder);
+    model->pooling = fl_keep(model, sizeof *model->pooling);
+    if (!model->encoder || !model->pooling) return fl_fail(r->error, FL_ERROR_MEMORY, "no memory for a classifier");
+    fl_encoder *e = model->encoder;
+    e->embedding_size = units_of(r, 0);
+    fl_status status = read_encoder(r, (uint32_t)encoders, TOKEN);
+    if (!status) status = check_step(r, 0, false);
+    if (!status) status = expect_text(r, r->table.direction, "lstm.layer.direction", 0, "forward");
+    if (!status) status = read_rows(r, e);
+    model->vocab_size = e->vocab_size, model->embedding_size = e->embedding_size;
+    if (!status) status = read_pooling(r, above, fl_encoder_width(e, e->n_layers - 1));
+    return status ? status : read_labels(r, above + 1);
+}
+
+fl_status fl_read_layers(fl_model *model, fl_task task, fl_error *error) {
     reader r = {.model = model, .error = error};
     const fl_status status = read_table(&r);
     if (status) return status;
-    if (translates) return read_translator(&r);
+    if (task == FL_TASK_SEQ2SEQ) return read_translator(&r);
+    if (task == FL_TASK_CLASSIFIER) return read_classifier(&r);
     model->n_layers = (uint32_t)r.table.count - 2;
     return read_decoder(&r, 0, false);
 }

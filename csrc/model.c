@@ -120,25 +120,33 @@ static fl_status read_token(const fl_model *model, const char *key, int32_t *tok
     return FL_OK;
 }
 
-/* A key must have a text, or, if there is one, another. */
-static fl_status expect_key(const fl_file *file, const char *key, const char *expected, const char *other,
-                            bool *is_other, fl_error *error) {
+/* Which of `n` texts a key has. */
+static fl_status expect_key(const fl_file *file, const char *key, const char *const *expected, size_t n, size_t *which,
+                            fl_error *error) {
     const fl_field *field = fl_file_field(file, key);
     const bool is_text = field && field->type == FL_GGUF_STRING;
     size_t size = 0;
     const char *text = is_text ? fl_field_string(field, 0, &size) : "";
-    if (other) *is_other = is_text && fl_same_text(text, size, other);
-    if (is_text && (fl_same_text(text, size, expected) || (other && *is_other))) return FL_OK;
-    char wanted[64], found[80];
-    snprintf(wanted, sizeof wanted, other ? "'%s' or '%s'" : "'%s'", expected, other);
+    for (*which = 0; *which < n; ++*which)
+        if (is_text && fl_same_text(text, size, expected[*which])) return FL_OK;
+    char wanted[64] = "", found[80];
+    for (size_t i = 0, at = 0; i < n; i++)
+        at += (size_t)snprintf(wanted + at, sizeof wanted - at, "%s'%s'", i ? " or " : "", expected[i]);
     snprintf(found, sizeof found, is_text ? "'%s'" : field ? "no string" : "none", fl_show(text, size).text);
     return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected %s, found %s", key, wanted, found);
 }
 
-static fl_status read_header(const fl_file *file, bool *translates, fl_error *error) {
-    fl_status status = expect_key(file, "general.architecture", "lstm", NULL, NULL, error);
-    if (!status) status = expect_key(file, "lstm.task", "lm", "seq2seq", translates, error);
-    if (!status) status = expect_key(file, "lstm.start.state", *translates ? "source" : "zero", NULL, NULL, error);
+static fl_status read_header(const fl_file *file, fl_task *task, fl_error *error) {
+    static const char *const architectures[] = {"lstm"};
+    static const char *const tasks[] = {
+        [FL_TASK_LM] = "lm", [FL_TASK_SEQ2SEQ] = "seq2seq", [FL_TASK_CLASSIFIER] = "classifier"};
+    static const char *const zero[] = {"zero"}, *const source[] = {"source"};
+    size_t which;
+    fl_status status = expect_key(file, "general.architecture", architectures, 1, &which, error);
+    if (!status) status = expect_key(file, "lstm.task", tasks, sizeof tasks / sizeof *tasks, &which, error);
+    *task = (fl_task)which;
+    if (!status)
+        status = expect_key(file, "lstm.start.state", *task == FL_TASK_SEQ2SEQ ? source : zero, 1, &which, error);
     if (status) return status;
     uint32_t numerics = 0;
     status = fl_file_u32(file, "lstm.numerics_version", &numerics, error);
@@ -178,6 +186,8 @@ static size_t streamed_bytes(const fl_model *model) {
     if (a) bytes += fl_matrix_bytes(&a->query) + fl_matrix_bytes(&a->feed);
     for (uint32_t i = 0; i < model->n_layers; i++)
         bytes += fl_matrix_bytes(&model->layers[i].h) + (i ? fl_matrix_bytes(&model->layers[i].x) : 0);
+    for (uint32_t i = 0; model->pooling && i < 2 * model->encoder->n_layers; i++)
+        bytes += fl_matrix_bytes(&model->encoder->layers[i].h);
     return bytes;
 }
 
@@ -195,14 +205,14 @@ void *fl_keep(fl_model *model, size_t bytes) {
 
 static fl_status build(fl_model *model, const fl_load_options *options, fl_error *error) {
     int32_t unknown; /* of no use here, but the file must not name a token that does not exist */
-    bool translates = false;
-    fl_status status = read_header(&model->file, &translates, error);
-    if (!status) status = fl_read_layers(model, translates, error);
-    if (!status) status = read_screen(model, options->screening, error);
+    fl_task task = FL_TASK_LM;
+    fl_status status = read_header(&model->file, &task, error);
+    if (!status) status = fl_read_layers(model, task, error);
+    if (!status && !model->pooling) status = read_screen(model, options->screening, error);
     if (!status) status = read_token(model, "tokenizer.ggml.bos_token_id", &model->bos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);
-    if (!status) status = make_store(model, options->row_cache_bytes, error);
+    if (!status && model->n_layers) status = make_store(model, options->row_cache_bytes, error);
     if (!status) status = fl_cpu_threads(options->threads, streamed_bytes(model), &model->threads, error);
     return status;
 }
@@ -255,10 +265,11 @@ void fl_model_close(fl_model *model) {
 
 void fl_model_get_info(const fl_model *model, fl_model_info *info) {
     const fl_row_store *store = model->store;
+    const fl_encoder *source = model->pooling ? NULL : model->encoder;
     *info = (fl_model_info){
         .vocab_size = model->vocab_size,
         .embedding_size = model->embedding_size,
-        .layers = model->n_layers,
+        .layers = model->pooling ? model->encoder->n_layers : model->n_layers,
         .bos = model->bos,
         .eos = model->eos,
         .tied = model->tied,
@@ -268,11 +279,15 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .isa = model->kernels->name,
         .screened = model->screens,
         .attends = model->attention != NULL,
-        .source_vocab_size = model->encoder ? model->encoder->vocab_size : 0,
+        .source_vocab_size = source ? source->vocab_size : 0,
+        .labels = model->n_labels,
+        .bidirectional = model->pooling && model->encoder->layers[1].units,
     };
 }
 
-uint32_t fl_model_units(const fl_model *model, uint32_t layer) { return model->layers[layer].units; }
+uint32_t fl_model_units(const fl_model *model, uint32_t layer) {
+    return model->pooling ? model->encoder->layers[2 * layer].units : model->layers[layer].units;
+}
 
 size_t fl_model_field_count(const fl_model *model) { return model->file.n_fields; }
 void fl_model_field(const fl_model *model, size_t index, fl_field *field) { *field = model->file.fields[index]; }
@@ -298,8 +313,8 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
     if (!given || !limit || limit->type != FL_GGUF_FLOAT32 || given->count < 2)
         return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*', at least two tokens)");
     fl_status status = fl_file_array(&model->file, "lstm.test.tokens", FL_GGUF_INT32, given->count, tokens, error);
-    if (!status)
-        status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, given->count - 1, logprobs, error);
+    const uint64_t expected = model->pooling ? model->n_labels : given->count - 1;
+    if (!status) status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, expected, logprobs, error);
     for (uint64_t i = 0; !status && i < given->count; i++)
         if (fl_field_u32(given, i) >= model->vocab_size)
             status = fl_fail(error, FL_ERROR_FORMAT, "key 'lstm.test.tokens': %d is not a token",
@@ -311,52 +326,81 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
                    *tolerance);
 }
 
+/* Token ids below a limit as a text, to be freed. */
+static fl_status copy_tokens(const char *key, const fl_field *ids, uint32_t limit, fl_source_text *text,
+                             fl_error *error) {
+    if (ids->count < 1 || ids->count > FL_MOST_PLACES)
+        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected 1 to %d tokens", key, FL_MOST_PLACES);
+    for (uint64_t i = 0; i < ids->count; i++)
+        if (fl_field_u32(ids, i) >= limit)
+            return fl_fail(error, FL_ERROR_FORMAT, "key '%s': %d is not a token", key, (int)fl_field_u32(ids, i));
+    int32_t *copy = malloc(ids->count * sizeof *copy);
+    if (!copy) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %llu tokens", (unsigned long long)ids->count);
+    for (uint64_t i = 0; i < ids->count; i++) copy[i] = (int32_t)fl_field_u32(ids, i);
+    *text = (fl_source_text){copy, (size_t)ids->count};
+    return FL_OK;
+}
+
 /* The source that the test vector's tokens are written for; NULL for a language model. */
 static fl_status read_test_source(const fl_model *model, fl_decoder *decoder, fl_source **source, fl_error *error) {
     const char *key = "lstm.test.source";
-    const fl_field *given = fl_file_field(&model->file, key), *tokens = NULL;
+    const fl_field *given = fl_file_field(&model->file, key), *ids = NULL;
+    fl_source_text text = {0};
     *source = NULL;
     if (!model->encoder) return FL_OK;
-    if (!given || given->count < 1 || given->count > FL_MOST_PLACES)
-        return fl_fail(error, FL_ERROR_FORMAT, "key '%s': expected 1 to %d tokens", key, FL_MOST_PLACES);
-    fl_status status = fl_file_array(&model->file, key, FL_GGUF_INT32, given->count, &tokens, error);
-    for (uint64_t i = 0; !status && i < given->count; i++)
-        if (fl_field_u32(tokens, i) >= model->encoder->vocab_size)
-            status = fl_fail(error, FL_ERROR_FORMAT, "key '%s': %d is not a token", key, (int)fl_field_u32(tokens, i));
-    int32_t *copy = status ? NULL : malloc(given->count * sizeof *copy);
-    if (!status && !copy) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for a source");
-    for (uint64_t i = 0; !status && i < given->count; i++) copy[i] = (int32_t)fl_field_u32(tokens, i);
-    const fl_source_text text = {copy, (size_t)given->count};
+    fl_status status = fl_file_array(&model->file, key, FL_GGUF_INT32, given ? given->count : 1, &ids, error);
+    if (!status) status = copy_tokens(key, ids, model->encoder->vocab_size, &text, error);
     if (!status) status = fl_read_sources(decoder, &text, 1, source, error);
-    free(copy);
+    free((void *)(uintptr_t)text.tokens);
+    return status;
+}
+
+/* Not a number is the worst, and stays. */
+static void compare_with(const fl_field *expected, uint64_t n, float found, double *largest) {
+    const double difference = fabs((double)found - (double)float_item(expected, n));
+    if (difference > *largest || isnan(difference)) *largest = difference;
+}
+
+static fl_status verify_labels(const fl_model *model, fl_decoder *decoder, const fl_field *tokens,
+                               const fl_field *logprobs, double *largest, fl_error *error) {
+    fl_source_text text = {0};
+    float *found = malloc(model->n_labels * sizeof *found);
+    fl_status status = found ? FL_OK : fl_fail(error, FL_ERROR_MEMORY, "no memory for %u labels", model->n_labels);
+    if (!status) status = copy_tokens("lstm.test.tokens", tokens, model->vocab_size, &text, error);
+    const fl_text judged = {NULL, text.tokens, text.n, found};
+    if (!status) status = fl_classify(decoder, &judged, 1, error);
+    for (uint32_t i = 0; !status && i < model->n_labels; i++) compare_with(logprobs, i, found[i], largest);
+    free((void *)(uintptr_t)text.tokens);
+    free(found);
+    return status;
+}
+
+static fl_status verify_tokens(const fl_model *model, fl_decoder *decoder, const fl_field *tokens,
+                               const fl_field *logprobs, double *largest, fl_error *error) {
+    fl_state *state = NULL;
+    fl_source *source = NULL;
+    fl_status status = read_test_source(model, decoder, &source, error);
+    if (!status) status = fl_state_new(model, &state, error);
+    if (!status && source) fl_state_begin(state, source);
+    for (uint64_t i = 0; !status && i < tokens->count; i++) {
+        const int32_t token = (int32_t)fl_field_u32(tokens, i);
+        float found;
+        fl_score(decoder, state, &token, 1, &found);
+        if (i) compare_with(logprobs, i - 1, found, largest); /* nothing comes before the first */
+    }
+    fl_state_free(state);
+    fl_source_free(source);
     return status;
 }
 
 fl_status fl_model_verify(const fl_model *model, double *largest, double *tolerance, fl_error *error) {
     const fl_field *tokens, *logprobs;
     fl_decoder *decoder = NULL;
-    fl_state *state = NULL;
-    fl_source *source = NULL;
+    *largest = 0;
     fl_status status = read_test(model, &tokens, &logprobs, tolerance, error);
     if (!status) status = fl_decoder_new(model, &decoder, error);
-    if (!status) status = read_test_source(model, decoder, &source, error);
-    if (!status) status = fl_state_new(model, &state, error);
-    if (!status && source) fl_state_begin(state, source);
-    fenv_t caller;
-    fl_fp_enter(&caller);
-    *largest = 0;
-    for (uint64_t i = 0; !status && i < tokens->count; i++) {
-        const int32_t token = (int32_t)fl_field_u32(tokens, i);
-        float found;
-        fl_score(decoder, state, &token, 1, &found);
-        if (i == 0) continue; /* nothing comes before the first */
-        const double difference = fabs((double)found - (double)float_item(logprobs, i - 1));
-        if (difference > *largest || isnan(difference))
-            *largest = difference; /* not a number is the worst, and stays */
-    }
-    fl_fp_leave(&caller);
-    fl_state_free(state);
-    fl_source_free(source);
+    if (!status)
+        status = (model->pooling ? verify_labels : verify_tokens)(model, decoder, tokens, logprobs, largest, error);
     fl_decoder_free(decoder);
     return status;
 }

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine
-from fastlm.format import PANEL, LSTMWeights, Weights
+from fastlm.format import PANEL
 from fastlm.model import Model
 from fastlm.rounding import Array
+from fastlm.weights import LSTMWeights, Weights
 
 _WINDOW = 256
 _SHAPE = (32, 128)  # streams and tokens of each: 4 times as many change nothing on the bundled model

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastlm import _engine, format
-from fastlm.format import Attention, Encoder, LSTMWeights, Weights
+from fastlm import _engine, float64, format
+from fastlm.classifier import LABELS_KEY
 from fastlm.options import GenerationOptions
 from fastlm.quantizer import QuantizeReport, check_arguments, quantize
 from fastlm.seq2seq import END_KEY, SOURCE
 from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
+from fastlm.weights import POOLINGS, ClassifierWeights, Weights
 
 TEST_TOKENS = 64
 """Length of the test vector that travels with a model."""
@@ -41,6 +42,7 @@ _SKIPPED = {
 _METADATA = ("name", "description", "license", "author", "version", "url")
 
 # From tokens [T], and their source, to log-probabilities [T, V]; row t is for the token that follows tokens[: t + 1].
+# Of a classifier, which is given a text: [labels].
 LogProbs = Callable[[npt.NDArray[np.int32], npt.NDArray[np.int32] | None], npt.NDArray[np.float64]]
 
 
@@ -71,6 +73,8 @@ def export(
     *,
     tokenizer: Any = None,
     source_tokenizer: Any = None,
+    labels: Sequence[str] | None = None,
+    pooling: str | None = None,
     dtype: str | Mapping[str, str] = "f32",
     text: str | Sequence[int] | None = None,
     max_loss: float | None = None,
@@ -81,14 +85,17 @@ def export(
     sampling: Mapping[str, float] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> ExportReport:
-    """Writes a language model to a file that `fastlm.load` runs.
+    """Writes a model to a file that `fastlm.load` runs.
 
     Parameters
     ----------
     model : Keras model, path of a ``.keras`` file, or dict of arrays
         Embedding, then one or more LSTM layers, then Dense (linear or softmax). Sequential, functional, or
         subclassed (its layers are taken in the order in which they were declared). Dropout and noise layers do
-        nothing when a model runs and are left out. Arrays: see `fastlm.format.Weights.from_dict`.
+        nothing when a model runs and are left out. A classifier (``labels``): LSTM layers may be Bidirectional, the
+        last one gives its last output or is followed by GlobalAveragePooling1D or GlobalMaxPooling1D, and Dense may be
+        one sigmoid for two labels, the second of which it is the probability of. Arrays: see
+        `fastlm.weights.Weights.from_dict` and `fastlm.weights.ClassifierWeights.from_dict`.
     path : path
         Written under a temporary name and moved into place when complete and checked.
     tokenizer : optional
@@ -97,6 +104,10 @@ def export(
     source_tokenizer : optional
         Of a sequence-to-sequence model, for sources, if they have another one. A source ends with its end of text, if
         it has one.
+    labels : sequence of str, optional
+        Of a classifier, in the order of its outputs.
+    pooling : {"last", "mean", "max", "attention", "concat"}, optional
+        Of a classifier that is given as arrays. Default: last.
     dtype : str or mapping
         Of the weights: ``"f32"``, or what `fastlm.quantize` takes: ``"bf16"``, ``"int8"``, ``"int4"``, ``"auto"``, or
         by part. The model is written and checked in f32 first, then rounded.
@@ -125,17 +136,14 @@ def export(
     if isinstance(text, str) and tokenizer is None:
         raise ValueError("a text needs the tokenizer that the model was trained with: give it too, or token ids")
     format.gguf_package()
-    weights, logprobs = _read(model)
+    weights, logprobs = _read(model, labels, pooling)
     vocab_size = len(weights.embedding)
     known = _tokenizer(tokenizer, vocab_size)
     fields = _fields(known, bos, eos, sampling, metadata, vocab_size)
-    fields |= _source_fields(weights, known, source_tokenizer, fields)
-    tokens, source = _test_tokens(vocab_size, fields), fields.get("lstm.test.source")
-    rows = logprobs(tokens[:-1], source)
-    tokens = tokens[: len(rows) + 1]
-    fields["lstm.test.tokens"] = tokens
-    fields["lstm.test.logprobs"] = rows[np.arange(len(rows)), tokens[1:]].astype(np.float32)
-    fields["lstm.test.tolerance"] = TOLERANCE
+    fields |= _label_fields(weights, labels, source_tokenizer, sampling)
+    if isinstance(weights, Weights):
+        fields |= _source_fields(weights, known, source_tokenizer, fields)
+    fields |= _test_vector(weights, logprobs, _test_tokens(vocab_size, fields), fields.get("lstm.test.source"))
     with format.atomic(path) as temporary:
         format.write(temporary, weights, fields)
         error, _ = _engine.Model(temporary, None, None, 0).verify()
@@ -153,6 +161,23 @@ def export(
             )
             report = _with_rounding(report, rounding)
     return report
+
+
+def _test_vector(
+    weights: Weights | ClassifierWeights, logprobs: LogProbs, tokens: npt.NDArray[np.int32], source: Any
+) -> dict[str, Any]:
+    """What the model itself says, which travels with it."""
+    if isinstance(weights, ClassifierWeights):
+        found = logprobs(tokens, None)
+    else:
+        rows = logprobs(tokens[:-1], source)
+        tokens = tokens[: len(rows) + 1]
+        found = rows[np.arange(len(rows)), tokens[1:]]
+    return {
+        "lstm.test.tokens": tokens,
+        "lstm.test.logprobs": found.astype(np.float32),
+        "lstm.test.tolerance": TOLERANCE,
+    }
 
 
 def _with_rounding(report: ExportReport, rounding: QuantizeReport) -> ExportReport:
@@ -216,6 +241,20 @@ def _fields(
     return fields
 
 
+def _label_fields(
+    weights: Weights | ClassifierWeights, labels: Sequence[str] | None, source_tokenizer: Any, sampling: Any
+) -> dict[str, Any]:
+    if not isinstance(weights, ClassifierWeights) or labels is None:
+        return {}
+    for name, given in (("source_tokenizer", source_tokenizer), ("sampling", sampling)):
+        if given is not None:
+            raise ValueError(f"{name}: a classifier has none")
+    found, count = list(labels), weights.output.kernel.shape[1]
+    if not all(isinstance(label, str) for label in found) or len(set(found)) != count or len(found) != count:
+        raise ValueError(f"labels={found!r:.60}: expected {count} texts, no two of them alike: one for each output")
+    return {LABELS_KEY: found}
+
+
 def _source_fields(weights: Weights, known: Tokenizer | None, given: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of sources, and one for the test vector."""
     if weights.encoder is None:
@@ -250,13 +289,30 @@ def _test_tokens(vocab_size: int, fields: Mapping[str, Any]) -> npt.NDArray[np.i
 # ---- sources -------------------------------------------------------------------------------------------
 
 
-def _read(model: Any) -> tuple[Weights, LogProbs]:
+def _read(
+    model: Any, labels: Sequence[str] | None, pooling: str | None
+) -> tuple[Weights | ClassifierWeights, LogProbs]:
+    if pooling is not None and (labels is None or not isinstance(model, Mapping)):
+        raise ValueError(f"pooling={pooling!r}: for a classifier (labels) that is given as arrays")
+    if isinstance(labels, str):
+        raise TypeError(f"labels={labels!r}: expected several texts, found one")
     if isinstance(model, Mapping):
-        weights = Weights.from_dict(model)
-        return weights, lambda tokens, source: log_softmax(reference_logits(weights, tokens, source))
+        return _from_arrays(model, labels, pooling)
     if isinstance(model, (str, os.PathLike)):
         model = _load_keras(os.fspath(model))
+    if labels is not None:
+        return _classifier_from_keras(model), lambda tokens, _: _keras_label_logprobs(model, tokens)
     return _from_keras(model), lambda tokens, _: _keras_logprobs(model, tokens)
+
+
+def _from_arrays(
+    arrays: Mapping[str, Any], labels: Sequence[str] | None, pooling: str | None
+) -> tuple[Weights | ClassifierWeights, LogProbs]:
+    if labels is not None:
+        judge = ClassifierWeights.from_dict(arrays, POOLINGS[0] if pooling is None else pooling)
+        return judge, lambda tokens, _: float64.log_softmax(float64.label_logits(judge, tokens))
+    weights = Weights.from_dict(arrays)
+    return weights, lambda tokens, source: float64.log_softmax(float64.logits(weights, tokens, source))
 
 
 def _load_keras(path: str) -> Any:
@@ -271,7 +327,8 @@ def _load_keras(path: str) -> Any:
     return load_keras_model(path)
 
 
-def _from_keras(model: Any) -> Weights:
+def _layers(model: Any) -> list[Any]:
+    """That compute something, a softmax behind the last one left out."""
     layers = [_unwrapped(layer) for layer in getattr(model, "layers", [])]
     layers = [layer for layer in layers if type(layer).__name__ not in _SKIPPED]
     while len(layers) > 1 and type(layers[-1]).__name__ in ("Activation", "Softmax"):
@@ -283,14 +340,56 @@ def _from_keras(model: Any) -> Weights:
     for layer in layers:
         if getattr(layer, "compute_dtype", "float32") != "float32":
             raise ValueError(f"layer {layer.name!r} computes in {layer.compute_dtype}: expected float32")
-    embedding, cells, dense = layers[0], layers[1:-1], layers[-1]
+    return layers
+
+
+def _from_keras(model: Any) -> Weights:
+    embedding, *cells, dense = _layers(model)
     arrays = _from_embedding(embedding)
     for n, cell in enumerate(cells):
-        _check_lstm(cell)
-        names = ("kernel", "recurrent_kernel", "bias")
-        arrays.update({f"lstm.{n}.{name}": array for name, array in zip(names, _weights(cell), strict=False)})
+        arrays.update(_from_lstm(f"lstm.{n}", cell))
     arrays.update(_from_dense(dense, embedding))
     return Weights.from_dict(arrays)
+
+
+_POOLS = {"GlobalAveragePooling1D": "mean", "GlobalMaxPooling1D": "max"}
+
+
+def _classifier_from_keras(model: Any) -> ClassifierWeights:
+    embedding, *cells, dense = _layers(model)
+    pooling = _POOLS.get(type(cells[-1]).__name__, "last")
+    if pooling != "last":
+        cells.pop()
+    arrays = _from_embedding(embedding)
+    for n, cell in enumerate(cells):
+        _expect_config(
+            getattr(cell, "forward_layer", cell), "return_sequences", (pooling != "last" or cell is not cells[-1],)
+        )
+        arrays.update(_from_direction(f"lstm.{n}", cell))
+    _expect_kind(dense, ("Dense",))
+    kernel, *bias = _weights(dense)
+    one = kernel.shape[1] == 1
+    _expect_config(dense, "activation", ("sigmoid", "linear") if one else ("softmax", "linear"))
+    parts = [kernel, *bias]
+    if one:  # the log-odds of the second label
+        parts = [np.concatenate([np.zeros_like(part), part], -1) for part in parts]
+    arrays.update(zip(("output.kernel", "output.bias"), parts, strict=False))
+    return ClassifierWeights.from_dict(arrays, pooling)
+
+
+def _from_direction(name: str, layer: Any) -> dict[str, Any]:
+    """An LSTM layer, or two that read a text in both directions."""
+    if type(layer).__name__ != "Bidirectional":
+        return _from_lstm(name, layer)
+    _expect_config(layer, "merge_mode", ("concat",))
+    arrays = _from_lstm(name, layer.forward_layer)
+    return arrays | _from_lstm(f"{name}.reverse", layer.backward_layer, backwards=True)
+
+
+def _from_lstm(name: str, layer: Any, backwards: bool = False) -> dict[str, Any]:
+    _check_lstm(layer, backwards)
+    names = ("kernel", "recurrent_kernel", "bias")
+    return {f"{name}.{part}": array for part, array in zip(names, _weights(layer), strict=False)}
 
 
 def _from_embedding(layer: Any) -> dict[str, Any]:
@@ -311,7 +410,8 @@ def _from_dense(layer: Any, embedding: Any) -> dict[str, Any]:
     vocab_size, predicted = len(_weights(embedding)[0]), weights[0].shape[-1]
     if predicted != vocab_size:
         raise ValueError(
-            f"layer {layer.name!r} predicts {predicted} tokens, but layer {embedding.name!r} reads {vocab_size}"
+            f"layer {layer.name!r} predicts {predicted} tokens, but layer {embedding.name!r} reads {vocab_size}; of a "
+            "classifier give the labels, too"
         )
     return dict(zip(("output.kernel", "output.bias"), weights, strict=False))
 
@@ -343,11 +443,28 @@ def _expect_config(layer: Any, key: str, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def _check_lstm(layer: Any) -> None:
+def _check_lstm(layer: Any, backwards: bool) -> None:
     _expect_kind(layer, ("LSTM",))
     _expect_config(layer, "activation", ("tanh",))
     _expect_config(layer, "recurrent_activation", ("sigmoid",))
-    _expect_config(layer, "go_backwards", (False,))
+    _expect_config(layer, "go_backwards", (backwards,))
+
+
+def _keras_label_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    batch, length = _insisted_shape(model, tokens)
+    if length is not None:
+        raise ValueError(
+            f"the model reads exactly {length} tokens, so texts of other lengths cannot be compared: build it with "
+            "keras.Input((None,)) and set the trained weights"
+        )
+    found = _keras_output(model, tokens, batch)
+    if found.shape == (1,):
+        dense = _layers(model)[-1]
+        logit = found[0] if dense.get_config()["activation"] == "linear" else np.log(found[0]) - np.log1p(-found[0])
+        return float64.log_softmax(np.array([0, logit], np.float64))
+    if (found >= 0).all() and np.isclose(found.sum(), 1, atol=1e-4):  # probabilities already
+        return np.asarray(np.log(np.maximum(found, np.finfo(np.float32).tiny)))
+    return float64.log_softmax(found)
 
 
 def _keras_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
@@ -370,7 +487,7 @@ def _keras_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np
         whole = whole[: len(tokens)]
     if (whole >= 0).all() and np.allclose(whole.sum(-1), 1, atol=1e-4):  # probabilities already
         return np.asarray(np.log(np.maximum(whole, np.finfo(np.float32).tiny)))
-    return log_softmax(whole)
+    return float64.log_softmax(whole)
 
 
 def _insisted_shape(model: Any, tokens: npt.NDArray[np.int32]) -> tuple[int | None, int | None]:
@@ -397,103 +514,3 @@ def _keras_output(model: Any, tokens: npt.NDArray[np.int32], batch: int | None) 
         output = output[0]
     logits: npt.NDArray[np.float64] = np.asarray(output, np.float64)[0]
     return logits
-
-
-# ---- the same in float64 -------------------------------------------------------------------------------
-
-
-def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Natural logarithm of the softmax over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-Float64 = npt.NDArray[Any]
-
-
-def reference_logits(
-    weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[np.int32] | None = None
-) -> Float64:
-    """Logits [T, V] in float64 after each token, from a fresh network, or behind a source: what arrays are checked
-    against."""
-    x = weights.embedding[tokens].astype(np.float64)
-    states = [(np.zeros(layer.units), np.zeros(layer.units)) for layer in weights.layers]
-    outputs = None
-    if weights.encoder is not None:
-        assert source is not None
-        outputs, states = _reference_source(weights, weights.encoder, source)
-    if weights.attention is None:
-        for layer, state in zip(weights.layers, states, strict=True):
-            x, _, _ = _reference_lstm(layer, x, *state)
-    else:
-        assert outputs is not None
-        x = _reference_attended(weights, weights.attention, outputs, states, x)
-    output = weights.embedding.T if weights.output is None else weights.output
-    return np.asarray(x @ output.astype(np.float64) + weights.output_bias)
-
-
-def _reference_lstm(layer: LSTMWeights, x: Float64, h: Float64, c: Float64) -> tuple[Float64, Float64, Float64]:
-    """Outputs [T, H] for inputs [T, K], and the last h and c."""
-    kernel, recurrent, bias = (a.astype(np.float64) for a in (layer.kernel, layer.recurrent, layer.bias))
-    out = []
-    for z in x @ kernel + bias:
-        i, f, g, o = np.split(z + h @ recurrent, 4)
-        c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-        h = _sigmoid(o) * np.tanh(c)
-        out.append(h)
-    return np.stack(out), h, c
-
-
-def _reference_source(
-    weights: Weights, encoder: Encoder, source: npt.NDArray[np.int32]
-) -> tuple[Float64, list[tuple[Float64, Float64]]]:
-    """The encoder's outputs [S, D], and the first state of each of the decoder's layers."""
-    x = (weights.embedding if encoder.embedding is None else encoder.embedding)[source].astype(np.float64)
-    ends = []
-    for forward, backward in encoder.layers:
-        ways = [_reference_lstm(forward, x, np.zeros(forward.units), np.zeros(forward.units))]
-        if backward is not None:
-            out, h, c = _reference_lstm(backward, x[::-1], np.zeros(backward.units), np.zeros(backward.units))
-            ways.append((out[::-1], h, c))
-        x, h, c = (np.concatenate(parts, axis=-1) for parts in zip(*ways, strict=True))
-        ends.append((h, c))
-    states = []
-    for n, bridge in enumerate(encoder.bridges):
-        h, c = ends[min(n, len(ends) - 1)]
-        if bridge is not None:
-            both = np.concatenate([h, c])
-            h = np.tanh(both @ bridge.h.kernel + bridge.h.bias)
-            c = both @ bridge.c.kernel + bridge.c.bias
-        states.append((h, c))
-    return x, states
-
-
-def _reference_attended(
-    weights: Weights, a: Attention, outputs: Float64, states: list[tuple[Float64, Float64]], x: Float64
-) -> Float64:
-    """What the output layer reads, [T, A]."""
-    given, found = np.zeros(a.units), []
-    keys = outputs if a.key is None else outputs @ a.key
-    first = weights.layers[0]
-    for value in x:
-        y = value[None]
-        for n, layer in enumerate(weights.layers):
-            if n == 0 and a.feed is not None:  # as further inputs
-                layer = LSTMWeights(np.concatenate([first.kernel, a.feed]), first.recurrent, first.bias)
-                y = np.concatenate([value, given])[None]
-            y, h, c = _reference_lstm(layer, y, *states[n])
-            states[n] = (h, c)
-        hidden = y[0]
-        if a.query is None or a.score is None:
-            scores = keys @ hidden
-        else:
-            scores = np.tanh(keys + hidden @ a.query.kernel + a.query.bias) @ a.score
-        share = np.exp(scores - scores.max())
-        context = share @ outputs / share.sum()
-        given = np.tanh(context @ a.context + hidden @ a.hidden + a.bias)
-        found.append(given)
-    return np.stack(found)
-
-
-def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.asarray(0.5 + 0.5 * np.tanh(x / 2))

@@ -10,10 +10,10 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,20 @@ import numpy.typing as npt
 from fastlm import _engine
 from fastlm.rounding import BLOCK, RUN, Array, RoundedRows, round_rows
 from fastlm.screening import Screen
+from fastlm.weights import (
+    Attention,
+    Bridge,
+    ClassifierWeights,
+    Dense,
+    Encoder,
+    LSTMWeights,
+    Pooling,
+    Stack,
+    Weights,
+    widths,
+)
+
+AnyWeights: TypeAlias = "Weights | ClassifierWeights"
 
 PANEL = 16
 """Output rows that lie side by side."""
@@ -32,273 +46,6 @@ PAGE_BLOCKS, SPARE_BLOCKS = 64, 4
 """Blocks of a panel, of 64 bytes, in a page of memory, and what keeps panels off each other's place in it."""
 
 INPUT_STEP = 1 / 127  # of quantised hidden states, which are within (-1, 1)
-LARGEST_WEIGHT = 2.0**40  # beyond it sums could overflow (docs/numerics.md)
-
-
-@dataclass(frozen=True)
-class LSTMWeights:
-    """One LSTM layer in Keras' shapes and gate order (i, f, g, o): ``kernel`` [inputs, 4 H], ``recurrent`` [H, 4 H],
-    ``bias`` [4 H] (zeros if the layer has none), float32."""
-
-    kernel: Array
-    recurrent: Array
-    bias: Array
-
-    @property
-    def units(self) -> int:
-        return len(self.recurrent)
-
-
-@dataclass(frozen=True)
-class Dense:
-    """``kernel`` [inputs, outputs] and ``bias`` [outputs], float32."""
-
-    kernel: Array
-    bias: Array
-
-
-@dataclass(frozen=True)
-class Bridge:
-    """From the last state of an encoder layer, h and c of its directions side by side (h h c c), to the first one of a
-    decoder layer: tanh of ``h`` and ``c``, as it is."""
-
-    h: Dense
-    c: Dense
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """What reads a source: ``embedding`` [V of the source, E] (None: the decoder's), LSTM layers, each forward and, or
-    None, backward (their outputs side by side), and for each decoder layer a bridge (None: it starts from the state as
-    it is)."""
-
-    embedding: Array | None
-    layers: tuple[tuple[LSTMWeights, LSTMWeights | None], ...]
-    bridges: tuple[Bridge | None, ...]
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Values of each layer's outputs."""
-        return tuple(sum(way.units for way in pair if way) for pair in self.layers)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where a decoder looks at encoder outputs of D values, with hidden values of H on top, float32.
-
-    Scores are products of the hidden values with each place's output times ``key`` [D, H] (None: with the output
-    itself): Luong et al. 2015, "general" and "dot". With a ``query`` they are score · tanh(output · key + hidden ·
-    query + bias), of A values each: Bahdanau et al. 2015. The softmax of the scores weighs the outputs; their mean, the
-    context, and the hidden values become tanh(context · ``context`` [D, A] + hidden · ``hidden`` [H, A] + ``bias``
-    [A]), which the output layer reads, and the first LSTM layer of the next step, too, if there is a ``feed`` [A, 4 H
-    of that layer].
-    """
-
-    context: Array
-    hidden: Array
-    bias: Array
-    key: Array | None = None
-    query: Dense | None = None
-    score: Array | None = None
-    feed: Array | None = None
-
-    @property
-    def units(self) -> int:
-        return len(self.bias)
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A whole model in Keras' shapes, float32: ``embedding`` [V, E], LSTM layers, ``output`` [H, V] (None: tied, the
-    transposed embedding) and ``output_bias`` [V]. A sequence-to-sequence model has an encoder and, or None, attention.
-    """
-
-    embedding: Array
-    layers: tuple[LSTMWeights, ...]
-    output: Array | None
-    output_bias: Array
-    encoder: Encoder | None = None
-    attention: Attention | None = None
-
-    @property
-    def task(self) -> str:
-        return "lm" if self.encoder is None else "seq2seq"
-
-    @property
-    def top(self) -> int:
-        """Values that the output layer reads."""
-        return self.layers[-1].units if self.attention is None else self.attention.units
-
-    @classmethod
-    def from_dict(cls, arrays: Mapping[str, Any]) -> Weights:
-        """From arrays by name: ``embedding``, ``lstm.N.kernel``, ``lstm.N.recurrent_kernel``, ``lstm.N.bias``
-        (N from 0), ``output.kernel``, ``output.bias``. Without biases they are zero; without ``output.kernel``
-        the output is tied to the embedding.
-
-        Of a sequence-to-sequence model (`Encoder`, `Bridge`, `Attention` say what they are) also ``source.embedding``
-        (without it the decoder's), ``encoder.N.*`` and ``encoder.N.reverse.*`` as ``lstm.N.*``, ``bridge.N.h.kernel``,
-        ``bridge.N.h.bias``, ``bridge.N.c.kernel``, ``bridge.N.c.bias`` (N: the decoder's layer), ``attention.context``,
-        ``.hidden``, ``.bias``, ``.key``, ``.query.kernel``, ``.query.bias``, ``.score``, ``.feed``.
-
-        Raises
-        ------
-        ValueError
-            Naming the array that is missing, unknown, misshapen, or not finite.
-        """
-        left = dict(arrays)
-        embedding = _take(left, "embedding", (None, None))
-        layers: list[LSTMWeights] = []
-        inputs = embedding.shape[1]
-        while _has(left, name := f"lstm.{len(layers)}"):
-            layers.append(_take_lstm(left, name, inputs))
-            inputs = layers[-1].units
-        if not layers:
-            raise ValueError("expected at least one LSTM layer: 'lstm.0.kernel', 'lstm.0.recurrent_kernel'")
-        encoder = _take_encoder(left, embedding.shape[1], layers) if _has(left, "encoder.0") else None
-        attention = None
-        if encoder is not None and _has(left, "attention"):
-            attention = _take_attention(left, encoder.widths[-1], inputs, layers[0].units)
-            inputs = attention.units
-        tied = "output.kernel" not in left
-        if tied and embedding.shape[1] != inputs:
-            raise ValueError(
-                f"no 'output.kernel', and the embedding of size {embedding.shape[1]} cannot be tied to the output of "
-                f"the last layer, which has {inputs} units"
-            )
-        output = None if tied else _take(left, "output.kernel", (inputs, embedding.shape[0]))
-        output_bias = _take(left, "output.bias", (embedding.shape[0],), optional=True)
-        if left:
-            known = "embedding, lstm.N.*, output.*"
-            more = "; of two sequences also source.embedding, encoder.N.*, bridge.N.*, attention.*"
-            raise ValueError(f"unknown array {next(iter(left))!r}: expected {known}{more}")
-        return cls(embedding, tuple(layers), output, output_bias, encoder, attention)
-
-    def to_dict(self) -> dict[str, Array]:
-        """The inverse of `from_dict`."""
-        found: dict[str, Array | None] = {"embedding": self.embedding}
-        for n, layer in enumerate(self.layers):
-            found |= _lstm_arrays(f"lstm.{n}", layer)
-        if self.encoder is not None:
-            found |= _encoder_arrays(self.encoder)
-        if self.attention is not None:
-            a = self.attention
-            found |= {
-                f"attention.{name}": getattr(a, name) for name in ("key", "score", "context", "hidden", "bias", "feed")
-            }
-            if a.query is not None:
-                found |= {"attention.query.kernel": a.query.kernel, "attention.query.bias": a.query.bias}
-        found |= {"output.kernel": self.output, "output.bias": self.output_bias}
-        return {name: array for name, array in found.items() if array is not None}
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights and biases."""
-        return sum(array.size for array in self.to_dict().values())
-
-
-def _has(left: Mapping[str, Any], name: str) -> bool:
-    return any(key.startswith(name + ".") for key in left)
-
-
-def _take_lstm(left: dict[str, Any], name: str, inputs: int) -> LSTMWeights:
-    recurrent = _take(left, f"{name}.recurrent_kernel", (None, None))
-    units = recurrent.shape[0]
-    _expect_shape(f"{name}.recurrent_kernel", recurrent, (units, 4 * units))
-    kernel = _take(left, f"{name}.kernel", (inputs, 4 * units))
-    return LSTMWeights(kernel, recurrent, _take(left, f"{name}.bias", (4 * units,), optional=True))
-
-
-def _take_dense(left: dict[str, Any], name: str, inputs: int, outputs: int) -> Dense:
-    kernel = _take(left, f"{name}.kernel", (inputs, outputs))
-    return Dense(kernel, _take(left, f"{name}.bias", (outputs,), optional=True))
-
-
-def _take_encoder(left: dict[str, Any], embedding_size: int, decoder: Sequence[LSTMWeights]) -> Encoder:
-    embedding = _take(left, "source.embedding", (None, None)) if "source.embedding" in left else None
-    inputs = embedding_size if embedding is None else embedding.shape[1]
-    layers: list[tuple[LSTMWeights, LSTMWeights | None]] = []
-    while _has(left, name := f"encoder.{len(layers)}"):
-        reverse = _take_lstm(left, f"{name}.reverse", inputs) if _has(left, f"{name}.reverse") else None
-        layers.append((_take_lstm(left, name, inputs), reverse))
-        inputs = sum(way.units for way in layers[-1] if way)
-        if reverse is not None and reverse.units != layers[-1][0].units:
-            raise ValueError(f"{name}: its two directions have {layers[-1][0].units} and {reverse.units} units")
-    encoder = Encoder(embedding, tuple(layers), ())
-    bridges: list[Bridge | None] = []
-    for n, layer in enumerate(decoder):
-        width = encoder.widths[min(n, len(layers) - 1)]
-        name = f"bridge.{n}"
-        if _has(left, name):
-            parts = (_take_dense(left, f"{name}.{part}", 2 * width, layer.units) for part in "hc")
-            bridges.append(Bridge(*parts))
-        elif width != layer.units:
-            raise ValueError(
-                f"no '{name}.h.kernel', and the encoder's state of {width} values cannot be the first one of "
-                f"'lstm.{n}', which has {layer.units} units"
-            )
-        else:
-            bridges.append(None)
-    return replace(encoder, bridges=tuple(bridges))
-
-
-def _take_attention(left: dict[str, Any], width: int, hidden: int, first: int) -> Attention:
-    name = "attention"
-    context = _take(left, f"{name}.context", (width, None))
-    units = context.shape[1]
-    additive = _has(left, f"{name}.query")
-    if not additive and f"{name}.key" not in left and width != hidden:
-        raise ValueError(
-            f"no '{name}.key', and encoder outputs of {width} values cannot be multiplied with {hidden} hidden values"
-        )
-    keyed = additive or f"{name}.key" in left
-    return Attention(
-        context,
-        _take(left, f"{name}.hidden", (hidden, units)),
-        _take(left, f"{name}.bias", (units,), optional=True),
-        key=_take(left, f"{name}.key", (width, units if additive else hidden)) if keyed else None,
-        query=_take_dense(left, f"{name}.query", hidden, units) if additive else None,
-        score=_take(left, f"{name}.score", (units,)) if additive else None,
-        feed=_take(left, f"{name}.feed", (units, 4 * first)) if f"{name}.feed" in left else None,
-    )
-
-
-def _lstm_arrays(name: str, layer: LSTMWeights) -> dict[str, Array]:
-    return {f"{name}.kernel": layer.kernel, f"{name}.recurrent_kernel": layer.recurrent, f"{name}.bias": layer.bias}
-
-
-def _encoder_arrays(encoder: Encoder) -> dict[str, Array | None]:
-    found: dict[str, Array | None] = {"source.embedding": encoder.embedding}
-    for n, (forward, backward) in enumerate(encoder.layers):
-        found |= _lstm_arrays(f"encoder.{n}", forward)
-        if backward is not None:
-            found |= _lstm_arrays(f"encoder.{n}.reverse", backward)
-    for n, bridge in enumerate(encoder.bridges):
-        for part, dense in zip("hc", (bridge.h, bridge.c), strict=True) if bridge else ():
-            found |= {f"bridge.{n}.{part}.kernel": dense.kernel, f"bridge.{n}.{part}.bias": dense.bias}
-    return found
-
-
-def _take(left: dict[str, Any], name: str, shape: tuple[int | None, ...], optional: bool = False) -> Array:
-    if name not in left or (optional and left[name] is None):
-        left.pop(name, None)
-        if optional:
-            return np.zeros([n or 0 for n in shape], np.float32)
-        raise ValueError(f"array {name!r} is missing")
-    try:
-        array = np.ascontiguousarray(left.pop(name), np.float32)
-    except (TypeError, ValueError) as e:
-        raise ValueError(f"{name}: expected an array of numbers: {e}") from None
-    _expect_shape(name, array, shape)
-    if not (np.abs(array) <= LARGEST_WEIGHT).all():
-        raise ValueError(f"{name}: a weight is not a number, infinite or above 2^40")
-    return array
-
-
-def _expect_shape(name: str, array: Array, shape: tuple[int | None, ...]) -> None:
-    fits = array.ndim == len(shape) and all(w in (None, n) for w, n in zip(shape, array.shape, strict=True))
-    if not fits or 0 in array.shape:
-        wanted = " x ".join("any" if n is None else str(n) for n in shape)
-        raise ValueError(f"{name}: expected shape {wanted}, found {' x '.join(map(str, array.shape))}")
 
 
 # ---- layout ------------------------------------------------------------------------------------------
@@ -384,12 +131,17 @@ def _lstm_rows(name: str, layer: LSTMWeights) -> dict[str, _Matrix]:
     return {f"{name}.x": _Matrix(gate_rows(layer.kernel), bias), f"{name}.h": _Matrix(gate_rows(layer.recurrent))}
 
 
+def _stack_rows(prefix: str, stack: Stack) -> dict[str, _Matrix]:
+    found: dict[str, _Matrix] = {}
+    for n, pair in enumerate(stack):
+        for name, way in zip((f"{prefix}.{n}", f"{prefix}.{n}.reverse"), pair, strict=True):
+            found |= {} if way is None else _lstm_rows(name, way)
+    return found
+
+
 def _encoder_rows(encoder: Encoder) -> dict[str, _Matrix]:
     found = {} if encoder.embedding is None else {"source_embd": _Matrix(encoder.embedding)}
-    for n, (forward, backward) in enumerate(encoder.layers):
-        found |= _lstm_rows(f"enc.{n}", forward)
-        if backward is not None:
-            found |= _lstm_rows(f"enc.{n}.reverse", backward)
+    found |= _stack_rows("enc", encoder.layers)
     for n, bridge in enumerate(encoder.bridges):
         if bridge is not None:
             found[f"blk.{n}.bridge.h"] = _dense_rows(f"blk.{n}.bridge.h", bridge.h)
@@ -408,8 +160,13 @@ def _attention_rows(attention: Attention) -> dict[str, _Matrix]:
     return found
 
 
-def _matrices(weights: Weights) -> dict[str, _Matrix]:
+def _matrices(weights: AnyWeights) -> dict[str, _Matrix]:
     """In the order in which a text uses them."""
+    if isinstance(weights, ClassifierWeights):
+        found = {"token_embd": _Matrix(weights.embedding), **_stack_rows("blk", weights.layers)}
+        if weights.pooling.key is not None:
+            found["pool.key"] = _dense_rows("pool.key", weights.pooling.key)
+        return {**found, "output": _dense_rows("output", weights.output)}
     found = {} if weights.encoder is None else _encoder_rows(weights.encoder)
     if weights.output is not None:
         found["token_embd"] = _Matrix(weights.embedding)
@@ -425,7 +182,7 @@ EMBEDDINGS = ("token_embd", "source_embd")
 """Matrices that lie in rows of their own, not in panels: a token reads one."""
 
 
-def matrices(weights: Weights) -> dict[str, Array]:
+def matrices(weights: AnyWeights) -> dict[str, Array]:
     """Every matrix of a model by the name of its tensors, as rows of outputs [rows, K]; those that a file holds in
     panels filled up to whole ones."""
     return {name: matrix.rows for name, matrix in _matrices(weights).items()}
@@ -448,7 +205,28 @@ TOKEN, SOURCE_TOKEN = -1, -2
 """What an embedding reads."""
 
 
-def _table(weights: Weights) -> list[_Row]:
+def _stack_table(prefix: str, stack: Stack) -> list[_Row]:
+    """Behind an embedding that is the first layer."""
+    rows = []
+    for n, (forward, backward) in enumerate(stack):
+        name, ways = f"{prefix}.{n}", ("",) if backward is None else ("", ".reverse")
+        parts = tuple(f"{name}{way}.{part}" for way in ways for part in "xh")
+        direction = "forward" if backward is None else "bidirectional"
+        rows.append(_Row("lstm", n, forward.units, name, parts, direction))
+    return rows
+
+
+def _classifier_table(weights: ClassifierWeights) -> list[_Row]:
+    rows = [_Row("embedding", TOKEN, weights.embedding.shape[1], "token_embd", layout="rows")]
+    rows += _stack_table("blk", weights.layers)
+    pooled, labels = weights.output.kernel.shape
+    rows.append(_Row(f"pooling.{weights.pooling.kind}", len(rows) - 1, pooled, "pool", ("pool.key",)))
+    return [*rows, _Row("dense", len(rows) - 1, labels, "output", ("output",))]
+
+
+def _table(weights: AnyWeights) -> list[_Row]:
+    if isinstance(weights, ClassifierWeights):
+        return _classifier_table(weights)
     tied, E = weights.output is None, weights.embedding.shape[1]
     own = ("output", "panels16") if tied else ("token_embd", "rows")
     rows: list[_Row] = []
@@ -456,13 +234,7 @@ def _table(weights: Weights) -> list[_Row]:
         source = weights.encoder.embedding
         tensor, layout = own if source is None else ("source_embd", "rows")
         rows.append(_Row("embedding", SOURCE_TOKEN, E if source is None else source.shape[1], tensor, layout=layout))
-        for n, (forward, backward) in enumerate(weights.encoder.layers):
-            name = f"enc.{n}"
-            parts = tuple(
-                f"{name}{way}.{part}" for way in ([""] if backward is None else ["", ".reverse"]) for part in "xh"
-            )
-            direction = "forward" if backward is None else "bidirectional"
-            rows.append(_Row("lstm", n, forward.units, name, parts, direction))
+        rows += _stack_table("enc", weights.encoder.layers)
     rows.append(_Row("embedding", TOKEN, E, own[0], layout=own[1]))
     for n, layer in enumerate(weights.layers):
         rows.append(_Row("lstm", len(rows) - 1, layer.units, f"blk.{n}", (f"blk.{n}.x", f"blk.{n}.h")))
@@ -473,7 +245,7 @@ def _table(weights: Weights) -> list[_Row]:
     return [*rows, _Row("dense", len(rows) - 1, len(weights.embedding), "output", ("output",))]
 
 
-def layer_table(weights: Weights, rounded: Mapping[str, RoundedRows]) -> dict[str, list[Any]]:
+def layer_table(weights: AnyWeights, rounded: Mapping[str, RoundedRows]) -> dict[str, list[Any]]:
     """The layer table (docs/format.md), as columns."""
     rows = _table(weights)
     whole = [any(name in rounded and rounded[name].scale is not None for name in row.matrices) for row in rows]
@@ -499,7 +271,7 @@ def screen_tensors(screen: Screen) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def _tensors(
-    weights: Weights, rounded: Mapping[str, RoundedRows], screen: Screen | None
+    weights: AnyWeights, rounded: Mapping[str, RoundedRows], screen: Screen | None
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """In the order in which a text uses them."""
     biases = {name: matrix.bias for name, matrix in _matrices(weights).items()}
@@ -512,8 +284,10 @@ def _tensors(
         if matrix.group is not None:
             yield f"{name}.group", pack(matrix.group, 2) if in_panels else matrix.group
         yield f"{name}.weight", weight_panels(matrix) if in_panels else matrix.weight
-    if weights.attention is not None and weights.attention.score is not None:
-        yield "attn.score", filled_rows(weights.attention.score[:, None]).reshape(-1, PANEL)
+    looks = weights.pooling if isinstance(weights, ClassifierWeights) else weights.attention
+    if looks is not None and looks.score is not None:
+        name = "pool.score" if isinstance(looks, Pooling) else "attn.score"
+        yield name, filled_rows(looks.score[:, None]).reshape(-1, PANEL)
     for part, tensor in screen_tensors(screen) if screen else ():
         yield f"output.screen.{part}", tensor
 
@@ -531,7 +305,7 @@ WRITTEN = (
 
 def write(
     path: str | os.PathLike[str],
-    weights: Weights,
+    weights: AnyWeights,
     fields: Mapping[str, Any],
     rounded: Mapping[str, RoundedRows] | None = None,
     screen: Screen | None = None,
@@ -541,7 +315,7 @@ def write(
     Parameters
     ----------
     path : path
-    weights : Weights
+    weights : Weights or ClassifierWeights
     fields : mapping
         Further keys: str, bool, int (uint32 if it fits), float (float32), list of str, or an array of numbers.
     rounded : mapping, optional
@@ -564,7 +338,7 @@ def write(
         writer.add_custom_alignment(64)
         writer.add_string("lstm.task", weights.task)
         writer.add_uint32("lstm.numerics_version", _engine.NUMERICS_VERSION)
-        writer.add_string("lstm.start.state", "zero" if weights.encoder is None else "source")
+        writer.add_string("lstm.start.state", "source" if weights.task == "seq2seq" else "zero")
         for column, values in layer_table(weights, rounded).items():
             sub_type = gguf.GGUFValueType.UINT32 if column == "units" else None
             writer.add_key_value(f"lstm.layer.{column}", values, gguf.GGUFValueType.ARRAY, sub_type)
@@ -675,7 +449,7 @@ def _read_matrix(
     )
 
 
-def unpack(path: str | os.PathLike[str]) -> Weights:
+def unpack(path: str | os.PathLike[str]) -> AnyWeights:
     """The weights of a model file as plain arrays, those that the engine computes with: rounded ones as float32.
 
     Raises
@@ -686,7 +460,7 @@ def unpack(path: str | os.PathLike[str]) -> Weights:
     return unpack_rounded(path)[0]
 
 
-def unpack_rounded(path: str | os.PathLike[str]) -> tuple[Weights, dict[str, RoundedRows]]:
+def unpack_rounded(path: str | os.PathLike[str]) -> tuple[AnyWeights, dict[str, RoundedRows]]:
     """As `unpack`, and each of `matrices` as the file holds it."""
     path = os.fspath(path)
     engine = _engine.Model(path, None, None, 0)
@@ -701,12 +475,28 @@ class _Unpacking:
     tensors: Mapping[str, npt.NDArray[Any]]
     rounded: dict[str, RoundedRows] = field(default_factory=dict)
 
-    def weights(self) -> tuple[Weights, dict[str, RoundedRows]]:
-        facts, keys = self.engine.info(), self.engine.keys()
+    def weights(self) -> tuple[AnyWeights, dict[str, RoundedRows]]:
+        keys = self.engine.keys()
         columns = (
             self.engine.value(keys[f"lstm.layer.{column}"]) for column in ("kind", "units", "tensor", "direction")
         )
         table = [*zip(*columns, strict=True)]
+        found = self._classifier(table) if self.engine.labels else self._language_model(table)
+        return found, {name: self.rounded[name] for name in matrices(found)}
+
+    def _classifier(self, table: list[Any]) -> ClassifierWeights:
+        (_, E, embedding, _), *stack, (kind, outputs, pool, _), (_, labels, output, _) = table
+        layers = self._stack("blk", stack, E)
+        pooling = Pooling(kind.removeprefix("pooling."))
+        if pooling.kind == "attention":
+            units = self.tensors[f"{pool}.score"].size  # filled up, as the score is
+            key = self._dense("pool.key", f"{pool}.key", widths(layers)[-1], units)
+            pooling = replace(pooling, key=key, score=self._numbers(f"{pool}.score", units))
+        matrix = self._matrix("token_embd", embedding, E, in_panels=False)
+        return ClassifierWeights(matrix, layers, pooling, self._dense("output", output, outputs, labels))
+
+    def _language_model(self, table: list[Any]) -> Weights:
+        facts = self.engine.info()
         cut = next(n for n in range(len(table) - 1, -1, -1) if table[n][0] == "embedding")
         stack = [row for row in table[cut:] if row[0] == "lstm"]
         attends = table[-2][0].startswith("attention.")
@@ -723,19 +513,22 @@ class _Unpacking:
         rows = np.ascontiguousarray(self._matrix("output", table[-1][2], inputs)[:vocab_size])
         bias = self._numbers(f"{table[-1][2]}.bias", vocab_size)
         output = None if tied else np.ascontiguousarray(rows.T)
-        weights = Weights(rows if embedding is None else embedding, tuple(layers), output, bias, encoder, attention)
-        return weights, {name: self.rounded[name] for name in matrices(weights)}
+        return Weights(rows if embedding is None else embedding, tuple(layers), output, bias, encoder, attention)
+
+    def _stack(self, prefix: str, rows: list[Any], inputs: int) -> Stack:
+        layers: list[tuple[LSTMWeights, LSTMWeights | None]] = []
+        for n, (_, units, tensor, direction) in enumerate(rows):
+            both = direction == "bidirectional"
+            reverse = self._lstm(f"{prefix}.{n}.reverse", f"{tensor}.reverse", inputs, units) if both else None
+            layers.append((self._lstm(f"{prefix}.{n}", tensor, inputs, units), reverse))
+            inputs = units * (1 + both)
+        return tuple(layers)
 
     def _encoder(self, table: list[Any], stack: list[Any]) -> Encoder:
         (_, inputs, name, _), *encoders, (_, _, own, _) = table
         embedding = None if name == own else self._matrix("source_embd", name, inputs, in_panels=False)
-        layers: list[tuple[LSTMWeights, LSTMWeights | None]] = []
-        for n, (_, units, tensor, direction) in enumerate(encoders):
-            both = direction == "bidirectional"
-            reverse = self._lstm(f"enc.{n}.reverse", f"{tensor}.reverse", inputs, units) if both else None
-            layers.append((self._lstm(f"enc.{n}", tensor, inputs, units), reverse))
-            inputs = units * (1 + both)
-        encoder = Encoder(embedding, tuple(layers), ())
+        layers = self._stack("enc", encoders, inputs)
+        encoder = Encoder(embedding, layers, ())
         bridges: list[Bridge | None] = []
         for n, (_, units, tensor, _) in enumerate(stack):
             width = encoder.widths[min(n, len(layers) - 1)]

@@ -283,7 +283,7 @@ class Model:
         """
         plan = self._plan(options)
         limits = self._limits(plan.options)
-        batch = _is_batch(prompt)
+        batch = is_batch(prompt)
         prompts = list(prompt) if batch else [prompt]
         plans, seeds = self._plans_of_each(each, options, plan, prompts if batch else None)
         ids = self._ids_of_each(prompts) if batch else [self._ids(prompt)]
@@ -515,7 +515,7 @@ class Model:
             As `generate`, at once; also for a list of prompts, ``n`` above 1, ``best_of`` and log-probabilities.
         """
         plan = self._plan(options)
-        if _is_batch(prompt):
+        if is_batch(prompt):
             raise TypeError("stream takes one prompt; use generate for a list")
         for name in plan.options.given(*_OF_A_WHOLE_TEXT):
             raise ValueError(f"stream yields one text and no {name}; use generate")
@@ -636,8 +636,8 @@ class Model:
     def _words(self) -> Words:
         return Words(self._need_tokenizer(), self.vocab_size)
 
-    def classify(self, text: Any, **options: Any) -> Any:
-        """Of a classifier: the probability of each label.
+    def classify(self, text: Any, *, explain: bool = False) -> Any:
+        """Of a `fastlm.classifier.Classifier`: the probability of each label.
 
         Raises
         ------
@@ -718,7 +718,7 @@ class Model:
             instance an open file, an iterator over them, which holds no more texts than are scored side by side.
         """
         if isinstance(text, str) or _is_sequence(text):
-            if not _is_batch(text):
+            if not is_batch(text):
                 return self._score(text, documents)
             return [self._score(one, True) for one in text] if documents else list(score_each(self, text))
         if not isinstance(text, Iterable) or isinstance(text, (bytes, bytearray, memoryview, Mapping)):
@@ -992,7 +992,7 @@ def _is_sequence(value: Any) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
-def _is_batch(prompt: Any) -> bool:
+def is_batch(prompt: Any) -> bool:
     """Whether this is a list of prompts rather than one prompt; raises TypeError if it is neither."""
     if isinstance(prompt, str):
         return False
@@ -1080,11 +1080,15 @@ def load(
 
 
 def _of_task(engine: _engine.Model, prefix_cache_bytes: int) -> Model:
-    if not engine.source_vocab_size:
-        return Model(engine, prefix_cache_bytes)
-    from fastlm.seq2seq import Seq2Seq  # which is a Model, too
+    if engine.source_vocab_size:
+        from fastlm.seq2seq import Seq2Seq  # which is a Model, and so is the next
 
-    return Seq2Seq(engine, prefix_cache_bytes)
+        return Seq2Seq(engine, prefix_cache_bytes)
+    if engine.labels:
+        from fastlm.classifier import Classifier
+
+        return Classifier(engine, prefix_cache_bytes)
+    return Model(engine, prefix_cache_bytes)
 
 
 def model_path(model: str | os.PathLike[str]) -> str:

@@ -25,6 +25,7 @@ from fastlm.model import Model, load, model_path
 from fastlm.options import Score
 from fastlm.rounding import BITS, LARGEST_INPUTS, Array, RoundedRows, round_rows
 from fastlm.screening import TRIED, Screen, Trial, best_screen
+from fastlm.weights import Weights
 
 FEWEST_TOKENS = 1000
 """A shorter text tells nothing. Rounding moves a token's log-probability by 0.03 (int8) or 0.16 (int4) one way or the
@@ -187,7 +188,8 @@ def quantize(
         Written under a temporary name and moved into place when complete; may be ``source``.
     dtype : str or mapping
         ``"f32"``, ``"bf16"``, ``"int8"`` or ``"int4"`` for all matrices, except that ``"int4"`` leaves an embedding
-        of its own in int8: a token reads one row of it, so it costs no time, and int4 would cost perplexity. A
+        of its own in int8: a token reads one row of it, so it costs no time, and int4 would cost perplexity; and that
+        a classifier's output, of a few rows, is never in whole numbers. A
         mapping, or a text like ``"cells=int4,output=int8"``, says it for ``cells``, ``output`` and ``embedding``; what
         is left out stays as it is. ``"auto"`` measures: the fastest within ``max_loss`` on the text.
     text : str or sequence of int, optional
@@ -273,9 +275,13 @@ def _check_ids(text: Any) -> None:
         raise wrong from None
 
 
-def _wanted(dtype: str | Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+def _wanted(dtype: str | Mapping[str, str], before: Mapping[str, str], task: str) -> dict[str, str]:
     """Type of each matrix of a file, from what is asked for and the types before."""
     parts = _parts(dtype)
+    if task == "classifier" and parts.get("output") in ("int8", "int4"):  # a few rows: it would save nothing
+        if not isinstance(dtype, str) or "=" in dtype:
+            raise ValueError("output: a classifier's stays in f32 or bf16; leave it out")
+        del parts["output"]
     tied = "token_embd" not in before
     if dtype == "int4" and not tied and before["token_embd"] != "int4":
         parts["embedding"] = "int8"
@@ -346,10 +352,10 @@ class _Source:
         if isinstance(text, str) and self.model.tokenizer is None:
             raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one, or give token ids")
         self.weights, self.before = format.unpack_rounded(self.path)
-        if self.weights.encoder is not None:
+        if self.weights.task != "lm":
             for name, asked in (("text", text is not None), ("screen", screen)):
                 if asked:
-                    raise ValueError(f"{name}: {self.path} writes texts for sources, which {name} says nothing of")
+                    raise ValueError(f"{name}: {self.path} is no language model, and {name} is for those")
         self.types_before = {matrix.dtype for matrix in self.before.values()}
         self.matrices = format.matrices(self.weights)
         self.fields = {
@@ -370,7 +376,7 @@ class _Source:
 
     @cached_property
     def moments(self) -> dict[str, npt.NDArray[np.float64]]:
-        if self.weights.encoder is not None:
+        if not isinstance(self.weights, Weights) or self.weights.encoder is not None:
             return {}
         self.progress("moments of each matrix's inputs, on text of the model's own")
         return input_moments(self.weights, own_text(self.model))
@@ -384,7 +390,7 @@ class _Source:
         return output_states(self.model, windows(self.score.token_ids), _OUT_OF_CONTEXT)
 
     def _screen(self, rounded: RoundedRows) -> tuple[Screen | None, ScreenReport | None]:
-        if not self.screened:
+        if not self.screened or not isinstance(self.weights, Weights):
             return None, None
         units, bias = self.weights.layers[-1].units, self.weights.output_bias
         rows = rounded.to_float(units)[: len(bias)]
@@ -393,7 +399,7 @@ class _Source:
 
     def write(self, path: str, dtype: str | Mapping[str, str]) -> QuantizeReport:
         """Writes the file with other weights; ``path`` is not that of the source."""
-        wanted = _wanted(dtype, {name: matrix.dtype for name, matrix in self.before.items()})
+        wanted = _wanted(dtype, {name: matrix.dtype for name, matrix in self.before.items()}, self.weights.task)
         before = self.score  # first, so that a text that is too short is known before the work is done
         rounded = {name: self._round(name, kind) for name, kind in wanted.items()}
         screen, screen_report = self._screen(rounded["output"])
@@ -446,7 +452,11 @@ class _Source:
         if "lstm.test.tokens" not in self.fields:
             return None
         given: Any = [list(self.fields[key]) for key in ("lstm.test.tokens", "lstm.test.source") if key in self.fields]
-        logprobs = np.array(load(path).score(*given).logprobs[1:], np.float32)
+        model = load(path)
+        found = (
+            model.score(*given).logprobs[1:] if self.weights.task != "classifier" else model.classify(*given).logprobs
+        )
+        logprobs = np.array(found, np.float32)
         if any(matrix.dtype != "f32" for matrix in rounded.values()):
             own = {"lstm.test.logprobs": logprobs, "lstm.test.tolerance": OWN_TOLERANCE}
             format.write(path, self.weights, {**self.fields, **own}, rounded, screen)

@@ -244,3 +244,18 @@ def seq2seq_logits(weights, source, target):
         output = w.get("output.kernel", w["embedding"].T)
         rows.append(x @ output + w.get("output.bias", 0))
     return np.array(rows), np.array(looked) if looked else None
+
+
+def classifier_logits(weights, pooling, tokens):
+    """Logits [labels] of a text."""
+    renamed = {name.replace("lstm.", "encoder.", 1): array for name, array in weights.items()}
+    outputs, ends = encode_source(renamed, tokens)
+    if pooling == "attention":
+        scores = np.tanh(outputs @ weights["pooling.key.kernel"] + weights["pooling.key.bias"])
+        scores = scores @ weights["pooling.score"]
+        share = np.exp(scores - scores.max())
+        pooled = (share / share.sum()) @ outputs
+    else:
+        found = {"last": ends[-1][0], "max": outputs.max(0), "mean": outputs.mean(0)}
+        pooled = np.concatenate(list(found.values())) if pooling == "concat" else found[pooling]
+    return pooled @ weights["output.kernel"] + weights["output.bias"]

@@ -12,6 +12,7 @@ import pytest
 import fastlm
 from conftest import random_weights
 from fastlm.cli import main
+from fastlm.weights import Weights
 
 COMMAND = str(Path(sys.executable).with_name("fastlm"))
 
@@ -78,7 +79,7 @@ def test_info_does_not_let_a_file_speak_to_the_terminal(tmp_path, capsys):
 def test_check_says_good_or_bad(byte_model, tmp_path, capsys):
     assert main(["check", byte_model]) == 0
     assert "good: log-probabilities of the test vector differ by at most" in capsys.readouterr().out
-    fastlm.format.write(tmp_path / "untested.gguf", fastlm.format.Weights.from_dict(random_weights()), {})
+    fastlm.format.write(tmp_path / "untested.gguf", Weights.from_dict(random_weights()), {})
     assert main(["check", str(tmp_path / "untested.gguf")]) == 1
     assert "no test vector" in capsys.readouterr().err
 

@@ -15,7 +15,8 @@ import fastlm
 import reference
 from conftest import LEVELS, Reader, random_weights
 from fastlm import _engine
-from fastlm.format import Weights, write
+from fastlm.format import write
+from fastlm.weights import Weights
 
 SIZES = st.integers(1, 70)
 

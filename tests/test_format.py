@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import fastlm
 from conftest import random_weights
 from fastlm import format
-from fastlm.format import Weights
+from fastlm.weights import Weights
 
 
 @given(st.integers(1, 70), st.integers(1, 9), st.sampled_from([1, 2, 4]))

@@ -198,17 +198,17 @@ def no_architecture(f):
     del f.keys["general.architecture"]
 
 
-@case("key 'lstm.task': expected 'lm' or 'seq2seq', found no string")
+@case("key 'lstm.task': expected 'lm' or 'seq2seq' or 'classifier', found no string")
 def task_of_another_type(f):
     f.key("lstm.task", U32, 1)
 
 
-@case("key 'lstm.task': expected 'lm' or 'seq2seq', found 'painter'")
+@case("key 'lstm.task': expected 'lm' or 'seq2seq' or 'classifier', found 'painter'")
 def another_task(f):
     f.key("lstm.task", STRING, "painter")
 
 
-@case("key 'lstm.task': expected 'lm' or 'seq2seq', found '?[31mlm?'")
+@case("key 'lstm.task': expected 'lm' or 'seq2seq' or 'classifier', found '?[31mlm?'")
 def terminal_escapes(f):
     f.key("lstm.task", STRING, "\x1b[31mlm\0")
 

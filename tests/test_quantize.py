@@ -19,8 +19,8 @@ import reference
 from conftest import LEVELS, random_weights
 from fastlm import format, quantizer
 from fastlm.cli import main
-from fastlm.format import Weights
 from fastlm.rounding import BITS, RoundedRows, round_rows
+from fastlm.weights import Weights
 
 STORIES = str(resources.files("fastlm.models") / "stories.gguf")
 INPUTS = (1, 7, 8, 9, 31, 32, 33, 63, 64, 65, 650)

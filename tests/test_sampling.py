@@ -9,7 +9,8 @@ import pytest
 import fastlm
 import reference
 from conftest import LEVELS, Reader, random_weights
-from fastlm.format import Weights, write
+from fastlm.format import write
+from fastlm.weights import Weights
 
 CLOSE = 1e-4  # two keys nearer than this may change places in float32
 

@@ -16,9 +16,9 @@ from conftest import LEVELS, random_weights
 from fastlm import format, screening
 from fastlm.calibration import output_states, own_text, windows
 from fastlm.cli import main
-from fastlm.format import Weights
 from fastlm.rounding import round_rows
 from fastlm.screening import Screen, Statistics, Trial, best_screen, make_screen
+from fastlm.weights import Weights
 
 STORIES = str(resources.files("fastlm.models") / "stories.gguf")
 TOKENS = int(os.environ.get("FASTLM_SCREEN_TOKENS", "12000"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sequence-to-sequence network as TensorFlow trains it: what `fastlm.format.Weights` says, on padded batches."""
+"""The sequence-to-sequence network as TensorFlow trains it: what `fastlm.weights.Weights` says, on padded batches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Shape:
 
 
 class Seq2SeqNetwork:
-    """Variables by the names of `fastlm.format.Weights.from_dict`, and what they compute.
+    """Variables by the names of `fastlm.weights.Weights.from_dict`, and what they compute.
 
     Parameters
     ----------

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data sets of the application benchmarks as tab-separated pairs, which `fastlm train --task` reads.
+
+python benchmarks/task_data.py DATA OUT    # DATA: the folder that benchmarks/README.md describes
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fastlm.tokenizer import read_text
+
+Pair = tuple[str, str]
+HELD_OUT = 10
+"""Of bAbI's training questions one in so many, the last ones, is for validation: the set has none of its own."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder with translation, summarisation, qa and sentiment")
+    parser.add_argument("out", type=Path, help="folder to write to")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, pairs in _sets(options.data):
+        path = options.out / f"{name}.tsv"
+        rows = [f"{source}\t{text}\n" for source, text in pairs]
+        path.write_text("".join(rows), encoding="utf-8")
+        print(f"{path}: {len(rows):,} pairs")
+    for part in ("train", "valid", "test"):
+        shutil.copy(options.data / "sentiment" / "reviews" / f"{part}.tsv", options.out / f"reviews.{part}.tsv")
+
+
+def _sets(data: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
+    for source, target in (("en", "de"), ("de", "en")):
+        for part, stem in (("train", "train"), ("valid", "valid"), ("test", "test_2016_flickr")):
+            lines = [_lines(data / "translation" / "multi30k" / f"{stem}.{language}") for language in (source, target)]
+            yield f"multi30k.{source}-{target}.{part}", zip(*lines, strict=True)
+    for part in ("train", "valid", "test"):
+        for target in ("de", "fr"):
+            yield f"debian.en-{target}.{part}", _columns(data / "translation" / "debian" / f"{part}.en-{target}.tsv")
+        yield f"summaries.{part}", _columns(data / "summarisation" / "debian" / f"{part}.tsv")
+        yield f"fairytales.{part}", _fairytales(data / "qa" / "fairytaleqa", part)
+    for part, stem in (("phrases", "train_phrases"), ("valid", "valid"), ("test", "test")):
+        yield f"sst2.{part}", _columns(data / "sentiment" / "sst2" / f"{stem}.tsv", (1, 0))
+    yield from _babi(data / "qa" / "babi")
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file that may be compressed."""
+    return read_text(path if path.exists() else Path(f"{path}.gz")).splitlines()
+
+
+def _columns(path: Path, columns: tuple[int, int] = (0, 1)) -> Iterator[Pair]:
+    for line in _lines(path):
+        fields = line.split("\t")
+        yield fields[columns[0]].strip(), fields[columns[1]].strip()
+
+
+# ---- questions --------------------------------------------------------------------------------------------
+
+
+def _babi(folder: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
+    """All tasks together for training and validation, each alone for the test."""
+    for size, name in (("1k", "en"), ("10k", "en-10k")):
+        train: list[Pair] = []
+        valid: list[Pair] = []
+        for path in sorted((folder / name).glob("qa*_train.txt*")):
+            pairs = _stories(path)
+            cut = len(pairs) - len(pairs) // HELD_OUT
+            train += pairs[:cut]
+            valid += pairs[cut:]
+        yield f"babi-{size}.train", train
+        yield f"babi-{size}.valid", valid
+    for path in sorted((folder / "en").glob("qa*_test.txt*")):
+        task = re.match(r"qa(\d+)_", path.name)
+        assert task is not None
+        yield f"babi.test-{int(task[1]):02}", _stories(path)
+
+
+def _stories(path: Path) -> list[Pair]:
+    """The question, then all that was told before it; a list as words."""
+    found: list[Pair] = []
+    story: list[str] = []
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            number, _, rest = line.rstrip("\n").partition(" ")
+            if number == "1":
+                story = []
+            question, *answer = rest.split("\t")
+            if answer:
+                found.append((" ".join([question.strip(), *story]), answer[0].strip().replace(",", " ")))
+            else:
+                story.append(question.strip())
+    return found
+
+
+def _fairytales(folder: Path, part: str) -> Iterator[Pair]:
+    """The question, then the sections that it is about."""
+    rows = (line.split("\t") for line in _lines(folder / "sections.tsv"))
+    sections = {(story, number): text for _, story, number, text, *_ in rows}
+    for line in _lines(folder / f"{part}.tsv"):
+        story, numbers, question, answer, *_ = line.split("\t")
+        told = [sections[story, number.strip()] for number in numbers.split(",")]
+        yield " ".join([question, *told]), answer
+
+
+if __name__ == "__main__":
+    main()
