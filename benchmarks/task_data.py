@@ -31,6 +31,8 @@ def main() -> None:
         rows = [f"{source}\t{text}\n" for source, text in pairs]
         path.write_text("".join(rows), encoding="utf-8")
         print(f"{path}: {len(rows):,} pairs")
+    path = options.out / "reviews-like.txt"
+    path.write_text("".join(f"{line}\n" for line in _pretraining(options.data)), encoding="utf-8")
     for part in ("train", "valid", "test"):
         shutil.copy(options.data / "sentiment" / "reviews" / f"{part}.tsv", options.out / f"reviews.{part}.tsv")
 
@@ -59,6 +61,31 @@ def _columns(path: Path, columns: tuple[int, int] = (0, 1)) -> Iterator[Pair]:
     for line in _lines(path):
         fields = line.split("\t")
         yield fields[columns[0]].strip(), fields[columns[1]].strip()
+
+
+# ---- text to read before learning labels ------------------------------------------------------------------
+
+
+def _pretraining(data: Path) -> Iterator[str]:
+    """Sentences and paragraphs in the manner of SST-2, lower case and with white space between words and marks:
+    stories, tales, newspaper, captions, and the training sentences of SST-2 itself, without their labels."""
+    for corpus in ("stories", "tales"):
+        for line in _lines(data / "lm" / corpus / "train.txt"):
+            if line.strip():
+                yield _parted(line)
+    yield from (
+        line.strip().replace("<unk>", "").replace("  ", " ") for line in _lines(data / "lm" / "ptb" / "ptb.train.txt")
+    )
+    yield from map(_parted, _lines(data / "translation" / "multi30k" / "train.en"))
+    sentences = [text for text, _ in _columns(data / "sentiment" / "sst2" / "train_sentences.tsv", (1, 0))]
+    yield from 3 * sentences
+
+
+_MARKS = re.compile(r"--|\.\.\.|[^\w\s']|n't\b|'(?:s|re|ve|ll|d|m)\b|'")
+
+
+def _parted(text: str) -> str:
+    return " ".join(_MARKS.sub(lambda mark: f" {mark[0]} ", text.lower()).split())
 
 
 # ---- questions --------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
     r = np.random.default_rng(0)
     for variable in network.variables:
         variable.assign(r.uniform(-0.7, 0.7, variable.shape).astype(np.float32))
-    arrays = network.arrays()
+    arrays = network.weights.arrays()
     lengths = np.array([7, 1, 4], np.int32)
     sources, inputs = r.integers(0, 9, (8, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
     logits = np.array(network(tf.constant(sources), tf.constant(lengths), tf.constant(inputs))).reshape(5, 3, 11)

@@ -279,7 +279,7 @@ def train_pairs(
         trainer = _run(resolved, writing, saved, before, report)
     shared = writing.source_tokenizer is writing.tokenizer
     exported = export(
-        writing.network.arrays(),
+        writing.network.weights.arrays(),
         target,
         tokenizer=writing.tokenizer,
         source_tokenizer=None if shared else writing.source_tokenizer,

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from fastlm.training.recurrence import Tensor, lstm_of_any_length
-
-_NEVER = -1e9  # a score that padding has
+from fastlm.training.layers import NEVER, Dropout, Places, Variables, read_stack
+from fastlm.training.recurrence import Tensor
 
 
 @dataclass(frozen=True)
@@ -62,71 +60,47 @@ class Seq2SeqNetwork:
 
     def __init__(self, shape: Shape, dropout: float, seed: int) -> None:
         self.shape, self._dropout = shape, dropout
-        self._random = np.random.default_rng(seed)
-        self._named: dict[str, Tensor] = {}
+        self.weights = Variables(seed)
         self._build()
-        self.variables = list(self._named.values())
-
-    def arrays(self) -> dict[str, Any]:
-        """As `fastlm.export` takes them."""
-        return {name: variable.numpy() for name, variable in self._named.items()}
+        self.variables = list(self.weights.named.values())
 
     # ---- weights ---------------------------------------------------------------------------------------
 
     def _build(self) -> None:
         s = self.shape
-        self._make("embedding", s.vocab, s.embedding, limit=0.1)
+        make = self.weights.make
+        make("embedding", s.vocab, s.embedding, limit=0.1)
         if s.source_vocab is not None:
-            self._make("source.embedding", s.source_vocab, s.embedding, limit=0.1)
-        width = s.embedding
-        for n, units in enumerate(s.encoder):
-            for name in (f"encoder.{n}", f"encoder.{n}.reverse")[: 1 + s.bidirectional]:
-                self._make_lstm(name, width, units)
-            width = units * (1 + s.bidirectional)
+            make("source.embedding", s.source_vocab, s.embedding, limit=0.1)
+        width = self.weights.make_stack("encoder", s.embedding, s.encoder, s.bidirectional)
         widths = [units * (1 + s.bidirectional) for units in s.encoder]
         inputs = s.embedding
         for n, units in enumerate(s.decoder):
-            self._make_lstm(f"lstm.{n}", inputs, units)
+            self.weights.make_lstm(f"lstm.{n}", inputs, units)
             for part in "hc":
-                self._make(f"bridge.{n}.{part}.kernel", 2 * widths[min(n, len(widths) - 1)], units)
-                self._make(f"bridge.{n}.{part}.bias", units)
+                make(f"bridge.{n}.{part}.kernel", 2 * widths[min(n, len(widths) - 1)], units)
+                make(f"bridge.{n}.{part}.bias", units)
             inputs = units
         if s.attention is not None:
             self._make_attention(s.attention, width, inputs)
             inputs = s.attention_units
         if not s.tied:
-            self._make("output.kernel", inputs, s.vocab)
-        self._make("output.bias", s.vocab)
+            make("output.kernel", inputs, s.vocab)
+        make("output.bias", s.vocab)
 
     def _make_attention(self, kind: str, width: int, hidden: int) -> None:
-        units = self.shape.attention_units
+        units, make = self.shape.attention_units, self.weights.make
         if kind != "dot":
-            self._make("attention.key", width, hidden if kind == "general" else units)
+            make("attention.key", width, hidden if kind == "general" else units)
         if kind == "additive":
-            self._make("attention.query.kernel", hidden, units)
-            self._make("attention.query.bias", units)
-            self._make("attention.score", units, limit=units**-0.5)
-        self._make("attention.context", width, units)
-        self._make("attention.hidden", hidden, units)
-        self._make("attention.bias", units)
+            make("attention.query.kernel", hidden, units)
+            make("attention.query.bias", units)
+            make("attention.score", units, limit=units**-0.5)
+        make("attention.context", width, units)
+        make("attention.hidden", hidden, units)
+        make("attention.bias", units)
         if self.shape.input_feeding:
-            self._make("attention.feed", units, 4 * self.shape.decoder[0], limit=self.shape.decoder[0] ** -0.5)
-
-    def _make_lstm(self, name: str, inputs: int, units: int) -> None:
-        self._make(f"{name}.kernel", inputs, 4 * units, limit=units**-0.5)
-        self._make(f"{name}.recurrent_kernel", units, 4 * units, limit=units**-0.5)
-        bias = np.zeros(4 * units, np.float32)
-        bias[units : 2 * units] = 1  # of the forget gate (Jozefowicz et al. 2015)
-        self._named[f"{name}.bias"] = tf.Variable(bias)
-
-    def _make(self, name: str, *size: int, limit: float | None = None) -> None:
-        """Uniform within the limit, for matrices by Glorot's (2010); a bias starts from zero."""
-        if len(size) == 1 and limit is None:
-            value = np.zeros(size, np.float32)
-        else:
-            most = (6 / sum(size)) ** 0.5 if limit is None else limit
-            value = self._random.uniform(-most, most, size).astype(np.float32)
-        self._named[name] = tf.Variable(value)
+            make("attention.feed", units, 4 * self.shape.decoder[0], limit=self.shape.decoder[0] ** -0.5)
 
     # ---- what it computes ------------------------------------------------------------------------------
 
@@ -147,64 +121,40 @@ class Seq2SeqNetwork:
         -------
         float32 tensor [T * B, V]
         """
-        drop = _Dropout(self._dropout, seed)
+        drop = Dropout(self._dropout, seed)
         outputs, states, mask = self._encode(sources, lengths, drop)
         hidden = self._decode(inputs, outputs, states, mask, drop)
         x = tf.reshape(drop(hidden), [-1, hidden.shape[-1]])
-        w = self._named
+        w = self.weights
         if self.shape.tied:
             return tf.matmul(x, w["embedding"], transpose_b=True) + w["output.bias"]
         return tf.matmul(x, w["output.kernel"]) + w["output.bias"]
 
-    def _encode(self, sources: Tensor, lengths: Tensor, drop: _Dropout) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The last layer's outputs [S, B, D], the decoder's first states, and 0 or `_NEVER` for each place [S, B]."""
-        w, s = self._named, self.shape
-        S = tf.shape(sources)[0]
-        first = S - lengths  # where each source begins
-        place = tf.range(S)[:, None]
-        keep = tf.cast(place != first, tf.float32)[:, :, None]
-        turned = tf.where(place < first, place, S - 1 + first - place)  # the same places, each source read backwards
-        embedding = w["embedding" if s.source_vocab is None else "source.embedding"]
-        x = tf.gather(embedding, sources)
-        ends = []
-        for n, units in enumerate(s.encoder):
-            x = drop(x)
-            forward, *end = self._lstm(f"encoder.{n}", x, keep, units)
-            if s.bidirectional:
-                backward, h, c = self._lstm(f"encoder.{n}.reverse", _at(x, turned), keep, units)
-                forward = tf.concat([forward, _at(backward, turned)], 2)
-                end = [tf.concat(pair, 1) for pair in zip(end, (h, c), strict=True)]
-            x = forward
-            ends.append(tf.concat(end, 1))
+    def _encode(self, sources: Tensor, lengths: Tensor, drop: Dropout) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The last layer's outputs [S, B, D], the decoder's first states, and 0 or `NEVER` for each place [S, B]."""
+        w, s = self.weights, self.shape
+        places = Places(sources, lengths)
+        x = tf.gather(w["embedding" if s.source_vocab is None else "source.embedding"], sources)
+        x, ends = read_stack(w, "encoder", x, places, len(s.encoder), s.bidirectional, drop)
         states = []
         for n in range(len(s.decoder)):
-            end = drop(ends[min(n, len(ends) - 1)])
+            end = drop(tf.concat(ends[min(n, len(ends) - 1)], 1))
             h, c = (tf.matmul(end, w[f"bridge.{n}.{p}.kernel"]) + w[f"bridge.{n}.{p}.bias"] for p in "hc")
             states.append((tf.tanh(h), c))
-        return x, states, tf.where(place < first, np.float32(_NEVER), np.float32(0))
+        return x, states, tf.where(places.real, np.float32(0), np.float32(NEVER))
 
-    def _lstm(
-        self, name: str, x: Tensor, keep: Tensor, units: int, state: Sequence[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weights = [
-            tf.convert_to_tensor(self._named[f"{name}.{part}"]) for part in ("kernel", "recurrent_kernel", "bias")
-        ]
-        h, c = state or [tf.zeros([tf.shape(x)[1], units])] * 2
-        found: tuple[Tensor, Tensor, Tensor] = lstm_of_any_length(x, keep, *weights, h, c)
-        return found
-
-    def _decode(self, inputs: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: _Dropout) -> Tensor:
+    def _decode(self, inputs: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout) -> Tensor:
         """What the output layer reads, [T, B, A]."""
         s = self.shape
-        x = tf.gather(self._named["embedding"], inputs)
+        x = tf.gather(self.weights["embedding"], inputs)
         if s.input_feeding and s.attention is not None:
             return self._decode_feeding(drop(x), outputs, states, mask, drop)
         keep = tf.ones_like(inputs, tf.float32)[:, :, None]
-        for n, units in enumerate(s.decoder):
-            x, _, _ = self._lstm(f"lstm.{n}", drop(x), keep, units, states[n])
+        for n in range(len(s.decoder)):
+            x, _, _ = self.weights.run_lstm(f"lstm.{n}", drop(x), keep, states[n])
         return x if s.attention is None else self._attend(self._tensors(), drop(x), outputs, self._keys(outputs), mask)
 
-    def _decode_feeding(self, x: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: _Dropout) -> Tensor:
+    def _decode_feeding(self, x: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout) -> Tensor:
         """Place by place, since each reads what attention gave to the one before."""
         w = self._tensors()
         kernel, keys = tf.concat([w["lstm.0.kernel"], w["attention.feed"]], 0), self._keys(outputs)
@@ -233,10 +183,10 @@ class Seq2SeqNetwork:
 
     def _tensors(self) -> dict[str, Tensor]:
         """The weights' values: a loop's gradients do not reach a variable that is read inside it."""
-        return {name: tf.convert_to_tensor(variable) for name, variable in self._named.items()}
+        return {name: tf.convert_to_tensor(variable) for name, variable in self.weights.named.items()}
 
     def _keys(self, outputs: Tensor) -> Tensor:
-        key = self._named.get("attention.key")
+        key = self.weights.named.get("attention.key")
         return outputs if key is None else tf.einsum("sbd,dk->sbk", outputs, tf.convert_to_tensor(key))
 
     def _attend(self, w: dict[str, Tensor], hidden: Tensor, outputs: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
@@ -251,25 +201,3 @@ class Seq2SeqNetwork:
         context = tf.einsum("bts,sbd->tbd", share, outputs)
         mixed = tf.einsum("tbd,da->tba", context, w["attention.context"])
         return tf.tanh(mixed + tf.einsum("tbh,ha->tba", hidden, w["attention.hidden"]) + w["attention.bias"])
-
-
-class _Dropout:
-    """Stateless: the masks depend on seed, step and place only, so a resumed run draws the same ones."""
-
-    def __init__(self, rate: float, seed: Tensor | None) -> None:
-        self._rate, self._seed, self._place = rate, seed, 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if self._seed is None or self._rate == 0:
-            return x
-        self._place += 1
-        return tf.nn.experimental.stateless_dropout(x, self._rate, seed=self._seed * [1, 4096] + [0, self._place])
-
-    def mask(self, size: list[Any]) -> Tensor:
-        """What to multiply with."""
-        return self(tf.ones(size))
-
-
-def _at(x: Tensor, places: Tensor) -> Tensor:
-    """x [S, B, D] at other places of each sequence, int32 [S, B]."""
-    return tf.transpose(tf.gather(tf.transpose(x, [1, 0, 2]), tf.transpose(places), batch_dims=1), [1, 0, 2])
