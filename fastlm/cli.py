@@ -23,6 +23,7 @@ from fastlm.options import FORMS
 from fastlm.pairs import read_pairs
 from fastlm.scoring import rescore, score_lines
 from fastlm.tokenizer import DOCUMENTS, read_text
+from fastlm.weights import POOLINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,7 +287,7 @@ def _rounded(write: Callable[..., Any], model: str, output: str, text: str | Non
 
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
-    *("input_feeding", "label_smoothing", "batch_tokens"),
+    *("input_feeding", "label_smoothing", "batch_tokens", "pooling", "pretrained"),
 )
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
 
@@ -315,16 +316,56 @@ def _train(corpus: list[str], output: str, quiet: bool, task: str | None, **opti
 def _answer(model: str, source: list[str], threads: int | None, **options: Any) -> int:
     """Each source's text on a line; sources from the command line or, without any, lines of standard input."""
     lm = fastlm.load(model, threads=threads)
-    if lm.info["task"] != "seq2seq":
-        raise ValueError(f"{model}: a language model writes on from a text: fastlm generate --model {model} ...")
+    _expect_task(model, lm, "seq2seq")
     given = {name: value for name, value in options.items() if value is not None}
-    lines = iter(source) if source else (line.rstrip("\r\n") for line in sys.stdin)
-    while part := list(itertools.islice(lines, TOGETHER)):
+    for part in _parts_of(source):
         full = [line for line in part if line.strip()]
         written = iter(lm.generate(full, **given) if full else ())
         for line in part:  # a line for each, also for an empty one
             print(_one_line(str(next(written))) if line.strip() else "", flush=True)
     return 0
+
+
+_COMMANDS = {"lm": "generate", "seq2seq": "translate", "classifier": "classify"}
+
+
+def _expect_task(model: str, lm: fastlm.Model, task: str) -> None:
+    found = lm.info["task"]
+    if found != task:
+        kind = {"lm": "writes on from a text", "seq2seq": "writes a text for a source", "classifier": "gives labels"}
+        raise ValueError(f"{model}: this model {kind[found]}: fastlm {_COMMANDS[found]} --model {model} ...")
+
+
+def _parts_of(texts: list[str]) -> Iterator[list[str]]:
+    """Some of the texts given, or of the lines of standard input, at a time."""
+    lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+    while part := list(itertools.islice(lines, TOGETHER)):
+        yield part
+
+
+def _classify(model: str, text: list[str], explain: bool, as_json: bool, threads: int | None) -> int:
+    """Each text's label and its probability on a line; an empty line for an empty text."""
+    judge = fastlm.load(model, threads=threads)
+    _expect_task(model, judge, "classifier")
+    for part in _parts_of(text):
+        full = [line for line in part if line.strip()]
+        found = iter(judge.classify(full, explain=explain) if full else ())
+        for line in part:
+            one = next(found) if line.strip() else None
+            print(_json(_judged(line, one)) if as_json else "" if one is None else _label_line(one), flush=True)
+    return 0
+
+
+def _judged(text: str, one: Any) -> dict[str, Any]:
+    if one is None:
+        return {"text": text, "label": None}
+    row = {"text": text, "label": one.label, "probabilities": dict(one)}
+    return row | {"words": [{"word": word.word, "effect": word.effect} for word in one.words]} if one.words else row
+
+
+def _label_line(one: Any) -> str:
+    words = " ".join(f"{word.word}({word.effect:+.2f})" for word in one.words)
+    return f"{one.label}\t{one.probability:.4f}" + (f"\t{words}" if words else "")
 
 
 def _one_line(text: str) -> str:
@@ -546,10 +587,16 @@ def _add_answers(commands: Any) -> None:
         command = _add(commands, name, _answer, f"{about} with a sequence-to-sequence model")
         command.add_argument("source", nargs="*", help="texts; without any, each line of standard input is one")
         _add_writing_arguments(command)
-    command = _add(commands, "evaluate", _evaluate, "measure a sequence-to-sequence model on pairs it has not seen")
+    command = _add(commands, "classify", _classify, "give labels to texts")
+    command.add_argument("text", nargs="*", help="texts; without any, each line of standard input is one")
+    command.add_argument("--model", required=True, help="model file")
+    command.add_argument("--explain", action="store_true", help="also say what each word did to the label's logarithm")
+    command.add_argument("--json", dest="as_json", action="store_true", help="all probabilities, an object a line")
+    _add_threads_argument(command)
+    command = _add(commands, "evaluate", _evaluate, "measure a model on pairs that it has not seen")
     command.add_argument("files", nargs="+", help="tab-separated UTF-8 files, plain or .gz")
-    command.add_argument("--task", required=True, choices=("translate", "summarize", "answer"),
-                         help="BLEU, ROUGE, or the share of texts that are the same")  # fmt: skip
+    command.add_argument("--task", required=True, choices=("translate", "summarize", "answer", "classify"),
+                         help="BLEU, ROUGE, the share of texts that are the same, or of right labels")  # fmt: skip
     command.add_argument("--columns", type=int, nargs=2, metavar=("SOURCE", "TEXT"), help="default: 1 2")
     command.add_argument("-o", "--output", help="file to write the texts to, a line each")
     _add_writing_arguments(command)
@@ -571,8 +618,8 @@ def _add_train(commands: Any) -> None:
     add("corpus", nargs="+", help="UTF-8 text files, plain or .gz; with --task tab-separated ones")
     add(
         "--task",
-        choices=("translate", "summarize", "answer"),
-        help="train on pairs of a source and its text, with the task's preset",
+        choices=("translate", "summarize", "answer", "classify"),
+        help="train on pairs of a text and what is made of it, with the task's preset",
     )
     add("-o", "--output", required=True, help="model file to write")
     add("--valid", nargs="+", help="validation text (default: the last 5 %% of the corpus)")
@@ -584,12 +631,20 @@ def _add_train(commands: Any) -> None:
     add("--embedding", type=int, help="size of a token's vector")
     add("--tied", action=argparse.BooleanOptionalAction, help="share the output matrix with the embedding")
     flag = argparse.BooleanOptionalAction
-    add("--columns", type=int, nargs=2, metavar=("SOURCE", "TEXT"), help="pairs: their columns (default: 1 2)")
+    add(
+        "--columns",
+        type=int,
+        nargs=2,
+        metavar=("SOURCE", "TEXT"),
+        help="pairs: their columns (default: 1 2); a label is the second",
+    )
     add("--shared-vocabulary", action=flag, help="pairs: one vocabulary for both sides")
     add("--encoder-units", type=int, nargs="+", help="pairs: units of the encoder, in each direction")
     add("--bidirectional", action=flag, help="pairs: whether the encoder reads in both directions")
     add("--attention", choices=("dot", "general", "additive", "none"), help="pairs: how the source is looked at")
-    add("--attention-units", type=int, help="pairs: values that the output layer reads")
+    add("--attention-units", type=int, help="pairs: values that attention makes")
+    add("--pooling", choices=POOLINGS, help="classify: how all places of a text become one")
+    add("--pretrained", help="classify: a language model to begin with")
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")

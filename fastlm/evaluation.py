@@ -25,7 +25,9 @@ class Report:
     measures : mapping of str to float
         "translate": ``bleu`` and ``bleu_lower_case`` (Papineni et al. 2002, by sacreBLEU, Post 2018); "summarize":
         ``rouge1``, ``rouge2`` and ``rougeL`` (Lin 2004), F1 in percent, of lower-case tokens ``[a-z0-9]+``; "answer":
-        ``accuracy``, the percentage of texts that are the same but for white space around them.
+        ``accuracy``, the percentage of texts that are the same but for white space around them; "classify":
+        ``accuracy`` and ``f1`` (macro average, by scikit-learn), in percent, and the expected ``calibration_error``
+        (Guo et al. 2017, 15 bins), in points.
     signature : str
         What else the measure depends on.
     texts : list of str
@@ -61,9 +63,9 @@ def evaluate(
     Parameters
     ----------
     model : Model
-        A sequence-to-sequence model.
-    pairs : sequence of (source, text)
-    task : {"translate", "summarize", "answer"}
+        A sequence-to-sequence model, or a classifier.
+    pairs : sequence of (source, text), or (text, label)
+    task : {"translate", "summarize", "answer", "classify"}
         Which measure is taken.
     progress : callable, optional
         Is told how many texts were written so far.
@@ -77,10 +79,15 @@ def evaluate(
     TypeError, ValueError
         As `generate`; or the task is none of these.
     """
-    if task not in _MEASURES:
-        raise ValueError(f"task={task!r}: expected one of {', '.join(_MEASURES)}")
+    tasks = (*_MEASURES, "classify")
+    if task not in tasks:
+        raise ValueError(f"task={task!r}: expected one of {', '.join(tasks)}")
     if not pairs:
         raise ValueError("expected at least one pair")
+    if task == "classify":
+        if options:
+            raise ValueError(f"{next(iter(options))}: texts are written with it; a classifier writes none")
+        return _evaluate_labels(model, pairs, progress)
     measure = _MEASURES[task]()
     texts, tokens, begin = [], 0, time.perf_counter()
     for part in _parts([source for source, _ in pairs]):
@@ -94,18 +101,53 @@ def evaluate(
     return Report(task, len(texts), measures, signature, texts, tokens, seconds)
 
 
+def _evaluate_labels(model: Model, pairs: Sequence[tuple[str, str]], progress: Callable[[int], None] | None) -> Report:
+    known = getattr(model, "labels", ())
+    for number, (_, label) in enumerate(pairs, 1):
+        if known and label not in known:
+            raise ValueError(f"pair {number} has the label {label!r}, which the model has not: {', '.join(known)}")
+    metrics = _package("sklearn.metrics", "scikit-learn")
+    found: list[Any] = []
+    begin = time.perf_counter()
+    for part in _parts([text for text, _ in pairs]):
+        found += model.classify(part)
+        if progress is not None:
+            progress(len(found))
+    seconds = time.perf_counter() - begin
+    labels, given = [one.label for one in found], [label for _, label in pairs]
+    right = [label == expected for label, expected in zip(labels, given, strict=True)]
+    measures = {
+        "accuracy": 100 * sum(right) / len(right),
+        "f1": 100 * float(metrics.f1_score(given, labels, average="macro")),
+        "calibration_error": 100 * _calibration_error([one.probability for one in found], right),
+    }
+    tokens = sum(len(model.encode(text)) for text, _ in pairs)
+    return Report("classify", len(found), measures, f"{len(known)} labels", labels, tokens, seconds)
+
+
+def _calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """Mean distance of probability and accuracy over texts, by bins of like probability (Guo et al. 2017)."""
+    sums = [[0.0, 0.0] for _ in range(bins)]
+    for probability, good in zip(probabilities, right, strict=True):
+        one = sums[min(bins - 1, int(probability * bins))]
+        one[0] += probability
+        one[1] += good
+    return sum(abs(said - was) for said, was in sums) / len(right)
+
+
 def _parts(sources: list[str]) -> Iterator[list[str]]:
     for at in range(0, len(sources), TOGETHER):
         yield sources[at : at + TOGETHER]
 
 
-def _package(name: str) -> Any:
+def _package(name: str, package: str | None = None) -> Any:
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        raise ImportError(f"this measure needs the '{name}' package: pip install 'fastlm[evaluate]'") from e
+        needed = package or name.partition(".")[0]
+        raise ImportError(f"this measure needs the '{needed}' package: pip install 'fastlm[evaluate]'") from e
 
 
 _Measure = Callable[[list[str], list[str]], tuple[dict[str, float], str]]

@@ -24,12 +24,26 @@ class Evaluation:
     nats : float
         Total negative log-likelihood.
     tokens, characters : int
-        What was predicted: tokens with document borders, characters with the line ends between documents.
+        What was predicted: tokens with document borders, characters with the line ends between documents. Of a
+        classifier: texts, and no characters.
+    right : int or None
+        Of a classifier: texts whose likeliest label is the right one.
     """
 
     nats: float
     tokens: int
     characters: int
+    right: int | None = None
+
+    def __str__(self) -> str:
+        if self.right is not None:
+            return f"accuracy {100 * self.accuracy:.2f} %, {self.nats_per_token:.3f} nats a text"
+        return f"perplexity {self.perplexity:.2f}, {self.bits_per_char:.3f} bits/char"
+
+    @property
+    def accuracy(self) -> float:
+        """Of a classifier: share of texts that it gives the right label, from 0 to 1."""
+        return math.nan if self.right is None else self.right / self.tokens
 
     @property
     def nats_per_token(self) -> float:
@@ -44,7 +58,7 @@ class Evaluation:
     @property
     def bits_per_char(self) -> float:
         """Comparable across tokenizers."""
-        return self.nats / math.log(2) / self.characters
+        return self.nats / math.log(2) / self.characters if self.characters else math.nan
 
 
 class Evaluator:

@@ -4,17 +4,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from fastlm.exporter import ExportReport, export
 from fastlm.tokenizer import Tokenizer
 from fastlm.training.corpus import Corpus, TrainingWindows
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.network import Network, build_model
 from fastlm.training.options import Options
 from fastlm.training.recurrence import Tensor
+
+SAMPLING = {"temperature": 0.7, "top_p": 0.9}
+"""What the model file recommends: a small model's tail is noise, and its top alone repeats itself. Chosen by
+reading what the bundled model writes."""
 
 
 class LanguageTask:
@@ -76,3 +82,6 @@ class LanguageTask:
 
     def evaluate(self) -> Evaluation:
         return self._evaluator()
+
+    def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
+        return export(self.model, target, tokenizer=self.tokenizer, sampling=SAMPLING, metadata=metadata)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastlm.tokenizer import DOCUMENTS
+from fastlm.weights import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,47 @@ class PairOptions:
     seed: int
 
 
+@dataclass(frozen=True)
+class LabelOptions:
+    """Everything that decides how the training of a classifier goes.
+
+    Attributes
+    ----------
+    task : str
+    vocab_size : int
+        Tokens of byte-level BPE.
+    embedding : int
+    units : tuple of int
+        Of each LSTM layer, in each direction.
+    bidirectional : bool
+    pooling : str
+        One of `fastlm.weights.POOLINGS`.
+    attention_units : int
+    dropout, label_smoothing, learning_rate : float
+    batch_tokens : int
+        Of texts, padding included.
+    epochs : int or None
+    time_limit : float or None
+        Seconds.
+    seed : int
+    """
+
+    task: str
+    vocab_size: int
+    embedding: int
+    units: tuple[int, ...]
+    bidirectional: bool
+    pooling: str
+    attention_units: int
+    dropout: float
+    label_smoothing: float
+    learning_rate: float
+    batch_tokens: int
+    epochs: int | None
+    time_limit: float | None
+    seed: int
+
+
 _PAIRS: dict[str, Any] = {
     "vocab_size": 8000,
     "shared_vocabulary": False,
@@ -244,13 +286,31 @@ _PAIRS: dict[str, Any] = {
 PAIR_PRESETS: dict[str, dict[str, Any]] = {
     "translate": _PAIRS,
     "summarize": {**_PAIRS, "shared_vocabulary": True},
-    "answer": {**_PAIRS, "shared_vocabulary": True, "vocab_size": 400, "embedding": 64, "encoder_units": (64,),
+    "answer": {**_PAIRS, "shared_vocabulary": True, "vocab_size": 1200, "embedding": 64, "encoder_units": (64,),
                "units": (128,), "attention_units": 64},
+    "classify": {
+        "vocab_size": 8000,
+        "embedding": 256,
+        "units": (256,),
+        "bidirectional": True,
+        "pooling": "attention",
+        "attention_units": 128,
+        "dropout": 0.5,
+        "label_smoothing": 0.1,
+        "learning_rate": 1e-3,
+        "batch_tokens": 2000,
+        "epochs": None,
+        "time_limit": None,
+        "seed": 0,
+    },
 }  # fmt: skip
 """What a caller who says nothing gets, task by task."""
 
 
-def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions:
+_LABEL_EPOCHS = 6
+
+
+def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOptions:
     """Fill what the caller left open (None) from the task's preset, and refuse what makes no sense.
 
     Raises
@@ -260,37 +320,48 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions:
     """
     if task not in PAIR_PRESETS:
         raise ValueError(f"task={task!r}: expected one of {', '.join(PAIR_PRESETS)}")
+    preset = PAIR_PRESETS[task]
     for name in given:
-        if name not in _PAIRS:
-            raise TypeError(f"{name}: no option of task={task!r}; there are {', '.join(_PAIRS)}")
-    o = {name: _either(given.get(name), default) for name, default in PAIR_PRESETS[task].items()}
+        if name not in preset:
+            raise TypeError(f"{name}: no option of task={task!r}; there are {', '.join(preset)}")
+    o = {name: _either(given.get(name), default) for name, default in preset.items()}
+    if given.get("epochs") is None and given.get("time_limit") is None:
+        o["epochs"] = _LABEL_EPOCHS if task == "classify" else _DEFAULT_EPOCHS
+    common: dict[str, Any] = {
+        "task": task,
+        "embedding": _whole("embedding", o["embedding"], 1),
+        "units": _list_of_units("units", o["units"]),
+        "bidirectional": _flag("bidirectional", o["bidirectional"]),
+        "attention_units": _whole("attention_units", o["attention_units"], 1),
+        "dropout": _share("dropout", o["dropout"]),
+        "label_smoothing": _share("label_smoothing", o["label_smoothing"]),
+        "learning_rate": _positive("learning_rate", o["learning_rate"]),
+        "batch_tokens": _whole("batch_tokens", o["batch_tokens"], 1),
+        "epochs": _whole("epochs", o["epochs"], 1, optional=True),
+        "time_limit": None if o["time_limit"] is None else _positive("time_limit", o["time_limit"]),
+        "vocab_size": _whole("vocab_size", o["vocab_size"], 257),
+        "seed": _whole("seed", o["seed"], 0),
+    }
+    if task == "classify":
+        return _label_options(common, o)
     if o["attention"] not in ("dot", "general", "additive", "none"):
         raise ValueError(f"attention={o['attention']!r}: expected dot, general, additive or none")
-    attention = None if o["attention"] == "none" else o["attention"]
-    if given.get("epochs") is None and given.get("time_limit") is None:
-        o["epochs"] = _DEFAULT_EPOCHS
     options = PairOptions(
-        task=task,
-        vocab_size=_whole("vocab_size", o["vocab_size"], 257),
         shared_vocabulary=_flag("shared_vocabulary", o["shared_vocabulary"]),
-        embedding=_whole("embedding", o["embedding"], 1),
         encoder_units=_list_of_units("encoder_units", o["encoder_units"]),
-        units=_list_of_units("units", o["units"]),
-        bidirectional=_flag("bidirectional", o["bidirectional"]),
-        attention=attention,
-        attention_units=_whole("attention_units", o["attention_units"], 1),
+        attention=None if o["attention"] == "none" else o["attention"],
         input_feeding=_flag("input_feeding", o["input_feeding"]),
         tied=_flag("tied", o["tied"]),
-        dropout=_share("dropout", o["dropout"]),
-        label_smoothing=_share("label_smoothing", o["label_smoothing"]),
-        learning_rate=_positive("learning_rate", o["learning_rate"]),
-        batch_tokens=_whole("batch_tokens", o["batch_tokens"], 1),
-        epochs=_whole("epochs", o["epochs"], 1, optional=True),
-        time_limit=None if o["time_limit"] is None else _positive("time_limit", o["time_limit"]),
-        seed=_whole("seed", o["seed"], 0),
+        **common,
     )
     _check_pairs(options)
     return options
+
+
+def _label_options(common: dict[str, Any], o: Mapping[str, Any]) -> LabelOptions:
+    if o["pooling"] not in POOLINGS:
+        raise ValueError(f"pooling={o['pooling']!r}: expected {', '.join(POOLINGS)}")
+    return LabelOptions(pooling=o["pooling"], **common)
 
 
 def _check_pairs(o: PairOptions) -> None:

@@ -51,7 +51,7 @@ class Progress:
             f"learning rate {self.learning_rate:.1e}  {_clock(self.seconds_left)} left"
         )
         if self.valid is not None:
-            line += f"  | valid perplexity {self.valid.perplexity:.2f}, {self.valid.bits_per_char:.3f} bits/char"
+            line += f"  | valid {self.valid}"
         return line
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +16,23 @@ from typing import Any, TextIO
 import keras
 import tensorflow as tf
 
-from fastlm.exporter import ExportReport, export
-from fastlm.format import gguf_package
+from fastlm.exporter import ExportReport
+from fastlm.format import gguf_package, unpack
+from fastlm.model import load, model_path
 from fastlm.pairs import read_pairs
 from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
 from fastlm.training import checkpoint as checkpoints
+from fastlm.training.classifier import ClassifyingTask
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.language import LanguageTask
 from fastlm.training.network import Network, build_model
-from fastlm.training.options import Options, PairOptions, fill_up, resolve, resolve_pairs
+from fastlm.training.options import LabelOptions, Options, PairOptions, fill_up, resolve, resolve_pairs
 from fastlm.training.pairs import Pairs
 from fastlm.training.progress import Report, reporter
 from fastlm.training.trainer import Task, Trainer
 from fastlm.training.writing import SOURCE, WritingTask
-
-SAMPLING = {"temperature": 0.7, "top_p": 0.9}
-"""What the model file recommends: a small model's tail is noise, and its top alone repeats itself. Chosen by
-reading what the bundled model writes."""
+from fastlm.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ class TrainReport:
         Tokens trained on by seconds, validation included.
     train_perplexity : float
         Over the last hundred steps or so, with dropout.
-    valid_perplexity, valid_bits_per_char : float
-        Of the weights in the file, which are the best on the validation text. To be quick, the text is
-        read as 16 streams; see `evaluate` for the exact figure, which differs by a thousandth or so.
+    valid : Evaluation
+        Of the weights in the file, which are the best on the validation text. To be quick, a language model reads it
+        as 16 streams; see `evaluate` for the exact figure, which differs by a thousandth or so.
     output : Path
         The model file.
     export : fastlm.ExportReport
@@ -66,18 +65,27 @@ class TrainReport:
     seconds: float
     tokens_per_second: float
     train_perplexity: float
-    valid_perplexity: float
-    valid_bits_per_char: float
+    valid: Evaluation
     output: Path
     export: ExportReport
 
     def __str__(self) -> str:
         return (
             f"{self.export}\n"
-            f"valid: perplexity {self.valid_perplexity:.2f}, {self.valid_bits_per_char:.3f} bits per character\n"
+            f"valid: {self.valid}\n"
             f"training: {self.steps:,} steps, {self.epochs:.1f} epochs, {self.seconds:,.0f} s, "
-            f"{self.tokens_per_second:,.0f} tokens a second"
+            f"{self.tokens_per_second:,.0f} {'tokens' if self.valid.right is None else 'texts'} a second"
         )
+
+    @property
+    def valid_perplexity(self) -> float:
+        """See `valid`."""
+        return self.valid.perplexity
+
+    @property
+    def valid_bits_per_char(self) -> float:
+        """See `valid`."""
+        return self.valid.bits_per_char
 
 
 def train(
@@ -205,16 +213,7 @@ def train(
     with _memory_errors():
         task = _prepare(corpus, valid, options, before)
         trainer = _run(options, task, saved, before, report)
-    exported = export(
-        task.model,
-        target,
-        tokenizer=task.tokenizer,
-        sampling=SAMPLING,
-        metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
-    )
-    if checkpoint is None:
-        saved.unlink()
-    return _report(trainer, target, exported)
+    return _finish(task, trainer, target, saved if checkpoint is None else None, name, license)
 
 
 def train_pairs(
@@ -224,6 +223,7 @@ def train_pairs(
     task: str,
     valid: Paths | None = None,
     columns: tuple[int, int] = (0, 1),
+    pretrained: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -231,11 +231,12 @@ def train_pairs(
     progress: bool | TextIO | Report = True,
     **options: Any,
 ) -> TrainReport:
-    """Train a model that writes a text for a source, from files of pairs, and write it as a model file.
+    """Train a model that makes something of a text, from files of pairs, and write it as a model file.
 
-    An LSTM encoder and a decoder with attention (Luong et al. 2015), trained on the true text (teacher forcing) in
-    batches of like lengths, with Adam, clipped gradients, dropout and label smoothing (Szegedy et al. 2016). The
-    weights kept are the best on the validation pairs.
+    To write a text for a source: an LSTM encoder and a decoder with attention (Luong et al. 2015), trained on the true
+    text (teacher forcing). To give labels ("classify"): LSTM layers, pooling, and a softmax, whose probabilities are
+    calibrated on the validation texts (Guo et al. 2017). Both in batches of like lengths, with Adam, clipped gradients,
+    dropout and label smoothing (Szegedy et al. 2016). The weights kept are the best on the validation pairs.
 
     Parameters
     ----------
@@ -243,16 +244,19 @@ def train_pairs(
         Tab-separated UTF-8 text without a header, plain or gzip.
     output : path
         The model file to write.
-    task : {"translate", "summarize", "answer"}
+    task : {"translate", "summarize", "answer", "classify"}
         The preset: the default of every option that is None.
     valid : path or list of paths, optional
         Validation pairs. Default: the last 5 % of the data.
     columns : (int, int)
-        Of the source and of its text, from 0.
+        Of the source and of its text or label, from 0.
+    pretrained : path, optional
+        For "classify": a language model whose tokenizer, embedding and LSTM layers a run begins with (Dai & Le
+        2015); in a second direction, the layers begin at random.
     resume, checkpoint, name, license, progress
         As in `train`.
     **options
-        See `fastlm.training.options.PairOptions`.
+        See `fastlm.training.options.PairOptions` and `LabelOptions`.
 
     Returns
     -------
@@ -266,29 +270,42 @@ def train_pairs(
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
     before = checkpoints.load(saved) if resume else None
+    begun = None
     if before:
         known = before[0]["options"]
-        task, options = (
-            known["task"],
-            {k: known[k] if options.get(k) is None else options[k] for k in known if k != "task"},
-        )
+        task, options = known["task"], {**known, **{k: v for k, v in options.items() if v is not None}}
+        del options["task"]
+    elif pretrained is not None:
+        begun = _pretrained(pretrained, task, options)
+        options = {**options, "embedding": begun.weights.embedding.shape[1], "vocab_size": len(begun.weights.embedding)}
+        options["units"] = tuple(layer.units for layer in begun.weights.layers)
     resolved = resolve_pairs(task, options)
     gguf_package()
     with _memory_errors():
-        writing = _prepare_pairs(data, valid, columns, resolved, before)
-        trainer = _run(resolved, writing, saved, before, report)
-    shared = writing.source_tokenizer is writing.tokenizer
-    exported = export(
-        writing.network.weights.arrays(),
-        target,
-        tokenizer=writing.tokenizer,
-        source_tokenizer=None if shared else writing.source_tokenizer,
-        sampling={"temperature": 0.0},
-        metadata={k: v for k, v in (("name", name), ("license", license)) if v is not None},
-    )
-    if checkpoint is None:
-        saved.unlink()
-    return _report(trainer, target, exported)
+        prepared = _prepare_pairs(data, valid, columns, resolved, before, begun)
+        trainer = _run(resolved, prepared, saved, before, report)
+    return _finish(prepared, trainer, target, saved if checkpoint is None else None, name, license)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A language model that a classifier begins with."""
+
+    weights: Weights
+    tokenizer: Tokenizer
+
+
+def _pretrained(path: str | os.PathLike[str], task: str, options: Mapping[str, Any]) -> _Begun:
+    if task != "classify":
+        raise ValueError(f"pretrained: for task='classify', not for {task!r}")
+    for name in ("vocab_size", "embedding", "units"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name}: that of the pretrained model is taken; leave it out")
+    weights, tokenizer = unpack(model_path(path)), load(path).tokenizer
+    if weights.task != "lm" or tokenizer is None or tokenizer.bos is None:
+        raise ValueError(f"pretrained: expected a language model with a tokenizer and a start of text, found {path}")
+    assert isinstance(weights, Weights)
+    return _Begun(weights, tokenizer)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[keras.Model, Tokenizer]:
@@ -370,9 +387,10 @@ def _prepare_pairs(
     data: Paths,
     valid: Paths | None,
     columns: tuple[int, int],
-    options: PairOptions,
+    options: PairOptions | LabelOptions,
     before: tuple[dict[str, Any], checkpoints.Arrays] | None,
-) -> WritingTask:
+    begun: _Begun | None,
+) -> WritingTask | ClassifyingTask:
     """With the tokenizers of the checkpoint ``before``, if there is one."""
     pairs = read_pairs(data, columns)
     if valid is None:
@@ -382,15 +400,38 @@ def _prepare_pairs(
         held = read_pairs(valid, columns)
     if not held:
         raise ValueError("expected at least two pairs, one of them for validation")
-    if before:
-        text, source = (from_fields(fields) for fields in _both(before[0]["tokenizer"]))
+    kept = before[0]["tokenizer"] if before else None
+    if isinstance(options, LabelOptions):
+        return _prepare_labels(pairs, held, options, kept, begun)
+    sources, texts = ([pair[side] for pair in pairs] for side in (0, 1))
+    if kept:
+        text, source = (from_fields(fields) for fields in _both(kept))
     else:
-        sources, texts = ([pair[side] for pair in pairs] for side in (0, 1))
         text = train_bpe(sources + texts if options.shared_vocabulary else texts, options.vocab_size, "line")
         source = None if options.shared_vocabulary else train_bpe(sources, options.vocab_size, "line")
     assert text is not None
     source = text if source is None else source
     return WritingTask(options, source, text, Pairs.of(pairs, source, text), Pairs.of(held, source, text))
+
+
+def _prepare_labels(
+    pairs: list[tuple[str, str]],
+    held: list[tuple[str, str]],
+    options: LabelOptions,
+    kept: dict[str, Any] | None,
+    begun: _Begun | None,
+) -> ClassifyingTask:
+    labels = sorted({label for _, label in pairs})
+    if len(labels) < 2:
+        raise ValueError(f"every text has the label {labels[0]!r}: expected at least two labels")
+    if kept:
+        tokenizer = from_fields(kept)
+    elif begun:
+        tokenizer = begun.tokenizer
+    else:
+        tokenizer = train_bpe([text for text, _ in pairs], options.vocab_size, "line")
+    assert tokenizer is not None
+    return ClassifyingTask(options, tokenizer, labels, pairs, held, begun.weights if begun else None)
 
 
 def _both(fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -425,7 +466,14 @@ def _train_tokenizer(options: Options, texts: Sequence[str]) -> Tokenizer:
     return make(texts, options.vocab_size, options.documents)
 
 
-def _report(trainer: Trainer, output: Path, exported: ExportReport) -> TrainReport:
+def _finish(
+    task: Task, trainer: Trainer, target: Path, saved: Path | None, name: str | None, license: str | None
+) -> TrainReport:
+    """Writes the model file; ``saved``: the checkpoint, to be removed then."""
+    metadata = {key: value for key, value in (("name", name), ("license", license)) if value is not None}
+    exported = task.export(target, metadata)
+    if saved is not None:
+        saved.unlink()
     assert trainer.best is not None
     return TrainReport(
         steps=trainer.step,
@@ -434,9 +482,8 @@ def _report(trainer: Trainer, output: Path, exported: ExportReport) -> TrainRepo
         seconds=trainer.seconds,
         tokens_per_second=trainer.tokens / trainer.seconds,
         train_perplexity=math.exp(trainer.loss),
-        valid_perplexity=trainer.best.perplexity,
-        valid_bits_per_char=trainer.best.bits_per_char,
-        output=output,
+        valid=trainer.best,
+        output=target,
         export=exported,
     )
 

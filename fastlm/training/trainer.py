@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
+from fastlm.exporter import ExportReport
 from fastlm.training import checkpoint
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.optimizer import Adam
@@ -58,6 +59,9 @@ class Task(Protocol):
 
     def evaluate(self) -> Evaluation:
         """Of the present weights, on held-out data."""
+
+    def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
+        """Writes the present weights as a model file."""
 
 
 class Trainer:

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
+from fastlm.exporter import ExportReport, export
 from fastlm.tokenizer import Tokenizer
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.options import PairOptions
@@ -87,6 +89,16 @@ class WritingTask:
     def evaluate(self) -> Evaluation:
         total = sum(float(self._score(*map(tf.convert_to_tensor, batch))) for batch in self._held.once())
         return Evaluation(total, self._valid.tokens, self._valid.characters)
+
+    def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
+        return export(
+            self.network.weights.arrays(),
+            target,
+            tokenizer=self.tokenizer,
+            source_tokenizer=None if self.source_tokenizer is self.tokenizer else self.source_tokenizer,
+            sampling={"temperature": 0.0},
+            metadata=metadata,
+        )
 
     def _nats(self, sources: Tensor, lengths: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
         return tf.reduce_sum(self._each(self.network(sources, lengths, inputs), targets)[0])
