@@ -51,7 +51,7 @@ def test_export_example_runs(tmp_path, monkeypatch):
 
 def test_commands_are_understood():
     commands = [line for block in blocks("sh")[2:] for line in block.splitlines() if line.startswith("fastlm")]
-    assert len(commands) == 6
+    assert len(commands) == 10
     for command in commands:
         _parser().parse_args(shlex.split(command)[1:])
 
