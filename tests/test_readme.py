@@ -53,7 +53,7 @@ def test_commands_are_understood():
     commands = [line for block in blocks("sh")[2:] for line in block.splitlines() if line.startswith("fastlm")]
     assert len(commands) == 10
     for command in commands:
-        _parser().parse_args(shlex.split(command)[1:])
+        _parser().parse_args(shlex.split(command, comments=True)[1:])
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
@@ -84,7 +84,7 @@ def test_samples_are_what_the_bundled_model_writes():
     samples = re.findall(r"`(fastlm generate [^`]*--seed \d+[^`]*)`\n\n```text\n(.*?)\n```", README, re.DOTALL)
     assert len(samples) == 3
     for command, shown in samples:
-        options = vars(_parser().parse_args(shlex.split(command)[1:]))
+        options = vars(_parser().parse_args(shlex.split(command, comments=True)[1:]))
         assert shown == fastlm.generate(options["prompt"], seed=options["seed"], echo=True).text
 
 
