@@ -87,16 +87,113 @@ static void combine_part(void *context, uint32_t part, uint32_t parts) {
     kernels->activate(begin, end, l->n, gates, &(l->many ? given->many : given->one)[!d->now], given->h);
 }
 
-void fl_attend(fl_decoder *d, size_t n, bool many) {
+/* Of the additive score: gates[column] = Q hidden + q */
+static void query(fl_decoder *d, const fl_columns *hidden, size_t n) {
     const fl_attention *a = d->model->attention;
+    const float *start[FL_MOST_COLUMNS];
+    for (size_t j = 0; j < n; j++) start[j] = a->query_bias;
+    fl_product(d, &a->query, hidden, n, start, d->gates);
+}
+
+void fl_attend(fl_decoder *d, size_t n, bool many) {
     const fl_layer_room *top = &d->layers[d->model->n_layers - 1];
     looking l = {.decoder = d, .top = top, .n = n, .many = many};
     l.hidden = &(many ? top->many : top->one)[!d->now];
-    if (a->additive) {
-        const float *start[FL_MOST_COLUMNS];
-        for (size_t j = 0; j < n; j++) start[j] = a->query_bias;
-        fl_product(d, &a->query, l.hidden, n, start, d->gates);
-    }
+    if (d->model->attention->additive) query(d, l.hidden, n);
     fl_team_run(&d->team, look_part, &l);
     fl_team_run(&d->team, combine_part, &l);
+}
+
+/* ---- copying ------------------------------------------------------------------------------------------- */
+
+/* The same as a logit, for places whose token and share of attention are given (See et al. 2017): with probability p a token is
+ * written, by the logits, else copied from a place of the source. Where odds of p are e^gate and the logits' normaliser is
+ * e^whole, a logit l becomes log(e^l + e^(whole - gate) share), and those of other tokens stay. */
+static void add_copies(const fl_kernels *kernels, const fl_source *s, const float *shares, float apart, float *logits) {
+    float below[FL_PANEL];
+    uint32_t mass[FL_PANEL];
+    for (size_t at = 0, n; at < s->n; at += n) {
+        size_t place[FL_PANEL];
+        float larger[FL_PANEL];
+        for (n = 0; n < FL_PANEL && at + n < s->n; n++) {
+            const size_t i = at + n;
+            place[n] = i, below[n] = -INFINITY;
+            if (s->first[i] != i || !(shares[i] > 0)) continue;
+            const float copied = apart + kernels->logarithm(shares[i]), written = logits[s->tokens[i]];
+            larger[n] = copied > written ? copied : written;
+            below[n] = copied > written ? written - copied : copied - written;
+        }
+        for (size_t k = n; k < FL_PANEL; k++) below[k] = -INFINITY;
+        kernels->mass(below, FL_PANEL, 0, 1, mass);
+        for (size_t k = 0; k < n; k++)
+            if (below[k] > -INFINITY)
+                logits[s->tokens[place[k]]] = larger[k] + kernels->logarithm(1 + (float)mass[k] / FL_MASS_ONE);
+    }
+}
+
+/* hidden: on top; given: what attention made of it; weights, mass: room for the source's places. */
+static void copy_column(const fl_decoder *d, const fl_source *s, const float *hidden, const float *queried,
+                        const float *given, float *weights, uint32_t *mass, float *logits) {
+    static const fl_contest greedy = {0};
+    const fl_model *model = d->model;
+    const fl_attention *a = model->attention;
+    const fl_kernels *kernels = model->kernels;
+    score_places(d, s, hidden, queried, weights);
+    weigh_places(kernels, s->n, weights, mass);
+    for (size_t i = 0; i < s->n; i++)
+        if (s->first[i] != i) weights[s->first[i]] += weights[i];
+    float gate = a->copy_bias[0];
+    for (size_t k = 0; k < a->units; k++) gate += a->copy[k] * given[k];
+    const float largest = fl_win(model, logits, &greedy).key;
+    const uint64_t total = kernels->mass(logits, model->vocab_size, largest, 1.0f, NULL);
+    const float whole = largest + kernels->logarithm((float)total / FL_MASS_ONE);
+    add_copies(kernels, s, weights, whole - gate, logits);
+}
+
+/* What the parts of one call share. */
+typedef struct copying {
+    fl_decoder *decoder;
+    size_t n;
+    float *const *hidden, *const *given;
+    bool text; /* all columns are places of one */
+} copying;
+
+static void copy_part(void *context, uint32_t part, uint32_t parts) {
+    const copying *c = context;
+    fl_decoder *d = c->decoder;
+    fl_attention_room *room = d->attention;
+    size_t begin, end;
+    fl_slice(c->n, 1, part, parts, &begin, &end);
+    for (size_t j = begin; j < end; j++) {
+        const fl_source *s = room->source[c->text ? 0 : j];
+        if (s) copy_column(d, s, c->hidden[j], d->gates[j], c->given[j], room->weights[j], room->mass[j], d->logits[j]);
+    }
+}
+
+static void add_all_copies(fl_decoder *d, const copying *c, const fl_columns *hidden) {
+    if (d->model->attention->additive) query(d, hidden, c->n);
+    fl_team_run(&d->team, copy_part, (void *)(uintptr_t)c);
+}
+
+void fl_copy_tokens(fl_decoder *d, size_t n, bool many) {
+    const fl_layer_room *top = &d->layers[d->model->n_layers - 1];
+    const copying c = {.decoder = d, .n = n, .hidden = top->h, .given = d->attention->given.h};
+    add_all_copies(d, &c, &(many ? top->many : top->one)[d->now]);
+}
+
+void fl_copy_text_tokens(fl_decoder *d, size_t n) {
+    const fl_attention_room *room = d->attention;
+    const copying c = {.decoder = d, .n = n, .hidden = room->hidden, .given = room->given_text, .text = true};
+    add_all_copies(d, &c, &d->layers[d->model->n_layers - 1].text);
+}
+
+void fl_keep_place(fl_decoder *d, size_t place) {
+    const fl_attention *a = d->model->attention;
+    fl_attention_room *room = d->attention;
+    fl_layer_room *top = &d->layers[d->model->n_layers - 1];
+    fl_columns_copy(&room->given.text, place, &room->given.one[d->now], 0, room->given.text.padded);
+    if (!a->copy) return;
+    fl_columns_copy(&top->text, place, &top->one[d->now], 0, top->text.padded);
+    memcpy(room->hidden[place], top->h[0], top->text.inputs * sizeof(float));
+    memcpy(room->given_text[place], room->given.h[0], a->units * sizeof(float));
 }

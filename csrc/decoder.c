@@ -164,6 +164,9 @@ static fl_attention_room *cut_attention(cutter *c, const fl_model *model) {
     for (size_t i = 0; i < FL_MOST_COLUMNS; i++) {
         made.weights[i] = cut(c, FL_MOST_PLACES * sizeof(float));
         made.mass[i] = cut(c, FL_MOST_PLACES * sizeof(uint32_t));
+        if (!a->copy) continue;
+        made.hidden[i] = cut(c, width_of(&model->layers[model->n_layers - 1]) * sizeof(float));
+        made.given_text[i] = cut(c, given_width(model) * sizeof(float));
     }
     if (c->block) *room = made;
     return room;

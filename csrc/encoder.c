@@ -167,13 +167,32 @@ static size_t key_inputs(const fl_model *model) {
     return a->additive ? a->units : model->layers[model->n_layers - 1].units;
 }
 
+static int by_token(const void *a, const void *b) {
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Where each place's token is for the first time. */
+static bool find_first(const fl_source_text *text, uint32_t *first) {
+    uint64_t *sorted = malloc(text->n * sizeof *sorted); /* token, then place */
+    if (!sorted) return false;
+    for (size_t i = 0; i < text->n; i++) sorted[i] = (uint64_t)text->tokens[i] << 32 | i;
+    qsort(sorted, text->n, sizeof *sorted, by_token);
+    for (size_t i = 0; i < text->n; i++) {
+        const bool again = i && sorted[i] >> 32 == sorted[i - 1] >> 32;
+        first[(uint32_t)sorted[i]] = again ? first[(uint32_t)sorted[i - 1]] : (uint32_t)sorted[i];
+    }
+    free(sorted);
+    return true;
+}
+
 /* Room for everything behind the source itself; without attention nothing is looked at again but the first state. */
 static fl_status new_source(const fl_model *model, const fl_source_text *given, fl_source **source, fl_error *error) {
     const size_t n = given->n, panels = fl_parts(n, FL_PANEL), state = fl_state_floats(model);
     const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
     const size_t keys = model->attention ? panels * FL_PANEL * key_inputs(model) : 0;
     const size_t values = model->attention ? fl_round_up(width, FL_PANEL) * n : 0;
-    fl_source *s = calloc(1, sizeof *s + (state + keys + values + n) * sizeof(float));
+    fl_source *s = calloc(1, sizeof *s + (state + keys + values + 2 * n) * sizeof(float));
     if (!s) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
     float *at = s->memory;
     s->n = n;
@@ -191,7 +210,11 @@ static fl_status new_source(const fl_model *model, const fl_source_text *given, 
     at += values;
     s->tokens = (const int32_t *)(const void *)at;
     memcpy(at, given->tokens, n * sizeof *given->tokens);
+    at += n;
+    s->first = (const uint32_t *)(const void *)at;
     *source = s;
+    if (model->attention && model->attention->copy && !find_first(given, (uint32_t *)(void *)at))
+        return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
     return FL_OK;
 }
 

@@ -220,6 +220,8 @@ typedef struct fl_attention {
     fl_matrix context, hidden;
     fl_matrix feed;                         /* of the values before, for the first layer's gates; no panels: none */
     const float *bias, *query_bias, *score; /* [panels][FL_PANEL] */
+    const float *copy;      /* [panels][FL_PANEL]: how much less a token is copied than written; NULL: none is copied */
+    const float *copy_bias; /* [1] */
     uint32_t units;
     bool additive;
 } fl_attention;
@@ -331,6 +333,7 @@ struct fl_source {
     fl_matrix keys, values;
     const float *start;    /* of a state, as its memory */
     const int32_t *tokens; /* [n] */
+    const uint32_t *first; /* [n]: where the same token is for the first time */
     float memory[];
 };
 
@@ -390,6 +393,8 @@ typedef struct fl_attention_room {
     const fl_source *source[FL_MOST_COLUMNS]; /* of each column */
     float *weights[FL_MOST_COLUMNS];          /* [FL_MOST_PLACES]: of the source's places */
     uint32_t *mass[FL_MOST_COLUMNS];          /* the same before they are divided by their sum */
+    float *hidden[FL_MOST_COLUMNS];           /* if tokens are copied: of a text's places, what is on top, */
+    float *given_text[FL_MOST_COLUMNS];       /* and what attention makes of it */
 } fl_attention_room;
 
 /* The room to compute in; what it holds between calls is of no meaning. One block of memory, of which only what is used

@@ -395,6 +395,22 @@ static bool attention_reads_bytes(const fl_attention *a) {
            fl_reads_bytes(&a->hidden);
 }
 
+/* What decides whether a token is copied, if any is: then a source's tokens are those of texts. */
+static fl_status read_copy(const reader *r, uint64_t layer) {
+    fl_model *model = r->model;
+    fl_attention *a = model->attention;
+    name n;
+    fl_status status = name_of(r, layer, "", &n);
+    if (status || !has_tensor(r, &n, "copy")) return status;
+    status = read_numbers(r, layer, "", "copy", a->units, &a->copy);
+    if (!status) status = read_numbers(r, layer, ".copy", "bias", 1, &a->copy_bias);
+    if (!status && model->encoder->vocab_size > model->vocab_size)
+        status = fl_fail(r->error, FL_ERROR_FORMAT,
+                         "tensor '%s.copy': tokens of a source are copied, but it has %u, and a text only %u",
+                         fl_show(n.text, n.size).text, model->encoder->vocab_size, model->vocab_size);
+    return status;
+}
+
 static fl_status read_attention(const reader *r, uint64_t layer, uint64_t decoders) {
     fl_model *model = r->model;
     fl_attention *a = model->attention;
@@ -420,6 +436,7 @@ static fl_status read_attention(const reader *r, uint64_t layer, uint64_t decode
     if (!status) status = read_part(r, layer, ".hidden", units, top, &a->hidden);
     if (!status) status = read_numbers(r, layer, "", "bias", units, &a->bias);
     if (!status) status = check_step(r, layer, attention_reads_bytes(a));
+    if (!status) status = read_copy(r, layer);
     if (!status) status = name_of(r, decoders + 1, ".feed", &feed);
     if (status || !has_tensor(r, &feed, "weight")) return status;
     return read_part(r, decoders + 1, ".feed", model->layers[0].groups * FL_GATES * FL_PANEL, units, &a->feed);

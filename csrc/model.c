@@ -208,7 +208,8 @@ static fl_status build(fl_model *model, const fl_load_options *options, fl_error
     fl_task task = FL_TASK_LM;
     fl_status status = read_header(&model->file, &task, error);
     if (!status) status = fl_read_layers(model, task, error);
-    if (!status && !model->pooling) status = read_screen(model, options->screening, error);
+    const bool copies = model->attention && model->attention->copy; /* which changes logits after they are known */
+    if (!status && !model->pooling && !copies) status = read_screen(model, options->screening, error);
     if (!status) status = read_token(model, "tokenizer.ggml.bos_token_id", &model->bos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);

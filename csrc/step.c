@@ -150,9 +150,8 @@ void fl_step_layer(fl_decoder *d, const fl_lstm *layer, fl_layer_room *room, siz
 
 /* Token by token: what attention gives may be read by the next. */
 static void read_attending(fl_decoder *d, const int32_t *tokens, size_t n, bool keep_top) {
-    fl_layer_room *given = &d->attention->given;
     for (size_t t = 0; t < n; t++) {
-        if (keep_top) fl_columns_copy(&given->text, t, &given->one[d->now], 0, given->text.padded);
+        if (keep_top) fl_keep_place(d, t);
         fl_step(d, tokens + t, 1, false);
     }
 }
@@ -223,12 +222,19 @@ static fl_layer_room *top(const fl_decoder *d) {
     return d->attention ? &d->attention->given : &d->layers[d->model->n_layers - 1];
 }
 
+static bool copies(const fl_decoder *d) { return d->attention && d->model->attention->copy; }
+
 void fl_step_logits(fl_decoder *d, size_t n, bool many) {
     logits_of(d, many ? &top(d)->many[d->now] : &top(d)->one[d->now], n, NULL, NULL);
+    if (copies(d)) fl_copy_tokens(d, n, many);
 }
 
 fl_winner fl_step_winner(fl_decoder *d, const fl_contest *contest) {
     fl_winner winners[FL_MOST_THREADS], best = FL_NO_WINNER;
+    if (copies(d)) { /* logits change after all of them are known */
+        fl_step_logits(d, 1, false);
+        return fl_win(d->model, d->logits[0], contest);
+    }
     logits_of(d, &top(d)->one[d->now], 1, contest, winners);
     for (uint32_t i = 0; i < d->team.size; i++) best = fl_better(best, winners[i]);
     return best;
@@ -240,7 +246,10 @@ const fl_columns *fl_step_hidden(const fl_decoder *d, size_t column, bool many, 
     return &scratch->view.column;
 }
 
-void fl_text_logits(fl_decoder *d, size_t n) { logits_of(d, &top(d)->text, n, NULL, NULL); }
+void fl_text_logits(fl_decoder *d, size_t n) {
+    logits_of(d, &top(d)->text, n, NULL, NULL);
+    if (copies(d)) fl_copy_text_tokens(d, n);
+}
 
 /* ---- states ------------------------------------------------------------------------------------------ */
 

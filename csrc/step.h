@@ -21,6 +21,11 @@ void fl_store(const fl_decoder *decoder, size_t column, fl_state *state);
 void fl_step(fl_decoder *decoder, const int32_t *tokens, size_t n, bool many);
 /* What attention makes of the columns' new hidden values: the next that d->now names. */
 void fl_attend(fl_decoder *decoder, size_t n, bool many);
+/* Logits of the columns, or of a text's places, become those of a model that also copies its source's tokens. */
+void fl_copy_tokens(fl_decoder *decoder, size_t n, bool many);
+void fl_copy_text_tokens(fl_decoder *decoder, size_t n);
+/* What the logits of a text's place need of the only column: attention's values, and what decides about copies. */
+void fl_keep_place(fl_decoder *decoder, size_t place);
 /* One layer alone, whose gates begin with `start`: from the hidden values that `now` names to the others. */
 void fl_step_layer(fl_decoder *decoder, const fl_lstm *layer, fl_layer_room *room, size_t now, size_t n, bool many,
                    const float *const *start);

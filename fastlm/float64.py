@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastlm.weights import Attention, ClassifierWeights, Encoder, LSTMWeights, Stack, Weights
+from fastlm.weights import Attention, ClassifierWeights, Dense, Encoder, LSTMWeights, Stack, Weights
 
 Float64 = npt.NDArray[Any]
 
 
-def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Float64) -> Float64:
     """Natural logarithm of the softmax over the last axis."""
     shifted = logits - logits.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
@@ -28,14 +28,30 @@ def logits(weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[
     if weights.encoder is not None:
         assert source is not None
         outputs, states = _source(weights, weights.encoder, source)
+    shares: list[Float64] = []  # of the source's places, after each token
     if weights.attention is None:
         for layer, state in zip(weights.layers, states, strict=True):
             x, _, _ = _lstm(layer, x, *state)
     else:
         assert outputs is not None
-        x = _attended(weights, weights.attention, outputs, states, x)
+        x, shares = _attended(weights, weights.attention, outputs, states, x)
     output = weights.embedding.T if weights.output is None else weights.output
-    return np.asarray(x @ output.astype(np.float64) + weights.output_bias)
+    found: Float64 = x @ output.astype(np.float64) + weights.output_bias
+    if weights.attention is None or weights.attention.copy is None or source is None:
+        return found
+    return _with_copies(log_softmax(found), _sigmoid(_dense(weights.attention.copy, x)), np.stack(shares), source)
+
+
+def _dense(dense: Dense, x: Float64) -> Float64:
+    return np.asarray(x @ dense.kernel.astype(np.float64) + dense.bias)
+
+
+def _with_copies(logprobs: Float64, written: Float64, shares: Float64, source: npt.NDArray[np.int32]) -> Float64:
+    """Log-probabilities [T, V] of tokens that are written with a probability [T, 1], else copied from the source."""
+    found = written * np.exp(logprobs)
+    for place, token in enumerate(source):
+        found[:, token] += (1 - written[:, 0]) * shares[:, place]
+    return np.asarray(np.log(np.maximum(found, np.finfo(np.float64).tiny)))
 
 
 def label_logits(weights: ClassifierWeights, tokens: npt.NDArray[np.int32]) -> Float64:
@@ -97,9 +113,9 @@ def _source(
 
 def _attended(
     weights: Weights, a: Attention, outputs: Float64, states: list[tuple[Float64, Float64]], x: Float64
-) -> Float64:
-    """What the output layer reads, [T, A]."""
-    given, found = np.zeros(a.units), []
+) -> tuple[Float64, list[Float64]]:
+    """What the output layer reads, [T, A], and the weights of the source's places at each step."""
+    given, found, shares = np.zeros(a.units), [], []
     keys = outputs if a.key is None else outputs @ a.key
     first = weights.layers[0]
     for value in x:
@@ -116,10 +132,11 @@ def _attended(
         else:
             scores = np.tanh(keys + hidden @ a.query.kernel + a.query.bias) @ a.score
         share = np.exp(scores - scores.max())
-        context = share @ outputs / share.sum()
+        shares.append(share / share.sum())
+        context = shares[-1] @ outputs
         given = np.tanh(context @ a.context + hidden @ a.hidden + a.bias)
         found.append(given)
-    return np.stack(found)
+    return np.stack(found), shares
 
 
 def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -270,6 +270,10 @@ def screen_tensors(screen: Screen) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     yield "bits", pack_signs(screen.signs)
 
 
+def _numbers(values: Array) -> Array:
+    return filled_rows(values[:, None]).reshape(-1, PANEL)
+
+
 def _tensors(
     weights: AnyWeights, rounded: Mapping[str, RoundedRows], screen: Screen | None
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -286,8 +290,10 @@ def _tensors(
         yield f"{name}.weight", weight_panels(matrix) if in_panels else matrix.weight
     looks = weights.pooling if isinstance(weights, ClassifierWeights) else weights.attention
     if looks is not None and looks.score is not None:
-        name = "pool.score" if isinstance(looks, Pooling) else "attn.score"
-        yield name, filled_rows(looks.score[:, None]).reshape(-1, PANEL)
+        yield "pool.score" if isinstance(looks, Pooling) else "attn.score", _numbers(looks.score)
+    if isinstance(looks, Attention) and looks.copy is not None:
+        yield "attn.copy", _numbers(looks.copy.kernel[:, 0])
+        yield "attn.copy.bias", _numbers(looks.copy.bias)
     for part, tensor in screen_tensors(screen) if screen else ():
         yield f"output.screen.{part}", tensor
 
@@ -558,7 +564,12 @@ class _Unpacking:
             query=self._dense("attn.query", f"{name}.query", hidden, units) if additive else None,
             score=self._numbers(f"{name}.score", units) if additive else None,
             feed=kernel_of(self._matrix("blk.0.feed", f"{first[2]}.feed", units), first[1]) if feed else None,
+            copy=self._copy(name, units) if f"{name}.copy" in self.tensors else None,
         )
+
+    def _copy(self, name: str, units: int) -> Dense:
+        kernel = self._numbers(f"{name}.copy", units)[:, None]
+        return Dense(np.ascontiguousarray(kernel), self._numbers(f"{name}.copy.bias", 1))
 
     def _lstm(self, name: str, tensor: str, inputs: int, units: int) -> LSTMWeights:
         bias = self.tensors[f"{tensor}.bias"].reshape(-1, 1)

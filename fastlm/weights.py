@@ -78,7 +78,8 @@ class Attention:
     query + bias), of A values each: Bahdanau et al. 2015. The softmax of the scores weighs the outputs; their mean, the
     context, and the hidden values become tanh(context · ``context`` [D, A] + hidden · ``hidden`` [H, A] + ``bias``
     [A]), which the output layer reads, and the first LSTM layer of the next step, too, if there is a ``feed`` [A, 4 H
-    of that layer].
+    of that layer]. With ``copy`` [A, 1] a token is written only with the probability sigmoid(that · copy), else it is
+    the source's token at one of its places, drawn by their weights (See et al. 2017, "pointer-generator").
     """
 
     context: Array
@@ -88,6 +89,7 @@ class Attention:
     query: Dense | None = None
     score: Array | None = None
     feed: Array | None = None
+    copy: Dense | None = None
 
     @property
     def units(self) -> int:
@@ -125,7 +127,8 @@ class Weights:
         Of a sequence-to-sequence model (`Encoder`, `Bridge`, `Attention` say what they are) also ``source.embedding``
         (without it the decoder's), ``encoder.N.*`` and ``encoder.N.reverse.*`` as ``lstm.N.*``, ``bridge.N.h.kernel``,
         ``bridge.N.h.bias``, ``bridge.N.c.kernel``, ``bridge.N.c.bias`` (N: the decoder's layer), ``attention.context``,
-        ``.hidden``, ``.bias``, ``.key``, ``.query.kernel``, ``.query.bias``, ``.score``, ``.feed``.
+        ``.hidden``, ``.bias``, ``.key``, ``.query.kernel``, ``.query.bias``, ``.score``, ``.feed``, ``.copy.kernel``,
+        ``.copy.bias``.
 
         Raises
         ------
@@ -145,6 +148,12 @@ class Weights:
         attention = None
         if encoder is not None and _has(left, "attention"):
             attention = _take_attention(left, encoder.widths[-1], inputs, layers[0].units)
+            own = encoder.embedding
+            if attention.copy is not None and own is not None and len(own) > len(embedding):
+                raise ValueError(
+                    f"attention.copy: a source's tokens are copied, but there are {len(own)}, and of texts only "
+                    f"{len(embedding)}"
+                )
             inputs = attention.units
         tied = "output.kernel" not in left
         if tied and embedding.shape[1] != inputs:
@@ -174,6 +183,8 @@ class Weights:
             }
             if a.query is not None:
                 found |= _dense_arrays("attention.query", a.query)
+            if a.copy is not None:
+                found |= _dense_arrays("attention.copy", a.copy)
         found |= {"output.kernel": self.output, "output.bias": self.output_bias}
         return {name: array for name, array in found.items() if array is not None}
 
@@ -325,6 +336,7 @@ def _take_attention(left: dict[str, Any], width: int, hidden: int, first: int) -
         query=_take_dense(left, f"{name}.query", hidden, units) if additive else None,
         score=_take(left, f"{name}.score", (units,)) if additive else None,
         feed=_take(left, f"{name}.feed", (units, 4 * first)) if f"{name}.feed" in left else None,
+        copy=_take_dense(left, f"{name}.copy", units, 1) if _has(left, f"{name}.copy") else None,
     )
 
 

@@ -207,7 +207,8 @@ def encode_source(weights, source):
 
 
 def seq2seq_logits(weights, source, target):
-    """Logits [T, V] behind each token of the target, and where attention looked, [T, S], or None."""
+    """Logits [T, V] behind each token of the target (log-probabilities, if tokens are copied), and where attention
+    looked, [T, S], or None."""
     w = weights
     outputs, ends = encode_source(w, source)
     state = []
@@ -242,7 +243,13 @@ def seq2seq_logits(weights, source, target):
                 looked[-1] @ outputs @ w["attention.context"] + x @ w["attention.hidden"] + w["attention.bias"]
             )
         output = w.get("output.kernel", w["embedding"].T)
-        rows.append(x @ output + w.get("output.bias", 0))
+        row = x @ output + w.get("output.bias", 0)
+        if "attention.copy.kernel" in w:
+            gate = sigmoid(x @ w["attention.copy.kernel"] + w["attention.copy.bias"])
+            both = gate * np.exp(log_softmax(row))
+            np.add.at(both, source, (1 - gate) * looked[-1])
+            row = np.log(both)
+        rows.append(row)
     return np.array(rows), np.array(looked) if looked else None
 
 

@@ -29,6 +29,7 @@ def weights_of(seed=0, **shape):
         "attention": None,
         "bidirectional": False,
         "feed": False,
+        "copy": False,
         "bridge": True,
         "tied": False,
     }
@@ -77,6 +78,8 @@ def weights_of(seed=0, **shape):
             found |= {"attention.query.bias": uniform(A), "attention.score": uniform(A)}
         if s["feed"]:
             found["attention.feed"] = uniform(A, 4 * H)
+        if s["copy"]:
+            found |= {"attention.copy.kernel": uniform(A, 1, limit=2), "attention.copy.bias": uniform(1)}
     if not s["tied"]:
         found["output.kernel"] = uniform(inputs, s["V"])
     return found | {"output.bias": uniform(s["V"])}
@@ -96,6 +99,7 @@ def random_shape(seed):
         "source": int(r.integers(2)) * 33,
         "attention": kind,
         "feed": kind is not None and bool(r.integers(2)),
+        "copy": kind is not None and seed % 8 < 4,
     }
     if kind == "dot":
         shape["H"] = shape["D"] * (1 + shape["bidirectional"])
@@ -407,3 +411,32 @@ def test_what_quantize_cannot_do_yet_is_said(model_path, tmp_path):
     with pytest.raises(ValueError, match="is no language model"):
         fastlm.quantize(model_path, tmp_path / "m.gguf", screen=True)
     assert not (tmp_path / "m.gguf").exists()
+
+
+# ---- copies ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["general", "additive"])
+def test_copying_models_write_what_their_log_probabilities_say(attention, tmp_path):
+    """One text alone, several side by side, beams, and a text scored at once go different ways in the engine."""
+    weights = weights_of(seed=7, attention=attention, copy=True, bidirectional=True, feed=attention == "general")
+    fastlm.export(weights, tmp_path / "m.gguf", bos=0)
+    lm = fastlm.load(tmp_path / "m.gguf")
+    sources, _ = texts(weights)
+    alone = [lm.generate(list(source), max_tokens=20, temperature=0.0) for source in sources]
+    assert [one.token_ids for one in lm.generate([list(s) for s in sources], max_tokens=20, temperature=0.0)] == [
+        one.token_ids for one in alone
+    ]
+    for source, one in zip(sources, alone, strict=True):
+        logits, _ = seq2seq_logits(weights, source, [0, *one.token_ids[:-1]])
+        assert [int(row.argmax()) for row in logits] == one.token_ids
+        scored = lm.score([0, *one.token_ids], list(source))
+        expected = log_softmax(logits)[np.arange(len(one.token_ids)), one.token_ids]
+        assert np.abs(np.array(scored.logprobs[1:]) - expected).max() < 1e-4
+        beam = lm.generate(list(source), max_tokens=5, num_beams=3, logprobs=True)
+        assert beam.logprobs == pytest.approx(lm.score([0, *beam.token_ids], list(source)).logprobs[1:], abs=1e-5)
+    drawn = lm.generate(list(sources[0]), max_tokens=20, temperature=1.0, seed=3)
+    assert drawn.token_ids == lm.generate([list(sources[0])] * 2, max_tokens=20, temperature=1.0, seed=3)[0].token_ids
+    assert set(alone[0].token_ids) & set(sources[0])
+    with pytest.raises(ValueError, match=r"attention\.copy: a source's tokens are copied, but there are 70"):
+        fastlm.export(weights_of(attention=attention, copy=True, source=70), tmp_path / "x.gguf", bos=0)

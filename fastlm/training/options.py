@@ -193,6 +193,8 @@ class PairOptions:
         "dot", "general" or "additive".
     attention_units : int
     input_feeding, tied : bool
+    copying : bool
+        Tokens of the source may be copied (See et al. 2017); needs attention and a shared vocabulary.
     dropout, label_smoothing, learning_rate : float
     batch_tokens : int
         Of sources and texts together, padding included.
@@ -213,6 +215,7 @@ class PairOptions:
     attention_units: int
     input_feeding: bool
     tied: bool
+    copying: bool
     dropout: float
     label_smoothing: float
     learning_rate: float
@@ -274,6 +277,7 @@ _PAIRS: dict[str, Any] = {
     "attention_units": 256,
     "input_feeding": False,
     "tied": True,
+    "copying": False,
     "dropout": 0.3,
     "label_smoothing": 0.1,
     "learning_rate": 1e-3,
@@ -285,7 +289,7 @@ _PAIRS: dict[str, Any] = {
 
 PAIR_PRESETS: dict[str, dict[str, Any]] = {
     "translate": _PAIRS,
-    "summarize": {**_PAIRS, "shared_vocabulary": True},
+    "summarize": {**_PAIRS, "shared_vocabulary": True, "copying": True},
     "answer": {**_PAIRS, "shared_vocabulary": True, "vocab_size": 1200, "embedding": 64, "encoder_units": (64,),
                "units": (128,), "attention_units": 64},
     "classify": {
@@ -352,6 +356,7 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
         attention=None if o["attention"] == "none" else o["attention"],
         input_feeding=_flag("input_feeding", o["input_feeding"]),
         tied=_flag("tied", o["tied"]),
+        copying=_flag("copying", o["copying"]),
         **common,
     )
     _check_pairs(options)
@@ -374,6 +379,8 @@ def _check_pairs(o: PairOptions) -> None:
         )
     if o.input_feeding and o.attention is None:
         raise ValueError("input_feeding: without attention there is nothing to feed")
+    if o.copying and (o.attention is None or not o.shared_vocabulary):
+        raise ValueError("copying: needs attention, which says what is copied, and a shared vocabulary")
     if o.attention == "dot" and width != o.units[-1]:
         raise ValueError(
             f"attention='dot' needs the encoder's outputs, {width}, as wide as the decoder's last layer, "

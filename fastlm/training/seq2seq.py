@@ -32,6 +32,8 @@ class Shape:
     input_feeding : bool
     tied : bool
         The output matrix is the embedding, as wide as what it reads.
+    copying : bool
+        A token may also be the source's at a place that attention looks at (See et al. 2017).
     """
 
     source_vocab: int | None
@@ -44,6 +46,27 @@ class Shape:
     attention_units: int
     input_feeding: bool
     tied: bool
+    copying: bool = False
+
+
+class Copies:
+    """What is copied at each place of texts: the log-odds [T, B] that a token is written, and the weights [T, B, S] of
+    places of the sources, int32 [S, B], that else one is drawn from."""
+
+    def __init__(self, gate: Tensor, share: Tensor, sources: Tensor) -> None:
+        self._gate, self._share, self._sources = gate, share, sources
+
+    def logprobs(self, written: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probabilities [T * B] of tokens [T, B], given those of being written, if anything is."""
+        same = self._sources[None] == tokens[:, None]  # [T, S, B]
+        share = tf.reduce_sum(tf.where(tf.transpose(same, [0, 2, 1]), self._share, 0.0), -1)
+        copied = tf.math.log(tf.maximum(share, _LEAST_SHARE)) + tf.math.log_sigmoid(-self._gate)
+        written = tf.reshape(written, tf.shape(copied)) + tf.math.log_sigmoid(self._gate)
+        both = tf.reduce_logsumexp(tf.stack([written, copied]), 0)
+        return tf.reshape(tf.where(share > _LEAST_SHARE, both, written), [-1])
+
+
+_LEAST_SHARE = 1e-9  # smaller ones are taken for nothing
 
 
 class Seq2SeqNetwork:
@@ -99,13 +122,18 @@ class Seq2SeqNetwork:
         make("attention.context", width, units)
         make("attention.hidden", hidden, units)
         make("attention.bias", units)
+        if self.shape.copying:
+            make("attention.copy.kernel", units, 1)
+            make("attention.copy.bias", 1)
         if self.shape.input_feeding:
             make("attention.feed", units, 4 * self.shape.decoder[0], limit=self.shape.decoder[0] ** -0.5)
 
     # ---- what it computes ------------------------------------------------------------------------------
 
-    def __call__(self, sources: Tensor, lengths: Tensor, inputs: Tensor, seed: Tensor | None = None) -> Tensor:
-        """Logits for every place of the texts.
+    def __call__(
+        self, sources: Tensor, lengths: Tensor, inputs: Tensor, seed: Tensor | None = None
+    ) -> tuple[Tensor, Copies | None]:
+        """Logits for every place of the texts, and what is copied there.
 
         Parameters
         ----------
@@ -119,16 +147,21 @@ class Seq2SeqNetwork:
 
         Returns
         -------
-        float32 tensor [T * B, V]
+        logits : float32 tensor [T * B, V]
+        copies : Copies or None
         """
         drop = Dropout(self._dropout, seed)
         outputs, states, mask = self._encode(sources, lengths, drop)
-        hidden = self._decode(inputs, outputs, states, mask, drop)
+        hidden, share = self._decode(inputs, outputs, states, mask, drop)
         x = tf.reshape(drop(hidden), [-1, hidden.shape[-1]])
         w = self.weights
+        copies = None
+        if self.shape.copying:
+            gate = tf.einsum("tba,ac->tbc", hidden, w["attention.copy.kernel"]) + w["attention.copy.bias"]
+            copies = Copies(gate[:, :, 0], share, sources)
         if self.shape.tied:
-            return tf.matmul(x, w["embedding"], transpose_b=True) + w["output.bias"]
-        return tf.matmul(x, w["output.kernel"]) + w["output.bias"]
+            return tf.matmul(x, w["embedding"], transpose_b=True) + w["output.bias"], copies
+        return tf.matmul(x, w["output.kernel"]) + w["output.bias"], copies
 
     def _encode(self, sources: Tensor, lengths: Tensor, drop: Dropout) -> tuple[Tensor, list[Tensor], Tensor]:
         """The last layer's outputs [S, B, D], the decoder's first states, and 0 or `NEVER` for each place [S, B]."""
@@ -143,8 +176,10 @@ class Seq2SeqNetwork:
             states.append((tf.tanh(h), c))
         return x, states, tf.where(places.real, np.float32(0), np.float32(NEVER))
 
-    def _decode(self, inputs: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout) -> Tensor:
-        """What the output layer reads, [T, B, A]."""
+    def _decode(
+        self, inputs: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the output layer reads, [T, B, A], and the weights of the source's places, [T, B, S]."""
         s = self.shape
         x = tf.gather(self.weights["embedding"], inputs)
         if s.input_feeding and s.attention is not None:
@@ -152,16 +187,20 @@ class Seq2SeqNetwork:
         keep = tf.ones_like(inputs, tf.float32)[:, :, None]
         for n in range(len(s.decoder)):
             x, _, _ = self.weights.run_lstm(f"lstm.{n}", drop(x), keep, states[n])
-        return x if s.attention is None else self._attend(self._tensors(), drop(x), outputs, self._keys(outputs), mask)
+        if s.attention is None:
+            return x, None
+        return self._attend(self._tensors(), drop(x), outputs, self._keys(outputs), mask)
 
-    def _decode_feeding(self, x: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout) -> Tensor:
+    def _decode_feeding(
+        self, x: Tensor, outputs: Tensor, states: list[Tensor], mask: Tensor, drop: Dropout
+    ) -> tuple[Tensor, Tensor]:
         """Place by place, since each reads what attention gave to the one before."""
         w = self._tensors()
         kernel, keys = tf.concat([w["lstm.0.kernel"], w["attention.feed"]], 0), self._keys(outputs)
         steps, batch = tf.shape(x)[0], tf.shape(x)[1]
         masks = [drop.mask([batch, units]) for units in self.shape.decoder]  # the same at every place
 
-        def step(t: Tensor, given: Tensor, states: list[Any], found: Tensor) -> tuple[Any, ...]:
+        def step(t: Tensor, given: Tensor, states: list[Any], found: Tensor, shares: Tensor) -> tuple[Any, ...]:
             y, after = tf.concat([x[t], given], 1), []
             for n, (units, (h, c)) in enumerate(zip(self.shape.decoder, states, strict=True)):
                 z = tf.matmul(y, kernel if n == 0 else w[f"lstm.{n}.kernel"])
@@ -171,15 +210,16 @@ class Seq2SeqNetwork:
                 h = o * tf.tanh(c)
                 after.append((h, c))
                 y = h * masks[n]
-            given = self._attend(w, y[None], outputs, keys, mask)[0]
-            return t + 1, given, after, found.write(t, given)
+            given, share = (part[0] for part in self._attend(w, y[None], outputs, keys, mask))
+            return t + 1, given, after, found.write(t, given), shares.write(t, share)
 
         found = tf.TensorArray(tf.float32, steps, element_shape=[None, self.shape.attention_units])
+        shares = tf.TensorArray(tf.float32, steps, element_shape=[None, None])
         first = tf.zeros([batch, self.shape.attention_units])
-        *_, found = tf.while_loop(
-            lambda t, *_: t < steps, step, (0, first, list(states), found), maximum_iterations=steps
+        *_, found, shares = tf.while_loop(
+            lambda t, *_: t < steps, step, (0, first, list(states), found, shares), maximum_iterations=steps
         )
-        return tf.ensure_shape(found.stack(), [None, None, self.shape.attention_units])
+        return tf.ensure_shape(found.stack(), [None, None, self.shape.attention_units]), shares.stack()
 
     def _tensors(self) -> dict[str, Tensor]:
         """The weights' values: a loop's gradients do not reach a variable that is read inside it."""
@@ -189,8 +229,10 @@ class Seq2SeqNetwork:
         key = self.weights.named.get("attention.key")
         return outputs if key is None else tf.einsum("sbd,dk->sbk", outputs, tf.convert_to_tensor(key))
 
-    def _attend(self, w: dict[str, Tensor], hidden: Tensor, outputs: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-        """[T, B, A] for hidden values [T, B, H]."""
+    def _attend(
+        self, w: dict[str, Tensor], hidden: Tensor, outputs: Tensor, keys: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[T, B, A] for hidden values [T, B, H], and the weights of the source's places [T, B, S]."""
         if self.shape.attention == "additive":
             query = tf.einsum("tbh,ha->tba", hidden, w["attention.query.kernel"]) + w["attention.query.bias"]
             both = tf.tanh(query[:, None] + keys[None])  # [T, S, B, A]
@@ -200,4 +242,5 @@ class Seq2SeqNetwork:
         share = tf.nn.softmax(scores + tf.transpose(mask)[:, None], -1)
         context = tf.einsum("bts,sbd->tbd", share, outputs)
         mixed = tf.einsum("tbd,da->tba", context, w["attention.context"])
-        return tf.tanh(mixed + tf.einsum("tbh,ha->tba", hidden, w["attention.hidden"]) + w["attention.bias"])
+        given = tf.tanh(mixed + tf.einsum("tbh,ha->tba", hidden, w["attention.hidden"]) + w["attention.bias"])
+        return given, tf.transpose(share, [1, 0, 2])

@@ -16,7 +16,7 @@ from fastlm.training.evaluation import Evaluation
 from fastlm.training.options import PairOptions
 from fastlm.training.pairs import Batches, Pairs
 from fastlm.training.recurrence import Tensor
-from fastlm.training.seq2seq import Seq2SeqNetwork, Shape
+from fastlm.training.seq2seq import Copies, Seq2SeqNetwork, Shape
 
 SOURCE = "source."
 """How the keys of a source's own tokenizer start in a checkpoint."""
@@ -48,6 +48,7 @@ class WritingTask:
             attention_units=options.attention_units,
             input_feeding=options.input_feeding,
             tied=options.tied,
+            copying=options.copying,
         )
         self.network = Seq2SeqNetwork(shape, options.dropout, options.seed)
         self._batches = Batches(train, options.batch_tokens, options.seed)
@@ -76,8 +77,8 @@ class WritingTask:
     def loss(self, batch: tuple[Any, ...], seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Cross-entropy; a share of each target is spread over all tokens (label smoothing, Szegedy et al. 2016)."""
         sources, lengths, inputs, targets = batch
-        logits = self.network(sources, lengths, inputs, seed)
-        nats, counted = self._each(logits, targets)
+        logits, copies = self.network(sources, lengths, inputs, seed)
+        nats, counted = self._each(logits, copies, targets)
         mean = tf.reduce_sum(nats) / tf.reduce_sum(counted)
         smoothing = self.options.label_smoothing
         if not smoothing:
@@ -101,12 +102,14 @@ class WritingTask:
         )
 
     def _nats(self, sources: Tensor, lengths: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return tf.reduce_sum(self._each(self.network(sources, lengths, inputs), targets)[0])
+        return tf.reduce_sum(self._each(*self.network(sources, lengths, inputs), targets)[0])
 
     @staticmethod
-    def _each(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _each(logits: Tensor, copies: Copies | None, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood of each place, 0 where nothing is predicted, and 1 or 0 for that."""
         flat = tf.reshape(targets, [-1])
         counted = tf.cast(flat >= 0, tf.float32)
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=tf.maximum(flat, 0), logits=logits)
+        if copies is not None:
+            nats = -copies.logprobs(-nats, tf.maximum(targets, 0))
         return nats * counted, counted
