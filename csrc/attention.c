@@ -106,48 +106,67 @@ void fl_attend(fl_decoder *d, size_t n, bool many) {
 
 /* ---- copying ------------------------------------------------------------------------------------------- */
 
-/* The same as a logit, for places whose token and share of attention are given (See et al. 2017): with probability p a token is
- * written, by the logits, else copied from a place of the source. Where odds of p are e^gate and the logits' normaliser is
- * e^whole, a logit l becomes log(e^l + e^(whole - gate) share), and those of other tokens stay. */
-static void add_copies(const fl_kernels *kernels, const fl_source *s, const float *shares, float apart, float *logits) {
-    float below[FL_PANEL];
+/* log(e^larger + e^(larger - below)) for a panel of them; below at most 0, -inf: nothing is added. */
+static void add_logs(const fl_kernels *kernels, const float *below, float *larger) {
     uint32_t mass[FL_PANEL];
-    for (size_t at = 0, n; at < s->n; at += n) {
-        size_t place[FL_PANEL];
-        float larger[FL_PANEL];
-        for (n = 0; n < FL_PANEL && at + n < s->n; n++) {
-            const size_t i = at + n;
-            place[n] = i, below[n] = -INFINITY;
-            if (s->first[i] != i || !(shares[i] > 0)) continue;
-            const float copied = apart + kernels->logarithm(shares[i]), written = logits[s->tokens[i]];
-            larger[n] = copied > written ? copied : written;
-            below[n] = copied > written ? written - copied : copied - written;
+    kernels->mass(below, FL_PANEL, 0, 1, mass);
+    for (size_t k = 0; k < FL_PANEL; k++) larger[k] += kernels->logarithm(1 + (float)mass[k] / FL_MASS_ONE);
+}
+
+static float add_log(const fl_kernels *kernels, float a, float b) {
+    float below[FL_PANEL] = {a > b ? b - a : a - b}, larger[FL_PANEL] = {a > b ? a : b};
+    for (size_t k = 1; k < FL_PANEL; k++) below[k] = -INFINITY;
+    add_logs(kernels, below, larger);
+    return larger[0];
+}
+
+/* Scores of places become logarithms of shares; those of a token that comes again are added up where it is first. */
+static void log_shares(const fl_kernels *kernels, const fl_source *s, float *scores) {
+    float largest = scores[0];
+    for (size_t i = 1; i < s->n; i++) largest = scores[i] > largest ? scores[i] : largest;
+    for (size_t i = s->n; i % FL_PANEL; i++) scores[i] = -INFINITY;
+    const float whole = kernels->logarithm((float)kernels->mass(scores, s->n, largest, 1, NULL) / FL_MASS_ONE);
+    for (size_t i = 0; i < s->n; i++) scores[i] = (scores[i] - largest) - whole;
+    for (size_t i = 0; i < s->n; i++)
+        if (s->first[i] != i) scores[s->first[i]] = add_log(kernels, scores[s->first[i]], scores[i]);
+}
+
+/* With probability p a token is written, by the logits, else copied from a place of the source (See et al. 2017). Where odds of
+ * p are e^gate and the logits' normaliser is e^whole, a logit l becomes log(e^l + e^(whole - gate) share), and those of tokens
+ * that are not in the source stay. apart: whole - gate. */
+static void add_copies(const fl_kernels *kernels, const fl_source *s, const float *shares, float apart, float *logits) {
+    for (size_t at = 0; at < s->n; at += FL_PANEL) {
+        const size_t n = s->n - at < FL_PANEL ? s->n - at : FL_PANEL;
+        float below[FL_PANEL], larger[FL_PANEL] = {0};
+        for (size_t k = 0; k < FL_PANEL; k++) {
+            below[k] = -INFINITY;
+            if (k >= n || s->first[at + k] != at + k) continue;
+            const float copied = apart + shares[at + k], written = logits[s->tokens[at + k]];
+            larger[k] = copied > written ? copied : written;
+            below[k] = copied > written ? written - copied : copied - written;
         }
-        for (size_t k = n; k < FL_PANEL; k++) below[k] = -INFINITY;
-        kernels->mass(below, FL_PANEL, 0, 1, mass);
+        add_logs(kernels, below, larger);
         for (size_t k = 0; k < n; k++)
-            if (below[k] > -INFINITY)
-                logits[s->tokens[place[k]]] = larger[k] + kernels->logarithm(1 + (float)mass[k] / FL_MASS_ONE);
+            if (s->first[at + k] == at + k) logits[s->tokens[at + k]] = larger[k];
     }
 }
 
-/* hidden: on top; given: what attention made of it; weights, mass: room for the source's places. */
+/* hidden: on top; queried: what the additive score makes of it; given: what attention did; shares: room for the source's
+ * places. */
 static void copy_column(const fl_decoder *d, const fl_source *s, const float *hidden, const float *queried,
-                        const float *given, float *weights, uint32_t *mass, float *logits) {
+                        const float *given, float *shares, float *logits) {
     static const fl_contest greedy = {0};
     const fl_model *model = d->model;
     const fl_attention *a = model->attention;
     const fl_kernels *kernels = model->kernels;
-    score_places(d, s, hidden, queried, weights);
-    weigh_places(kernels, s->n, weights, mass);
-    for (size_t i = 0; i < s->n; i++)
-        if (s->first[i] != i) weights[s->first[i]] += weights[i];
+    score_places(d, s, hidden, queried, shares);
+    log_shares(kernels, s, shares);
     float gate = a->copy_bias[0];
     for (size_t k = 0; k < a->units; k++) gate += a->copy[k] * given[k];
     const float largest = fl_win(model, logits, &greedy).key;
     const uint64_t total = kernels->mass(logits, model->vocab_size, largest, 1.0f, NULL);
     const float whole = largest + kernels->logarithm((float)total / FL_MASS_ONE);
-    add_copies(kernels, s, weights, whole - gate, logits);
+    add_copies(kernels, s, shares, whole - gate, logits);
 }
 
 /* What the parts of one call share. */
@@ -166,7 +185,7 @@ static void copy_part(void *context, uint32_t part, uint32_t parts) {
     fl_slice(c->n, 1, part, parts, &begin, &end);
     for (size_t j = begin; j < end; j++) {
         const fl_source *s = room->source[c->text ? 0 : j];
-        if (s) copy_column(d, s, c->hidden[j], d->gates[j], c->given[j], room->weights[j], room->mass[j], d->logits[j]);
+        if (s) copy_column(d, s, c->hidden[j], d->gates[j], c->given[j], room->weights[j], d->logits[j]);
     }
 }
 

@@ -15,7 +15,7 @@ from fastlm.tokenizer import CharTokenizer, train_bpe  # noqa: E402
 from fastlm.training import train_pairs  # noqa: E402
 from fastlm.training.pairs import Batches, Pairs  # noqa: E402
 from fastlm.training.seq2seq import Seq2SeqNetwork, Shape  # noqa: E402
-from reference import seq2seq_logits  # noqa: E402
+from reference import log_softmax, seq2seq_logits  # noqa: E402
 
 
 def words(count, seed=0):
@@ -82,9 +82,10 @@ def test_batches_are_a_function_of_the_step():
 
 @pytest.mark.parametrize("attention", [None, "dot", "general", "additive"])
 @pytest.mark.parametrize("feeding", [False, True])
-def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
-    if feeding and attention is None:
-        pytest.skip("nothing to feed")
+@pytest.mark.parametrize("copying", [False, True])
+def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding, copying):
+    if (feeding or copying) and attention is None:
+        pytest.skip("nothing to feed or to copy")
     shape = Shape(
         source_vocab=None if feeding else 9,
         vocab=11,
@@ -96,6 +97,7 @@ def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
         attention_units=7,
         input_feeding=feeding,
         tied=False,
+        copying=copying,
     )
     network = Seq2SeqNetwork(shape, dropout=0.5, seed=1)
     r = np.random.default_rng(0)
@@ -104,11 +106,15 @@ def test_padded_batches_compute_what_each_pair_alone_does(attention, feeding):
     arrays = network.weights.arrays()
     lengths = np.array([7, 1, 4], np.int32)
     sources, inputs = r.integers(0, 9, (8, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
-    logits, _ = network(tf.constant(sources), tf.constant(lengths), tf.constant(inputs))
-    logits = np.array(logits).reshape(5, 3, 11)
+    logits, copies = network(tf.constant(sources), tf.constant(lengths), tf.constant(inputs))
+    assert (copies is not None) == copying
+    rows = log_softmax(np.array(logits, np.float64)).reshape(5, 3, 11)
+    for token in range(11) if copying else ():
+        each = copies.logprobs(tf.constant(rows[:, :, token].reshape(-1), tf.float32), tf.fill([5, 3], token))
+        rows[:, :, token] = np.array(each).reshape(5, 3)
     for j, length in enumerate(lengths):
         expected, _ = seq2seq_logits(arrays, sources[8 - length :, j], inputs[:, j])
-        assert np.abs(logits[:, j] - expected).max() < 1e-5
+        assert np.abs(rows[:, j] - log_softmax(expected)).max() < 1e-5
 
 
 @pytest.mark.parametrize("attention", ["general", "additive"])
@@ -126,13 +132,17 @@ def test_gradients_are_those_of_the_loss(attention, feeding):
         attention_units=7,
         input_feeding=feeding,
         tied=False,
+        copying=True,
     )
     network, r = Seq2SeqNetwork(shape, dropout=0.0, seed=1), np.random.default_rng(0)
     sources, inputs = r.integers(0, 9, (6, 3)).astype(np.int32), r.integers(0, 11, (5, 3)).astype(np.int32)
 
     def loss():
-        logits = network(tf.constant(sources), tf.constant([6, 2, 4]), tf.constant(inputs))
-        return tf.reduce_mean(tf.square(logits - 0.3))
+        logits, copies = network(tf.constant(sources), tf.constant([6, 2, 4]), tf.constant(inputs))
+        first = tf.nn.log_softmax(logits)[:, 0]
+        return tf.reduce_mean(tf.square(logits - 0.3)) - tf.reduce_mean(
+            copies.logprobs(first, tf.zeros([5, 3], tf.int32))
+        )
 
     with tf.GradientTape() as tape:
         value = tf.function(loss)()
@@ -223,3 +233,24 @@ def test_tokenizers_of_source_and_text_may_differ(data, tmp_path):
     assert lm.source_tokenizer is not lm.tokenizer
     assert lm.encode_source("abc")[-1] == lm.source_tokenizer.eos
     assert train_bpe(["abc"], 260).vocab_size
+
+
+def test_words_that_it_has_never_seen_are_copied(tmp_path):
+    """The text is a name out of the source; most names of the test are new."""
+    r = random.Random(0)
+
+    def lines(count):
+        for _ in range(count):
+            name = "".join(r.choices("abcdefghijklmnopqrst", k=4))
+            others = r.choices(["the", "old", "man", "saw", "a", "dog", "and", "went"], k=r.randint(2, 5))
+            at = r.randint(0, len(others))
+            yield " ".join([*others[:at], "named", name, *others[at:]]), name
+
+    (tmp_path / "t.tsv").write_text("".join(f"{source}\t{text}\n" for source, text in lines(2000)))
+    options = {**SMALL, "task": "summarize", "vocab_size": 300, "epochs": 10}
+    train_pairs(tmp_path / "t.tsv", tmp_path / "m.gguf", **options)
+    lm, held = fastlm.load(tmp_path / "m.gguf"), list(lines(50))
+    written = lm.generate([source for source, _ in held])
+    assert sum(str(one) == text for one, (_, text) in zip(written, held, strict=True)) >= 30  # without copying: 0
+    with pytest.raises(ValueError, match="copying: needs attention"):
+        train_pairs(tmp_path / "t.tsv", tmp_path / "x.gguf", **{**options, "shared_vocabulary": False})
