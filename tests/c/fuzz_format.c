@@ -137,8 +137,44 @@ static void compute_batch(desk *d, const fl_model_info *info, uint64_t *random) 
           "alone another text than in a batch of %zu", n);
 }
 
+/* Texts side by side, and each alone from a state, if the model has any. */
+static void compute_labels(const fl_model *model, const fl_model_info *info, uint64_t random) {
+    int32_t tokens[TEXT];
+    float *logprobs = malloc((BATCH + 1) * info->labels * sizeof *logprobs), *alone = logprobs + BATCH * info->labels;
+    fl_text texts[BATCH];
+    fl_decoder *decoder = NULL;
+    fl_state *state = NULL;
+    fl_error error;
+    for (size_t i = 0; i < TEXT; i++) tokens[i] = (int32_t)below(&random, info->vocab_size);
+    for (size_t i = 0; i < BATCH; i++)
+        texts[i] = (fl_text){NULL, tokens, 1 + below(&random, TEXT), logprobs + i * info->labels};
+    const bool ready = logprobs && !fl_decoder_new(model, &decoder, &error) && !fl_state_new(model, &state, &error);
+    check(ready && !fl_classify(decoder, texts, BATCH, &error), "texts are not judged");
+    for (size_t i = 0; ready && i < BATCH; i++) {
+        for (uint32_t n = 0; n < info->labels; n++)
+            check(logprobs[i * info->labels + n] <= 1e-4f, "label %u is %g", n, (double)texts[i].logprobs[n]);
+        fl_text one = texts[i];
+        fl_state_reset(state);
+        one.logprobs = alone, one.state = info->bidirectional ? NULL : state;
+        if (!info->bidirectional && one.n > 1) { /* in two pieces */
+            one.n = 1;
+            fl_classify(decoder, &one, 1, &error);
+            one.tokens++, one.n = texts[i].n - 1;
+        }
+        check(!fl_classify(decoder, &one, 1, &error), "a text is not judged");
+        check(memcmp(alone, texts[i].logprobs, info->labels * sizeof *alone) == 0, "alone other labels");
+    }
+    fl_state_free(state);
+    fl_decoder_free(decoder);
+    free(logprobs);
+}
+
 static void compute(const fl_model *model, const fl_model_info *info, uint64_t random) {
     desk d = {0};
+    if (info->labels) {
+        compute_labels(model, info, random);
+        return;
+    }
     if (desk_open(&d, model, info, &random)) {
         fl_feed(d.decoder, d.states[0], d.text, 1 + below(&random, 12));
         const float *logits = fl_logits(d.decoder, d.states[0]);
@@ -216,7 +252,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size) {
 
 /* ---- campaigns -------------------------------------------------------------------------------------------- */
 
-enum { MODELS = 18 };
+enum { MODELS = 22 };
 
 static size_t loaded, refused, opened;
 static char temporary[] = "/tmp/fuzz_format_XXXXXX";
@@ -458,6 +494,7 @@ static tiny_model *valid_model(size_t which) {
          .key = true,
          .feed = true,
          .attention = 6,
+         .copy = true,
          .tied = true,
          .test = true},
         {.vocab = 20,
@@ -471,6 +508,7 @@ static tiny_model *valid_model(size_t which) {
          .additive = true,
          .feed = true,
          .attention = 19,
+         .copy = true,
          .x_dtype = {AS_INT8},
          .h_dtype = {AS_INT8},
          .output_dtype = AS_INT8,
@@ -490,6 +528,36 @@ static tiny_model *valid_model(size_t which) {
          .attention_dtype = AS_BF16,
          .output_dtype = AS_BF16,
          .scale = 0x1p40f},
+        {.vocab = 7,
+         .embedding = 3,
+         .encoder = 2,
+         .encoder_units = {5, 18},
+         .labels = 3,
+         .pooling = "pooling.attention",
+         .attention = 17,
+         .test = true},
+        {.vocab = 7,
+         .embedding = 5,
+         .encoder = 1,
+         .encoder_units = {5},
+         .both_ways = true,
+         .labels = 17,
+         .pooling = "pooling.concat",
+         .encoder_dtype = AS_INT8,
+         .embedding_dtype = AS_INT8,
+         .output_dtype = AS_BF16,
+         .text = true},
+        {.vocab = 3,
+         .embedding = 2,
+         .encoder = 1,
+         .encoder_units = {20},
+         .labels = 1,
+         .pooling = "pooling.attention",
+         .attention = 3,
+         .attention_dtype = AS_INT4,
+         .scale = 0x1p40f,
+         .test = true},
+        {.vocab = 3, .embedding = 2, .encoder = 1, .encoder_units = {4}, .labels = 2, .pooling = "pooling.last"},
     };
     return tiny_new(&shapes[which]);
 }

@@ -23,6 +23,9 @@ typedef struct tiny_shape {
     uint32_t encoder_units[TINY_LAYERS];
     bool both_ways, bridge, feed, key, additive;
     uint32_t attention; /* units; 0: none */
+    bool copy;
+    uint32_t labels;     /* of a classifier, whose layers are those of the encoder; 0: none */
+    const char *pooling; /* its kind; attention: units of that of "pooling.attention" */
     tiny_dtype encoder_dtype, attention_dtype;
     bool spread;        /* panels have spare blocks */
     uint32_t planes;    /* of a screen that proves nothing, with 16 directions; 0: none */
@@ -167,13 +170,27 @@ static void tiny_embedding_row(tiny_rows *all, const tiny_shape *s, int32_t inpu
     row->layout = tied ? "panels16" : "rows";
 }
 
+/* Values that come out of a layer of the encoder. */
+static uint32_t tiny_width(const tiny_shape *s, uint32_t layer) { return s->encoder_units[layer] * (1 + s->both_ways); }
+
+/* What a classifier's output layer reads. */
+static uint32_t tiny_pooled(const tiny_shape *s) {
+    return tiny_width(s, s->encoder - 1) * (strcmp(s->pooling, "pooling.concat") ? 1 : 3);
+}
+
 static tiny_rows tiny_layers(const tiny_shape *s) {
     tiny_rows all = {.n = 0};
-    if (s->encoder) tiny_embedding_row(&all, s, -2, s->source_vocab > 0);
+    if (s->encoder) tiny_embedding_row(&all, s, s->labels ? -1 : -2, s->source_vocab > 0);
     for (uint32_t i = 0; i < s->encoder; i++) {
         tiny_row *row = tiny_row_add(&all, "lstm", (int32_t)all.n - 1, s->encoder_units[i], "enc.%u", i);
         if (s->both_ways) row->direction = "bidirectional";
         row->reads_bytes = s->encoder_dtype >= AS_INT8;
+    }
+    if (s->labels) {
+        tiny_row *row = tiny_row_add(&all, s->pooling, (int32_t)all.n - 1, tiny_pooled(s), "pool", 0);
+        row->reads_bytes = s->attention && s->attention_dtype >= AS_INT8;
+        tiny_row_add(&all, "dense", (int32_t)all.n - 1, s->labels, "output", 0);
+        return all;
     }
     tiny_embedding_row(&all, s, -1, false);
     for (uint32_t i = 0; i < s->layers; i++) {
@@ -234,11 +251,12 @@ static void tiny_test(tiny_model *m, const tiny_shape *shape) {
     tiny_key_array(m, "lstm.test.tokens", TINY_I32, TINY_TEST);
     for (uint32_t i = 0; i < TINY_TEST; i++) tiny_u32(m, (7 * i + 1) % shape->vocab);
     tiny_key_end(m);
-    tiny_key_array(m, "lstm.test.logprobs", TINY_F32, TINY_TEST - 1);
+    const uint32_t said = shape->labels ? shape->labels : TINY_TEST - 1;
+    tiny_key_array(m, "lstm.test.logprobs", TINY_F32, said);
     m->test = m->size;
-    for (uint32_t i = 1; i < TINY_TEST; i++) tiny_u32(m, 0);
+    for (uint32_t i = 0; i < said; i++) tiny_u32(m, 0);
     tiny_key_end(m);
-    if (!shape->encoder) return;
+    if (!shape->encoder || shape->labels) return;
     tiny_key_array(m, "lstm.test.source", TINY_I32, TINY_SOURCE);
     for (uint32_t i = 0; i < TINY_SOURCE; i++)
         tiny_u32(m, (3 * i + 1) % (shape->source_vocab ? shape->source_vocab : shape->vocab));
@@ -340,9 +358,6 @@ static void tiny_lstm(tiny_list *list, const char *name, tiny_dtype x, tiny_dtyp
     tiny_matrix(list, part, h, 16, panels, units, scale);
 }
 
-/* Values that come out of a layer of the encoder. */
-static uint32_t tiny_width(const tiny_shape *s, uint32_t layer) { return s->encoder_units[layer] * (1 + s->both_ways); }
-
 static void tiny_encoder(tiny_list *list, const tiny_shape *s) {
     uint32_t K = s->embedding;
     char name[32];
@@ -379,6 +394,21 @@ static void tiny_attention(tiny_list *list, const tiny_shape *s) {
     tiny_bias(list, "attn", tiny_panels(A), s->scale);
     tiny_matrix(list, "attn.context", as, 16, tiny_panels(A), D, s->scale);
     tiny_matrix(list, "attn.hidden", as, 16, tiny_panels(A), H, s->scale);
+    list->optional = true;
+    if (s->copy) tiny_add(list, "attn", "copy", OF_F32, s->scale, (const uint64_t[4]){16, tiny_panels(A), 1, 1});
+    list->optional = false;
+    if (s->copy) tiny_bias(list, "attn.copy", 1, s->scale);
+}
+
+static void tiny_labels(tiny_list *list, const tiny_shape *s) {
+    const uint32_t D = tiny_width(s, s->encoder - 1), A = s->attention;
+    if (A) {
+        tiny_bias(list, "pool.key", tiny_panels(A), s->scale);
+        tiny_matrix(list, "pool.key", s->attention_dtype, 16, tiny_panels(A), D, s->scale);
+        tiny_add(list, "pool", "score", OF_F32, s->scale, (const uint64_t[4]){16, tiny_panels(A), 1, 1});
+    }
+    tiny_bias(list, "output", tiny_panels(s->labels), s->output_scale);
+    tiny_matrix(list, "output", s->output_dtype, 16, tiny_panels(s->labels), tiny_pooled(s), s->output_scale);
 }
 
 static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
@@ -388,6 +418,10 @@ static void tiny_fill_list(tiny_list *list, const tiny_shape *shape) {
     list->spare = shape->spread ? 4 : 0;
     if (shape->encoder) tiny_encoder(list, shape);
     if (!shape->tied) tiny_matrix(list, "token_embd", shape->embedding_dtype, 1, shape->vocab, K, shape->scale);
+    if (shape->labels) {
+        tiny_labels(list, shape);
+        return;
+    }
     for (uint32_t i = 0; i < shape->layers; i++) {
         char name[32];
         snprintf(name, sizeof name, "blk.%u", i);
@@ -484,9 +518,10 @@ static inline tiny_model *tiny_new(const tiny_shape *wanted) {
     tiny_u64(m, 0); /* keys, counted below */
     tiny_key_text(m, "general.architecture", "lstm");
     tiny_key_number(m, "general.alignment", TINY_U32, shape->alignment);
-    tiny_key_text(m, "lstm.task", shape->encoder ? "seq2seq" : "lm");
+    const bool translates = shape->encoder && !shape->labels;
+    tiny_key_text(m, "lstm.task", shape->labels ? "classifier" : translates ? "seq2seq" : "lm");
     tiny_key_number(m, "lstm.numerics_version", TINY_U32, 1);
-    tiny_key_text(m, "lstm.start.state", shape->encoder ? "source" : "zero");
+    tiny_key_text(m, "lstm.start.state", translates ? "source" : "zero");
     tiny_table(m, shape);
     if (shape->text) tiny_tokenizer(m, shape);
     if (shape->test) tiny_test(m, shape);
