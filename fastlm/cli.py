@@ -287,7 +287,8 @@ def _rounded(write: Callable[..., Any], model: str, output: str, text: str | Non
 
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
-    *("input_feeding", "label_smoothing", "batch_tokens", "copying", "pooling", "pretrained"),
+    *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
+    *("pooling", "pretrained"),
 )
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
 
@@ -647,6 +648,7 @@ def _add_train(commands: Any) -> None:
     add("--pretrained", help="classify: a language model to begin with")
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
+    add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
     add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")
     add("--dropout", type=float, help="share of values zeroed between layers while training")

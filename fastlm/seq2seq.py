@@ -22,6 +22,9 @@ END_KEY = f"{SOURCE}end_token_id"
 """The token that is put behind every source, if any."""
 
 
+_TOGETHER = 64  # sources, as many as the engine reads side by side
+
+
 class Seq2Seq(Model):
     """A sequence-to-sequence model: `generate` and `stream` take a source (or several) and write what the model makes
     of it. Immutable; any number of threads may use it at once.
@@ -98,8 +101,13 @@ class Seq2Seq(Model):
         self, decoder: _engine.Decoder, ids: Sequence[array[int]], plans: Sequence[controls.Plan]
     ) -> list[Start]:
         start = array("i", [self._begin])
-        sources = decoder.read_sources(list(ids))
+        sources = self._read_sources(decoder, ids)
         return [Start(self, decoder, start, plan, source) for plan, source in zip(plans, sources, strict=True)]
+
+    def _read_sources(self, decoder: _engine.Decoder, ids: Sequence[array[int]]) -> list[_engine.Source]:
+        """Some at a time, so that Ctrl-C is heard between them."""
+        parts = (ids[at : at + _TOGETHER] for at in range(0, len(ids), _TOGETHER))
+        return [source for part in parts for source in decoder.read_sources(list(part))]
 
     # ---- what is only known of a whole text ----------------------------------------------------------------
 
@@ -165,7 +173,7 @@ class Seq2Seq(Model):
         end = [] if self.eos is None else [self.eos]
         found = []
         with self._decoder() as decoder:
-            for text, source in zip(texts, decoder.read_sources(self._ids_of_each(sources)), strict=True):
+            for text, source in zip(texts, self._read_sources(decoder, self._ids_of_each(sources)), strict=True):
                 state, ids = _engine.State(self._engine, source), self._said(text)
                 if isinstance(text, str):
                     decoder.feed(state, array("i", [self._begin]))

@@ -13,8 +13,10 @@ tf = pytest.importorskip("tensorflow")
 from fastlm.pairs import read_pairs  # noqa: E402
 from fastlm.tokenizer import CharTokenizer, train_bpe  # noqa: E402
 from fastlm.training import train_pairs  # noqa: E402
+from fastlm.training.options import resolve_pairs  # noqa: E402
 from fastlm.training.pairs import Batches, Pairs  # noqa: E402
 from fastlm.training.seq2seq import Seq2SeqNetwork, Shape  # noqa: E402
+from fastlm.training.writing import WritingTask  # noqa: E402
 from reference import log_softmax, seq2seq_logits  # noqa: E402
 
 
@@ -235,6 +237,9 @@ def test_tokenizers_of_source_and_text_may_differ(data, tmp_path):
     assert train_bpe(["abc"], 260).vocab_size
 
 
+SHORT = {"embedding": 8, "encoder_units": 8, "units": 16, "attention_units": 8, "batch_tokens": 900}
+
+
 def test_words_that_it_has_never_seen_are_copied(tmp_path):
     """The text is a name out of the source; most names of the test are new."""
     r = random.Random(0)
@@ -254,3 +259,22 @@ def test_words_that_it_has_never_seen_are_copied(tmp_path):
     assert sum(str(one) == text for one, (_, text) in zip(written, held, strict=True)) >= 30  # without copying: 0
     with pytest.raises(ValueError, match="copying: needs attention"):
         train_pairs(tmp_path / "t.tsv", tmp_path / "x.gguf", **{**options, "shared_vocabulary": False})
+
+
+def test_guesses_take_the_place_of_some_words():
+    tokenizer = CharTokenizer.train(["abcdefgh"])
+    options = resolve_pairs("translate", {**SHORT, "scheduled_sampling": 0.5})
+    pairs = Pairs.of([(text, text[::-1]) for text in words(60)], tokenizer, tokenizer)
+    task = WritingTask(options, tokenizer, tokenizer, pairs, pairs)
+    sources, lengths, inputs, _ = (tf.constant(part) for part in next(iter(task.from_step(0))))
+
+    def changed(step):
+        found = np.array(task._with_guesses(sources, lengths, inputs, tf.constant([0, step], tf.int64)))
+        assert (found[0] == np.array(inputs)[0]).all()  # the start stays
+        return np.mean(found[1:] != np.array(inputs)[1:])
+
+    assert changed(0) == 0
+    half, whole = changed(int(2.5 * task.per_epoch)), changed(10 * task.per_epoch)
+    assert 0.1 < half < 0.35
+    assert 0.3 < whole < 0.6
+    assert np.isfinite(float(task.loss((sources, lengths, inputs, inputs), tf.constant([0, 99], tf.int64))[0]))

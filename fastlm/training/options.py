@@ -195,6 +195,9 @@ class PairOptions:
     input_feeding, tied : bool
     copying : bool
         Tokens of the source may be copied (See et al. 2017); needs attention and a shared vocabulary.
+    scheduled_sampling : float
+        Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
+        the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
     dropout, label_smoothing, learning_rate : float
     batch_tokens : int
         Of sources and texts together, padding included.
@@ -216,6 +219,7 @@ class PairOptions:
     input_feeding: bool
     tied: bool
     copying: bool
+    scheduled_sampling: float
     dropout: float
     label_smoothing: float
     learning_rate: float
@@ -278,6 +282,7 @@ _PAIRS: dict[str, Any] = {
     "input_feeding": False,
     "tied": True,
     "copying": False,
+    "scheduled_sampling": 0.0,
     "dropout": 0.3,
     "label_smoothing": 0.1,
     "learning_rate": 1e-3,
@@ -357,6 +362,7 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
         input_feeding=_flag("input_feeding", o["input_feeding"]),
         tied=_flag("tied", o["tied"]),
         copying=_flag("copying", o["copying"]),
+        scheduled_sampling=_share("scheduled_sampling", o["scheduled_sampling"]),
         **common,
     )
     _check_pairs(options)

@@ -21,6 +21,8 @@ from fastlm.training.seq2seq import Copies, Seq2SeqNetwork, Shape
 SOURCE = "source."
 """How the keys of a source's own tokenizer start in a checkpoint."""
 
+_RISE = 5.0  # epochs in which guesses take their full share
+
 _LEAST_BETWEEN = 100  # steps between evaluations: after fewer nothing has changed but by chance
 
 
@@ -77,6 +79,8 @@ class WritingTask:
     def loss(self, batch: tuple[Any, ...], seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Cross-entropy; a share of each target is spread over all tokens (label smoothing, Szegedy et al. 2016)."""
         sources, lengths, inputs, targets = batch
+        if self.options.scheduled_sampling:
+            inputs = self._with_guesses(sources, lengths, inputs, seed)
         logits, copies = self.network(sources, lengths, inputs, seed)
         nats, counted = self._each(logits, copies, targets)
         mean = tf.reduce_sum(nats) / tf.reduce_sum(counted)
@@ -86,6 +90,15 @@ class WritingTask:
         spread = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)  # of all tokens, each as likely
         even = tf.reduce_sum(spread * counted) / tf.reduce_sum(counted)
         return (1 - smoothing) * mean + smoothing * even, mean, []
+
+    def _with_guesses(self, sources: Tensor, lengths: Tensor, inputs: Tensor, seed: Tensor) -> Tensor:
+        """Some inputs become what the model would have written there behind the true text before."""
+        logits, _ = self.network(sources, lengths, inputs)
+        guesses = tf.reshape(tf.argmax(logits, -1, tf.int32), tf.shape(inputs))
+        guesses = tf.concat([inputs[:1], guesses[:-1]], 0)
+        rise = tf.minimum(tf.cast(seed[1], tf.float32) / (_RISE * self.per_epoch), 1.0)
+        drawn = tf.random.stateless_uniform(tf.shape(inputs), seed=seed * [1, 4096] + [1, 0])
+        return tf.stop_gradient(tf.where(drawn < self.options.scheduled_sampling * rise, guesses, inputs))
 
     def evaluate(self) -> Evaluation:
         total = sum(float(self._score(*map(tf.convert_to_tensor, batch))) for batch in self._held.once())
