@@ -266,3 +266,68 @@ def test_logits_agree_after_export(tmp_path):
     tokens = np.arange(20, dtype=np.int32)
     reader.feed(tokens)
     np.testing.assert_allclose(reader.logits(), np.asarray(model(tokens[None]))[0, -1], atol=1e-5)
+
+
+# ---- a source and a text ---------------------------------------------------------------------------------
+
+
+def seq2seq_model(encoders, decoders, both=False, shared=False, turned=False, softmax=False):
+    keras.utils.set_random_seed(encoders + 10 * decoders)
+    source, text = (keras.Input((None,), dtype="int32") for _ in range(2))
+    embed = layers.Embedding(30, 9, embeddings_initializer="random_normal")
+    x = (embed if shared else layers.Embedding(20, 9, embeddings_initializer="random_normal"))(source)
+    units, states = 12, []
+    for n in range(encoders):
+        lstm = layers.LSTM(units, return_state=True, return_sequences=n + 1 < encoders or n % 2 == 0)
+        if both:
+            x, forward_h, forward_c, backward_h, backward_c = layers.Bidirectional(lstm)(x)
+            h, c = layers.Concatenate()([forward_h, backward_h]), layers.Concatenate()([forward_c, backward_c])
+        else:
+            x, h, c = lstm(x)
+        states.append([h, c])
+    y = layers.Dropout(0.1)(embed(text))
+    for n in range(decoders):
+        begin = states[min(n, encoders - 1)]
+        y = layers.LSTM(units * (1 + both), return_sequences=True)(y, initial_state=begin)
+    output = layers.Dense(30, "softmax" if softmax else None, bias_initializer="random_normal")(y)
+    return keras.Model([text, source] if turned else [source, text], output)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"encoders": 1, "decoders": 1},
+        {"encoders": 2, "decoders": 2, "softmax": True},
+        {"encoders": 1, "decoders": 3, "both": True},
+        {"encoders": 3, "decoders": 1, "both": True, "shared": True, "turned": True},
+        {"encoders": 1, "decoders": 2, "shared": True},
+    ],
+)
+def test_a_plain_sequence_to_sequence_model_is_exported(shape, tmp_path):
+    model = seq2seq_model(**shape)
+    source, text = [5, 1, 7, 3], [2, 9, 4]
+    if shape["encoders"] > shape["decoders"]:  # the text begins with the states of the first layer
+        assert fastlm.export(model, tmp_path / "m.gguf", bos=0).max_error < 1e-4
+    report = fastlm.export(model, tmp_path / "m.gguf", bos=0)
+    assert report.max_error < 1e-4
+    lm = fastlm.load(tmp_path / "m.gguf")
+    given = [np.array([text]), np.array([source])] if shape.get("turned") else [np.array([source]), np.array([text])]
+    said = np.asarray(model(given), np.float64)[0]
+    rows = np.log(said) if shape.get("softmax") else log_softmax(said)
+    assert np.abs(np.array(lm.score(text, source).logprobs[1:]) - rows[[0, 1], text[1:]]).max() < 1e-4
+
+
+def test_what_cannot_be_exported_of_two_inputs_is_said(tmp_path):
+    source, text = (keras.Input((None,), dtype="int32") for _ in range(2))
+    x, h, c = layers.LSTM(8, return_state=True, return_sequences=True)(layers.Embedding(9, 4)(source))
+    y = layers.LSTM(8, return_sequences=True)(layers.Embedding(9, 4)(text), initial_state=[h, c])
+    attended = layers.Attention()([y, x])
+    with pytest.raises(ValueError, match=r"is a Attention: .* of one with attention give the arrays"):
+        fastlm.export(keras.Model([source, text], layers.Dense(9)(attended)), tmp_path / "m.gguf", bos=0)
+    alone = layers.LSTM(8, return_sequences=True)(layers.Embedding(9, 4)(text))
+    both = layers.Concatenate()([alone, x])
+    with pytest.raises(ValueError, match="others that begin with their states"):
+        fastlm.export(keras.Model([source, text], layers.Dense(9)(both)), tmp_path / "m.gguf", bos=0)
+    with pytest.raises(ValueError, match="bos: expected the token"):
+        fastlm.export(seq2seq_model(1, 1), tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
