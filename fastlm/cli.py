@@ -608,6 +608,9 @@ def _add_writing_arguments(command: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="model file")
     add("--beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
     add("--length-penalty", type=float, help="of beams: above 0 favours long texts (default: 1)")
+    add(
+        "--coverage-penalty", type=float, help="of beams: against texts that leave out parts of the source (default: 0)"
+    )
     add("--max-tokens", type=int, help="longest text (default: 128)")
     add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
     _add_threads_argument(command)

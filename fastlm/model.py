@@ -60,7 +60,7 @@ _OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms",
 _OF_A_TEXT = (
     *("contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"),
     *("max_tokens", "echo", "stop", "stop_repeats", "logprobs", "prompt_logprobs", "deadline_ms", "cancelled"),
-    *("attention", "replace_unknown"),
+    *("attention", "replace_unknown", "coverage_penalty"),
 )
 """Options that do nothing to what may come next, or are not looked at there."""
 
@@ -81,6 +81,7 @@ class Model:
     refuses: Mapping[str, str] = {
         "attention": "a language model has no source to look at",
         "replace_unknown": "a language model has no source to take words from",
+        "coverage_penalty": "a language model has no source to look at",
     }
     """Options that this kind of model has not, and why."""
 
@@ -419,6 +420,7 @@ class Model:
         begin: float,
     ) -> list[list[Completion]]:
         """The n best of each search."""
+        found = [self._in_order(decoder, start, texts) for start, texts in zip(starts, found, strict=True)]
         kept = [texts[: start.plan.options.n] for start, texts in zip(starts, found, strict=True)]
         total = sum(start.prompt_tokens for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
@@ -431,6 +433,10 @@ class Model:
             ]
             for prompt, start, seed, group in zip(prompts, starts, seeds, kept, strict=True)
         ]
+
+    def _in_order(self, decoder: _engine.Decoder, start: Start, found: list[Found]) -> list[Found]:
+        """What a search has found, once all of it is known."""
+        return found
 
     def _found_completion(
         self,

@@ -106,6 +106,7 @@ _NEEDED_BY = {
     "contrastive_alpha": ("contrastive_model",),
     "contrastive_beta": ("contrastive_model",),
     "length_penalty": ("num_beams",),
+    "coverage_penalty": ("num_beams",),
     "early_stopping": ("num_beams",),
     "num_beam_groups": ("num_beams",),
     "diversity_penalty": ("num_beam_groups",),
@@ -180,6 +181,7 @@ class Options(TypedDict, total=False):
     logits_processor: Callable[[list[int], Any], Any] | None
     num_beams: int
     length_penalty: float | None
+    coverage_penalty: float | None
     early_stopping: bool | str | None
     num_beam_groups: int | None
     diversity_penalty: float | None
@@ -301,6 +303,10 @@ class GenerationOptions:
         alternatives (a number of ``logprobs``).
     length_penalty : float
         A text's score is its log-probability (with its end) by its number of tokens to this power; default 1.
+    coverage_penalty : float
+        Of a model with a source, 0 to 100: the texts that a beam search has found are put in order once more, with this
+        times the sum, over the source's places, of log(min(1, how much the text looked at it in all)) added to each
+        score (Wu et al. 2016, "Google's Neural Machine Translation System").
     early_stopping : bool or "never"
         When a beam search ends: with so many whole texts as beams (True), when an unfinished one is not better as it
         is (False, the default), or when it cannot become better ("never").
@@ -381,6 +387,7 @@ class GenerationOptions:
     logits_processor: Callable[[list[int], Any], Any] | None = None
     num_beams: int = 1
     length_penalty: float | None = None
+    coverage_penalty: float | None = None
     early_stopping: bool | str | None = None
     num_beam_groups: int | None = None
     diversity_penalty: float | None = None
@@ -750,6 +757,7 @@ _CHECKS: Mapping[str, _Check] = {
     "logits_processor": _callable,
     "num_beams": _whole(1, 64),
     "length_penalty": _real(-10.0, 10.0),
+    "coverage_penalty": _real(0.0, 100.0),
     "early_stopping": _stopping,
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),

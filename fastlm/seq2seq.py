@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastlm import _engine, controls, tokenizer
 from fastlm.model import Model, Prompt, Start, pieces_of, token_array
 from fastlm.options import Completion, Score
+from fastlm.search import Found
 
 SOURCE = "lstm.source."
 """How the keys start that say of a source what others say of a text: its tokenizer, if it has one of its own."""
@@ -21,6 +22,10 @@ SOURCE = "lstm.source."
 END_KEY = f"{SOURCE}end_token_id"
 """The token that is put behind every source, if any."""
 
+
+_LOOKING = ("attention", "replace_unknown", "coverage_penalty")  # options that need attention
+
+_LEAST_COVERAGE = 1e-6  # of a place, so that its logarithm is a number
 
 _TOGETHER = 64  # sources, as many as the engine reads side by side
 
@@ -49,7 +54,7 @@ class Seq2Seq(Model):
         self._begin = bos
         if not engine.attends:
             none = "this model has no attention"
-            self.refuses = {**self.refuses, "attention": none, "replace_unknown": none}
+            self.refuses = {**self.refuses, **dict.fromkeys(_LOOKING, none)}
         self._end = self.metadata.get(END_KEY)
         if self._end is not None and not (isinstance(self._end, int) and 0 <= self._end < self.source_vocab_size):
             found = f"expected a token below {self.source_vocab_size}, found {self._end!r:.20}"
@@ -120,6 +125,19 @@ class Seq2Seq(Model):
         weights = self._weights(decoder, start.source, tokens)
         text = self._with_source_words(prompt, tokens, weights) if replaces else completion.text
         return replace(completion, text=text, attention=weights if options.attention else None)
+
+    def _in_order(self, decoder: _engine.Decoder, start: Start, found: list[Found]) -> list[Found]:
+        """By score and coverage, texts that are as they should be first."""
+        if not (penalty := start.plan.options.coverage_penalty):
+            return found
+        assert start.source is not None
+        again = []
+        for one in found:
+            ids = one.tokens if one.ended_by is None else (*one.tokens, one.ended_by)
+            looked = self._weights(decoder, start.source, ids).sum(0, dtype=np.float64)
+            coverage = float(np.log(np.clip(looked, _LEAST_COVERAGE, 1)).sum())
+            again.append(replace(one, score=one.score + penalty * coverage))
+        return sorted(again, key=lambda one: one.rank)
 
     def _weights(
         self, decoder: _engine.Decoder, source: _engine.Source, tokens: Sequence[int]

@@ -413,6 +413,27 @@ def test_what_quantize_cannot_do_yet_is_said(model_path, tmp_path):
     assert not (tmp_path / "m.gguf").exists()
 
 
+def test_coverage_puts_texts_in_order(tmp_path):
+    weights = weights_of(seed=7, attention="general", bidirectional=True)
+    fastlm.export(weights, tmp_path / "m.gguf", bos=0, eos=0)
+    lm, source = fastlm.load(tmp_path / "m.gguf"), list(range(1, 18))
+    plain = lm.generate(source, max_tokens=12, num_beams=6, n=6, attention=True)
+    found = lm.generate(source, max_tokens=12, num_beams=6, n=6, coverage_penalty=0.7, attention=True)
+    assert {tuple(one.token_ids) for one in plain} == {tuple(one.token_ids) for one in found}
+    scores = {tuple(one.token_ids): one.score for one in plain}
+    for one in found:
+        _, looked = seq2seq_logits(weights, source, [0, *one.token_ids, 0])
+        rows = looked[: len(one.token_ids) + (one.finish_reason == "stop")]
+        expected = scores[tuple(one.token_ids)] + 0.7 * np.log(np.minimum(rows.sum(0), 1)).sum()
+        assert one.score == pytest.approx(expected, abs=1e-3)
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert found[0].score == lm.generate(source, max_tokens=12, num_beams=6, coverage_penalty=0.7).score
+    with pytest.raises(ValueError, match="num_beams"):
+        lm.generate(source, coverage_penalty=0.7)
+    with pytest.raises(ValueError, match="coverage_penalty: a language model has no source"):
+        fastlm.load("stories").generate("a", num_beams=2, coverage_penalty=0.7)
+
+
 # ---- copies ----------------------------------------------------------------------------------------------
 
 
