@@ -427,35 +427,56 @@ static void product_column(const fl_matrix *matrix, size_t begin, size_t end, co
     }
 }
 
+/* Columns that a tile meets together: of one block of the input. */
+typedef struct some {
+    size_t first, n;
+    block in;
+} some;
+
+/* Of each block of the input as few, and as alike, as can be: 5 columns as 3 and 2, since those that are not there cost as
+ * much. Returns how many. */
+static size_t share_columns(const fl_matrix *matrix, const fl_columns *input, size_t n, some *all) {
+    size_t count = 0;
+    for (size_t begin = 0; begin < n; begin += FL_WIDTH) {
+        const size_t here = n - begin < FL_WIDTH ? n - begin : FL_WIDTH, parts = fl_parts(here, FL_COLUMNS);
+        for (size_t i = 0, first = 0; i < parts; i++) {
+            const size_t live = fl_parts(here - first, parts - i);
+            all[count++] = (some){begin + first, live, block_at(matrix, input, begin + first)};
+            first += live;
+        }
+    }
+    return count;
+}
+
 /* One tile for all columns; what it computes for columns that are not there goes nowhere. */
-static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, const block *blocks, size_t n,
+static void product_tile(const fl_matrix *matrix, size_t panel, size_t panels, const some *all, size_t count,
                          const float *const *start, float *const *out) {
     float nowhere[FL_TILE * FL_PANEL] = {0}, *rows[FL_COLUMNS];
     const float *from[FL_COLUMNS];
     add_tile *const *add = many_columns[matrix->dtype][panels > 1];
-    for (size_t first = 0; first < n; first += FL_COLUMNS) {
-        const size_t live = n - first < FL_COLUMNS ? n - first : FL_COLUMNS;
+    for (const some *s = all; s < all + count; s++) {
         for (size_t j = 0; j < FL_COLUMNS; j++) {
-            from[j] = j < live ? start[first + j] + panel * FL_PANEL : nowhere;
-            rows[j] = j < live ? out[first + j] + panel * FL_PANEL : nowhere;
+            from[j] = j < s->n ? start[s->first + j] + panel * FL_PANEL : nowhere;
+            rows[j] = j < s->n ? out[s->first + j] + panel * FL_PANEL : nowhere;
         }
-        add[fl_parts(4 * live, FL_COLUMNS) - 1](matrix, panel, &blocks[first / FL_COLUMNS], from, rows);
+        add[fl_parts(4 * s->n, FL_COLUMNS) - 1](matrix, panel, &s->in, from, rows);
     }
 }
 
 /* A tile's weights stay in the cache while all columns pass. */
 static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_columns *input, size_t n,
                     const float *const *start, float *const *out) {
-    block blocks[FL_MOST_COLUMNS / FL_COLUMNS];
-    for (size_t b = 0; b * FL_COLUMNS < n; b++) blocks[b] = block_at(matrix, input, b * FL_COLUMNS);
     if (input->width == 1) {
-        product_column(matrix, begin, end, blocks, *start, *out);
+        const block one = block_at(matrix, input, 0);
+        product_column(matrix, begin, end, &one, *start, *out);
         return;
     }
+    some all[2 * FL_MOST_COLUMNS / FL_COLUMNS];
+    const size_t count = share_columns(matrix, input, n, all);
     const size_t most = many_columns[matrix->dtype][1][0] ? FL_TILE : 1;
     for (size_t panel = begin, step; panel < end; panel += step) {
         step = end - panel < most ? 1 : most;
-        product_tile(matrix, panel, step, blocks, n, start, out);
+        product_tile(matrix, panel, step, all, count, start, out);
     }
 }
 
