@@ -333,7 +333,8 @@ def cut(rows: NDArray[Any], eos: int) -> list[list[int]]:
 
 
 def tensorflow_translator(arrays: dict[str, Any], beams: int, ends: tuple[Any, Any]) -> Run:
-    """Encoder and decoding in one graph; a beam ends when its best finished text cannot be beaten."""
+    """Encoder and decoding in one graph; a search ends as fastlm's does: as many texts are finished as there are beams,
+    and none of those that go on is better than the worst of them."""
     import tensorflow as tf
 
     w = {name: tf.constant(array) for name, array in arrays.items()}
@@ -398,11 +399,11 @@ def tensorflow_translator(arrays: dict[str, Any], beams: int, ends: tuple[Any, A
         state = [tf.repeat(part, K, 0) for part in state]
         scores = tf.tile([[0.0] + [NEVER] * (K - 1)], [B, 1])
         texts = tf.zeros([B, K, LONGEST], tf.int32)
-        best, best_texts = tf.fill([B], NEVER), tf.fill([B, LONGEST], eos)
+        best, best_texts = tf.fill([B, K], NEVER), tf.fill([B, K, LONGEST], eos)
 
         def more(t: Any, token: Any, state: Any, scores: Any, texts: Any, best: Any, best_texts: Any) -> Any:
-            top = tf.reduce_max(scores, 1) / tf.cast(t + 1, tf.float32)
-            return (t < LONGEST) & ~tf.reduce_all(best >= top)
+            top = tf.reduce_max(scores, 1) / tf.cast(tf.maximum(t, 1), tf.float32)
+            return (t < LONGEST) & ~tf.reduce_all(best[:, K - 1] >= top)
 
         def body(
             t: Any, token: Any, state: Any, scores: Any, texts: Any, best: Any, best_texts: Any
@@ -413,12 +414,10 @@ def tensorflow_translator(arrays: dict[str, Any], beams: int, ends: tuple[Any, A
             source, token = place // V, place % V
             ended = token == eos
             finished = tf.where(ended & (tf.range(2 * K) < K), top / tf.cast(t + 1, tf.float32), NEVER)
-            which = tf.argmax(finished, 1, tf.int32)
-            value = tf.gather(finished, which, batch_dims=1)
-            text = tf.gather(texts, tf.gather(source, which, batch_dims=1), batch_dims=1)
-            ending = tf.concat([text[:, :t], tf.fill([B, LONGEST - t], eos)], 1)
-            best_texts = tf.where((value > best)[:, None], ending, best_texts)
-            best = tf.maximum(best, value)
+            endings = tf.gather(texts, source[:, :K], batch_dims=1)
+            endings = tf.concat([endings[:, :, :t], tf.fill([B, K, LONGEST - t], eos)], 2)
+            best, which = tf.math.top_k(tf.concat([best, finished[:, :K]], 1), K)
+            best_texts = tf.gather(tf.concat([best_texts, endings], 1), which, batch_dims=1)
             scores, chosen = tf.math.top_k(tf.where(ended, NEVER, top), K)
             source, token = (tf.gather(part, chosen, batch_dims=1) for part in (source, token))
             flat = tf.reshape(source + tf.range(B)[:, None] * K, [-1])
@@ -430,10 +429,10 @@ def tensorflow_translator(arrays: dict[str, Any], beams: int, ends: tuple[Any, A
         start = (0, tf.fill([B * K], bos), state, scores, texts, best, best_texts)
         shapes = (
             tf.TensorShape([]), tf.TensorShape([None]), [tf.TensorShape([None, part.shape[1]]) for part in state],
-            tf.TensorShape([None, K]), tf.TensorShape([None, K, None]), tf.TensorShape([None]),
-            tf.TensorShape([None, None]),
+            tf.TensorShape([None, K]), tf.TensorShape([None, K, None]), tf.TensorShape([None, K]),
+            tf.TensorShape([None, K, None]),
         )  # fmt: skip
-        return tf.while_loop(more, body, start, shape_invariants=shapes)[-1]
+        return tf.while_loop(more, body, start, shape_invariants=shapes)[-1][:, 0]
 
     decode = greedy if beams == 1 else beam
 
@@ -566,19 +565,19 @@ class Translator:
             given = {name: np.repeat(array, K, 0) for name, array in begin(part).items()}
             given["token"] = np.full(B * K, bos, np.int64)
             scores = np.tile(np.array([0.0] + [NEVER] * (K - 1)), (B, 1))
-            texts, best, best_texts = np.zeros((B, K, 0), np.int64), np.full(B, NEVER), [[] for _ in part]
+            texts, over = np.zeros((B, K, 0), np.int64), np.zeros(B, bool)
+            finished: list[list[tuple[float, list[int]]]] = [[] for _ in part]
             for t in range(LONGEST):
-                if (best >= scores.max(1) / (t + 1)).all():
-                    break
                 found = advance(given)
                 both = (scores[:, :, None] + found["logprobs"].reshape(B, K, 2 * K)).reshape(B, -1)
                 order = np.argsort(-both, 1, kind="stable")[:, : 2 * K]
                 top = np.take_along_axis(both, order, 1)
                 token = np.take_along_axis(found["best"].reshape(B, -1), order, 1)
                 source, ended = order // (2 * K), token == eos
-                for b, k in np.argwhere(ended[:, :K]):
-                    if top[b, k] / (t + 1) > best[b]:
-                        best[b], best_texts[b] = top[b, k] / (t + 1), texts[b, source[b, k]].tolist()
+                for b, k in np.argwhere(ended[:, :K] & ~over[:, None]):
+                    finished[b].append((-top[b, k] / (t + 1), texts[b, source[b, k]].tolist()))
+                    finished[b].sort()
+                    del finished[b][K:]
                 chosen = np.argsort(ended, 1, kind="stable")[:, :K]  # those that go on, best first
                 scores, token, source = (np.take_along_axis(a, chosen, 1) for a in (top, token, source))
                 flat = (source + np.arange(B)[:, None] * K).reshape(-1)
@@ -587,7 +586,11 @@ class Translator:
                         given[name] = given[name][flat]
                 texts = np.concatenate([np.take_along_axis(texts, source[:, :, None], 1), token[:, :, None]], 2)
                 given["token"] = token.reshape(-1)
-            return best_texts
+                worst = np.array([-found[-1][0] if len(found) == K else -np.inf for found in finished])
+                over |= worst >= scores.max(1) / (t + 1)
+                if over.all():
+                    break
+            return [found[0][1] for found in finished]
 
         return greedy if beams == 1 else beam
 
