@@ -640,6 +640,56 @@ cdef class Decoder:
         PyErr_CheckSignals()
         return [round.alternatives_of(i) for i in range(round.n)]
 
+    def extend(self, list states not None, const int32_t[::1] tokens not None, const double[::1] totals not None,
+               Sampling sampling not None, uint32_t most, Py_ssize_t min_tokens=0, const uint32_t[::1] allowed=None):
+        """States read a token each; of all ways in which they may go on the best `most`, of each state at most as many:
+        list of (minus the sum of its total and the token's log-probability, place of the state, token,
+        log-probability), best first. For what `expand` does, where nothing looks back."""
+        cdef Py_ssize_t i, best, n = len(states)
+        cdef size_t V = self.model.vocab_size, k = min(most, V)
+        cdef double lowest, minus
+        if tokens.shape[0] != n or totals.shape[0] != n or not n:
+            raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states")
+        if sampling.model is not self.model or sampling.needs_memory or sampling.amateur is not None:
+            raise ValueError("expected controls of this model that look at nothing but the next token")
+        if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:
+            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(V + 31) // 32}")
+        _check_tokens(self.model, tokens)
+        cdef fl_request *requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request) + 8 * k + 4 + sizeof(size_t))
+        if requests == NULL:
+            raise MemoryError
+        cdef size_t *at = <size_t *>(requests + n)
+        cdef int32_t *ids = <int32_t *>(at + n)
+        cdef float *logprobs = <float *>(ids + n * k)
+        cdef int32_t *written = <int32_t *>(logprobs + n * k)
+        found = []
+        try:
+            for i in range(n):
+                self._check(states[i], NOTHING)
+                requests[i].state, requests[i].sampling = (<State>states[i])._state, &sampling._sampling
+                requests[i].prompt, requests[i].n_prompt, requests[i].max_tokens = &tokens[i], 1, 1
+                requests[i].allowed = &allowed[0] if allowed is not None else NULL
+                requests[i].min_tokens, requests[i].alternatives = max(min_tokens, 0), k
+                requests[i].alternative_ids, requests[i].alternative_logprobs = ids + i * k, logprobs + i * k
+                requests[i].tokens = written + i
+            with nogil:
+                fl_expand(self._decoder, requests, n)
+            while <size_t>len(found) < most:
+                best = -1
+                for i in range(n):
+                    if at[i] < k and ids[i * k + at[i]] >= 0:
+                        minus = -totals[i] - <double>logprobs[i * k + at[i]]
+                        if best < 0 or minus < lowest:
+                            best, lowest = i, minus
+                if best < 0:
+                    break
+                found.append((lowest, best, ids[best * k + at[best]], logprobs[best * k + at[best]]))
+                at[best] += 1
+        finally:
+            PyMem_Free(requests)
+        PyErr_CheckSignals()
+        return found
+
     def write(self, list jobs not None, Py_ssize_t limit=0, uint64_t deadline=0, cancelled=None):
         """Goes on with jobs side by side until each is done, or has `limit` tokens more. deadline: nanoseconds on
         `clock`. cancelled: called now and then; if true, jobs that are not done are done."""

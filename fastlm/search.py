@@ -94,6 +94,9 @@ def _copy(beam: Beam) -> Beam:
 def _advance(decoder: _engine.Decoder, plan: Plan, groups: list[Group], width: int) -> None:
     """One more token for all beams of all groups that are not over: one pass of the model."""
     looked_at = max(2, 1 + len(plan.ends)) * width
+    if len(groups) == 1 and not plan.phrases and all(_is_plain(beam) for beam in groups[0].beams):
+        _choose(plan, groups[0], _extended(decoder, plan, groups[0].beams, looked_at), width)
+        return
     live = [group for group in groups if not group.over]
     jobs = [_job(plan, beam, looked_at) for group in live for beam in group.beams]
     successors = iter(decoder.expand(jobs))
@@ -111,6 +114,24 @@ def _advance(decoder: _engine.Decoder, plan: Plan, groups: list[Group], width: i
         _choose(plan, group, _best(plan, group, candidates, looked_at), width)
         if len(groups) > 1:
             chosen.update(beam.tokens[-1] for beam in group.beams)
+
+
+def _is_plain(beam: Beam) -> bool:
+    """Whether only a token was read since, and nothing looks back at the text."""
+    return beam.memory is None and beam.guide is None and len(beam.unread) == 1
+
+
+def _extended(decoder: _engine.Decoder, plan: Plan, beams: Sequence[Beam], looked_at: int) -> list[_Candidate]:
+    """The best of all in one call, since to look at each in Python takes a fifth of the time of a search."""
+    return decoder.extend(
+        [beam.state for beam in beams],
+        array("i", [beam.unread[0] for beam in beams]),
+        array("d", [beam.score for beam in beams]),
+        plan.sampling,
+        looked_at,
+        plan.options.min_tokens - len(beams[0].tokens),
+        plan.allowed,
+    )
 
 
 def _best(plan: Plan, group: Group, candidates: list[_Candidate], n: int) -> list[_Candidate]:
