@@ -217,6 +217,15 @@ static readers readers_above(const fl_model *model, uint32_t layer) {
     return a->additive ? readers_of(&a->hidden, &a->query) : readers_of(&a->hidden, &a->hidden);
 }
 
+static void lay_out_source(fl_decoder *decoder, const fl_encoder *e, cutter *c) {
+    const fl_lstm *first = e->layers;
+    readers all = readers_of(&first[0].x, &first[0].x);
+    if (first[1].units) all = either(all, readers_of(&first[1].x, &first[1].x));
+    decoder->encoder = cut_encoder(c, e);
+    decoder->source_embedded[0] = cut_columns(c, e->embedding_size, 1, 1, all);
+    decoder->source_embedded[1] = cut_columns(c, e->embedding_size, FL_WIDTH, FL_MOST_COLUMNS, all);
+}
+
 /* What reading tokens one by one, and choosing the next, needs. */
 static void lay_out_tokens(fl_decoder *decoder, const fl_model *model, cutter *c) {
     const readers first = readers_of(&model->layers[0].x, &model->layers[0].x);
@@ -242,7 +251,7 @@ static void lay_out(fl_decoder *decoder, const fl_model *model, cutter *c) {
         widest = width > widest ? width : widest;
     }
     if (model->attention) decoder->attention = cut_attention(c, model);
-    if (model->encoder) decoder->encoder = cut_encoder(c, model->encoder);
+    if (model->encoder) lay_out_source(decoder, model->encoder, c);
     for (uint32_t i = 0; model->encoder && i < 2 * model->encoder->n_layers; i++) {
         const size_t width = width_of(&model->encoder->layers[i]);
         widest = width > widest ? width : widest;

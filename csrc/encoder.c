@@ -43,13 +43,18 @@ static room measure(const fl_encoder *e) {
 
 static fl_status take_room(fl_reading *r, fl_error *error) {
     const room needed = measure(r->decoder->model->encoder);
-    const size_t size = r->places * (2 * needed.values + needed.gates) + r->n * needed.ends;
-    float *at = r->block = malloc(size * sizeof *at);
+    const size_t size = r->places * (2 * needed.values + needed.gates + 1) + r->n * needed.ends;
+    float *at = r->block = malloc(r->places * sizeof *r->rows + size * sizeof *at);
     if (!at) return fl_fail(error, FL_ERROR_MEMORY, "no memory to read %zu places", r->places);
+    r->rows = (const float **)(void *)at;
+    at = (float *)(void *)(r->rows + r->places);
     for (int i = 0; i < 2; i++, at += r->places * needed.values) r->values[i] = at;
     r->gates = at;
     at += r->places * needed.gates;
     for (size_t j = 0; j < r->n; j++, at += needed.ends) r->ends[j] = at;
+    r->tokens = (int32_t *)(void *)at;
+    for (size_t j = 0; j < r->n; j++)
+        memcpy(r->tokens + r->first[j], r->given[r->order[j]].tokens, r->length[j] * sizeof *r->tokens);
     return FL_OK;
 }
 
@@ -110,7 +115,6 @@ static void begin_columns(const fl_reading *r, fl_layer_room *room, const fl_lst
 /* Place by place, all sources that have one left; what comes out goes to values[1], `at` floats into each place. */
 static void step_places(fl_reading *r, const fl_lstm *layer, fl_layer_room *room, bool backward, size_t width,
                         size_t at) {
-    const size_t row = layer->groups * FL_GATES * FL_PANEL;
     const bool many = r->n > 1;
     const float *start[FL_MOST_COLUMNS];
     begin_columns(r, room, layer, many);
@@ -119,7 +123,7 @@ static void step_places(fl_reading *r, const fl_lstm *layer, fl_layer_room *room
         while (r->length[n - 1] <= t) n--;
         for (size_t j = 0; j < n; j++) {
             place[j] = r->first[j] + (backward ? r->length[j] - 1 - t : t);
-            start[j] = r->gates + place[j] * row;
+            start[j] = r->rows[place[j]];
         }
         fl_step_layer(r->decoder, layer, room, now, n, many, start);
         for (size_t j = 0; j < n; j++)
@@ -140,6 +144,26 @@ static void keep_ends(const fl_reading *r, const fl_layer_room *room, const fl_l
     }
 }
 
+/* Gate rows of all places of the first layer: most tokens have come before. */
+static fl_status look_up_places(fl_reading *r, const fl_lstm *layer) {
+    fl_decoder *d = r->decoder;
+    const size_t row = layer->groups * FL_GATES * FL_PANEL;
+    float *otherwise[FL_MOST_COLUMNS];
+    for (size_t at = 0, n; at < r->places; at += n) {
+        n = r->places - at < FL_MOST_COLUMNS ? r->places - at : FL_MOST_COLUMNS;
+        for (size_t i = 0; i < n; i++) otherwise[i] = r->gates + (at + i) * row;
+        fl_gate_rows(d, &d->model->encoder->embedding, layer, r->tokens + at, n, &d->source_embedded[n > 1],
+                     r->values[0], otherwise, r->rows + at);
+    }
+    return FL_OK;
+}
+
+static fl_status multiply_layer(fl_reading *r, const fl_lstm *layer, size_t inputs, fl_error *error) {
+    const size_t row = layer->groups * FL_GATES * FL_PANEL;
+    for (size_t place = 0; place < r->places; place++) r->rows[place] = r->gates + place * row;
+    return fl_multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, FL_HIDDEN_STEP, r->gates, row, error);
+}
+
 static fl_status read_layer(fl_reading *r, uint32_t i, size_t inputs, size_t ends, fl_error *error) {
     const fl_encoder *e = r->decoder->model->encoder;
     const size_t width = fl_encoder_width(e, i);
@@ -147,9 +171,7 @@ static fl_status read_layer(fl_reading *r, uint32_t i, size_t inputs, size_t end
         const fl_lstm *layer = &e->layers[2 * i + way];
         fl_layer_room *room = &r->decoder->encoder[2 * i + way];
         if (!layer->units) break;
-        const fl_status status =
-            fl_multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, i ? FL_HIDDEN_STEP : 0, r->gates,
-                               layer->groups * FL_GATES * FL_PANEL, error);
+        const fl_status status = i ? multiply_layer(r, layer, inputs, error) : look_up_places(r, layer);
         if (status) return status;
         step_places(r, layer, room, way == 1, width, at);
         keep_ends(r, room, layer, ends + at, ends + width + at);
@@ -310,19 +332,10 @@ static fl_status first_states(fl_reading *r, fl_source **sources, fl_error *erro
 
 /* ---- the call ------------------------------------------------------------------------------------------- */
 
-static void embed_places(const fl_reading *r) {
-    const fl_encoder *e = r->decoder->model->encoder;
-    for (size_t j = 0; j < r->n; j++)
-        for (size_t t = 0; t < r->length[j]; t++)
-            fl_matrix_row(&e->embedding, (size_t)r->given[r->order[j]].tokens[t],
-                          r->values[0] + (r->first[j] + t) * e->embedding_size);
-}
-
 fl_status fl_read_places(fl_reading *r, fl_error *error) {
     const fl_encoder *e = r->decoder->model->encoder;
     sort_texts(r);
     fl_status status = take_room(r, error);
-    if (!status) embed_places(r);
     size_t inputs = e->embedding_size, ends = 0;
     for (uint32_t i = 0; !status && i < e->n_layers; i++) {
         status = read_layer(r, i, inputs, ends, error);

@@ -20,6 +20,8 @@ typedef struct fl_reading {
     float *ends[FL_MOST_COLUMNS];   /* h, then c of every layer, forward before backward */
     float *values[2];               /* [places][widest]: what layers read and write in turns */
     float *gates;                   /* [places][4 * 16 * most groups] */
+    const float **rows;             /* [places]: gates before the recurrent product, which may be kept elsewhere */
+    int32_t *tokens;                /* [places] */
     float *block;                   /* that holds all of this */
 } fl_reading;
 

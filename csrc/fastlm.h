@@ -61,9 +61,10 @@ typedef enum fl_screening {
 } fl_screening;
 
 typedef struct fl_load_options {
-    const char *isa;        /* as for fl_isa_choose */
-    size_t row_cache_bytes; /* address space set aside for first-layer gate rows; 0: none are kept */
-    uint32_t threads; /* that share the work of a step, the caller among them, at most 64 and at most as many as the
+    const char *isa; /* as for fl_isa_choose */
+    size_t
+        row_cache_bytes; /* address space set aside for gate rows of each layer that reads tokens; 0: none are kept */
+    uint32_t threads;    /* that share the work of a step, the caller among them, at most 64 and at most as many as the
                                process may run on; 0: the environment's FASTLM_THREADS, else as many as the model's size
                                and the machine make useful (a container's quota counts) */
     fl_screening screening;
@@ -76,7 +77,7 @@ typedef struct fl_model_info {
     int32_t bos, eos;        /* -1: the file names none */
     int tied;                /* 1: the output matrix is the embedding */
     size_t file_bytes;
-    size_t row_cache_bytes; /* what the store of gate rows may grow to */
+    size_t row_cache_bytes; /* what the stores of gate rows may grow to, all together */
     uint32_t threads;       /* at most, and never more than the processors that the process may run on */
     const char *isa;
     int screened;               /* 1: the file has a screen, and it is used */

@@ -168,16 +168,7 @@ enum {
     FL_MOST_DIRECTIONS = 1024,
 };
 
-/* One LSTM layer. Panels come in groups of four, the i, f, g and o gates of the same 16 units. */
-typedef struct fl_lstm {
-    fl_matrix x;       /* input product, 4 * groups panels */
-    fl_matrix h;       /* recurrent product, 4 * groups panels */
-    const float *bias; /* [groups][FL_GATES][FL_PANEL], in the mapping */
-    size_t groups;     /* ceil(units / 16) */
-    uint32_t units;    /* H */
-} fl_lstm;
-
-/* First-layer gate rows (bias + input product of one token's embedding), computed when a token is first seen
+/* Gate rows (bias + input product of one token's embedding) of a layer that reads tokens, computed when a token is first seen
  * and kept. Append-only; a reader takes no lock. */
 typedef struct fl_row_store {
     float *rows;             /* [capacity][4 * groups * 16] */
@@ -186,6 +177,16 @@ typedef struct fl_row_store {
     uint32_t capacity;
     size_t row_floats;
 } fl_row_store;
+
+/* One LSTM layer. Panels come in groups of four, the i, f, g and o gates of the same 16 units. */
+typedef struct fl_lstm {
+    fl_matrix x;         /* input product, 4 * groups panels */
+    fl_matrix h;         /* recurrent product, 4 * groups panels */
+    const float *bias;   /* [groups][FL_GATES][FL_PANEL], in the mapping */
+    size_t groups;       /* ceil(units / 16) */
+    uint32_t units;      /* H */
+    fl_row_store *store; /* of a layer that reads tokens; NULL: none is kept */
+} fl_lstm;
 
 /* ---- sequence to sequence: what stands beside a decoder's layers ---- */
 
@@ -269,8 +270,7 @@ struct fl_model {
     bool screens;           /* whether it is used */
     double worth_screening; /* the largest share of rows that may be computed for its sake */
     bool checks_screen;     /* every bound against the logit */
-    fl_row_store *store;
-    uint32_t threads; /* that share a step, at most */
+    uint32_t threads;       /* that share a step, at most */
 };
 
 /* Zeroed memory that is freed with the model; NULL: none left. */
@@ -411,6 +411,7 @@ struct fl_decoder {
     fl_scratch *scratch;            /* [threads] */
     fl_attention_room *attention;   /* NULL: none */
     fl_layer_room *encoder;         /* [2 * its layers], for one direction after the other; NULL: none */
+    fl_columns source_embedded[2];  /* as embedded, of what the encoder reads */
     fl_team team;
     size_t bytes; /* of the one allocation that holds all of this */
 };

@@ -156,25 +156,47 @@ static fl_status read_header(const fl_file *file, fl_task *task, fl_error *error
     return status;
 }
 
-/* ---- store of gate rows ------------------------------------------------------------------------------ */
+/* ---- stores of gate rows ------------------------------------------------------------------------------ */
 
-static fl_status make_store(fl_model *model, size_t bytes, fl_error *error) {
-    const size_t row = model->layers[0].groups * FL_GATES * FL_PANEL;
-    size_t capacity = bytes / (row * sizeof(float));
+static fl_status make_store(fl_model *model, fl_lstm *layer, uint32_t tokens, size_t bytes, fl_error *error) {
+    const size_t row = layer->groups * FL_GATES * FL_PANEL;
+    size_t capacity = row ? bytes / (row * sizeof(float)) : 0;
     /* A few more than there are tokens: threads that meet the same new token waste rows. */
-    if (capacity > (size_t)model->vocab_size + FL_MOST_THREADS) capacity = (size_t)model->vocab_size + FL_MOST_THREADS;
+    if (capacity > (size_t)tokens + FL_MOST_THREADS) capacity = (size_t)tokens + FL_MOST_THREADS;
     if (capacity == 0) return FL_OK;
     fl_row_store *store = fl_keep(model, sizeof *store);
     if (store) {
         *store = (fl_row_store){.capacity = (uint32_t)capacity, .row_floats = row};
-        store->slot = fl_keep(model, model->vocab_size * sizeof *store->slot);
+        store->slot = fl_keep(model, tokens * sizeof *store->slot);
         store->rows = fl_os_alloc(capacity * row * sizeof(float));
-        model->store = store;
+        layer->store = store;
     }
     if (!store || !store->slot || !store->rows)
         return fl_fail(error, FL_ERROR_MEMORY, "no memory for a row cache of %zu bytes", bytes);
     return FL_OK;
 }
+
+/* Layers that read tokens: at most so many, each NULL if there is none. */
+enum { READERS = 3 };
+
+static void find_readers(const fl_model *model, fl_lstm *readers[READERS]) {
+    fl_encoder *e = model->encoder;
+    readers[0] = model->layers;
+    for (int way = 0; way < 2; way++)
+        readers[1 + way] = e && e->layers && e->layers[way].units ? &e->layers[way] : NULL;
+}
+
+static fl_status make_stores(fl_model *model, size_t bytes, fl_error *error) {
+    fl_lstm *readers[READERS];
+    fl_status status = FL_OK;
+    find_readers(model, readers);
+    for (int i = 0; !status && i < READERS; i++)
+        if (readers[i])
+            status = make_store(model, readers[i], i ? model->encoder->vocab_size : model->vocab_size, bytes, error);
+    return status;
+}
+
+static size_t store_bytes(const fl_row_store *store) { return store->capacity * store->row_floats * sizeof(float); }
 
 /* ---- size ---------------------------------------------------------------------------------------------- */
 
@@ -213,7 +235,7 @@ static fl_status build(fl_model *model, const fl_load_options *options, fl_error
     if (!status) status = read_token(model, "tokenizer.ggml.bos_token_id", &model->bos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.eos_token_id", &model->eos, error);
     if (!status) status = read_token(model, "tokenizer.ggml.unknown_token_id", &unknown, error);
-    if (!status && model->n_layers) status = make_store(model, options->row_cache_bytes, error);
+    if (!status) status = make_stores(model, options->row_cache_bytes, error);
     if (!status) status = fl_cpu_threads(options->threads, streamed_bytes(model), &model->threads, error);
     return status;
 }
@@ -255,7 +277,10 @@ fl_status fl_model_from_memory(const void *bytes, size_t size, const fl_load_opt
 
 void fl_model_close(fl_model *model) {
     if (!model) return;
-    if (model->store) fl_os_free(model->store->rows, model->store->capacity * model->store->row_floats * sizeof(float));
+    fl_lstm *readers[READERS];
+    find_readers(model, readers);
+    for (int i = 0; i < READERS; i++)
+        if (readers[i] && readers[i]->store) fl_os_free(readers[i]->store->rows, store_bytes(readers[i]->store));
     for (fl_kept *piece = model->kept, *next; piece; piece = next) {
         next = piece->next;
         free(piece);
@@ -265,7 +290,11 @@ void fl_model_close(fl_model *model) {
 }
 
 void fl_model_get_info(const fl_model *model, fl_model_info *info) {
-    const fl_row_store *store = model->store;
+    fl_lstm *readers[READERS];
+    size_t kept = 0;
+    find_readers(model, readers);
+    for (int i = 0; i < READERS; i++)
+        if (readers[i] && readers[i]->store) kept += store_bytes(readers[i]->store);
     const fl_encoder *source = model->pooling ? NULL : model->encoder;
     *info = (fl_model_info){
         .vocab_size = model->vocab_size,
@@ -275,7 +304,7 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .eos = model->eos,
         .tied = model->tied,
         .file_bytes = model->file.mapping.size,
-        .row_cache_bytes = store ? store->capacity * store->row_floats * sizeof(float) : 0,
+        .row_cache_bytes = kept,
         .threads = model->threads,
         .isa = model->kernels->name,
         .screened = model->screens,

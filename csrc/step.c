@@ -64,32 +64,34 @@ static float *new_row(fl_row_store *store, float *otherwise, uint32_t *slot) {
     return store->rows + (size_t)index * store->row_floats;
 }
 
-/* rows[i] receives the row of tokens[i]; those that are not kept are computed together. */
-static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many, const float **rows) {
-    const fl_model *model = d->model;
-    const fl_lstm *first = &model->layers[0];
+void fl_gate_rows(fl_decoder *d, const fl_matrix *embedding, const fl_lstm *layer, const int32_t *tokens, size_t n,
+                  const fl_columns *embedded, float *vector, float *const *otherwise, const float **rows) {
     const float *start[FL_MOST_COLUMNS];
     float *out[FL_MOST_COLUMNS];
     uint32_t slot[FL_MOST_COLUMNS];
     int32_t missing[FL_MOST_COLUMNS];
     size_t count = 0;
-    const fl_columns *embedded = &d->embedded[many];
     for (size_t i = 0; i < n; i++) {
         size_t same = 0;
-        rows[i] = kept_row(model->store, tokens[i]);
+        rows[i] = kept_row(layer->store, tokens[i]);
         while (!rows[i] && same < count && missing[same] != tokens[i]) same++;
         if (!rows[i] && same < count) rows[i] = out[same];
         if (rows[i]) continue;
-        fl_matrix_row(&model->embedding, (size_t)tokens[i], d->vector);
-        fl_columns_put(embedded, count, d->vector, 0);
-        start[count] = first->bias;
-        rows[i] = out[count] = new_row(model->store, d->rows[i], &slot[count]);
+        fl_matrix_row(embedding, (size_t)tokens[i], vector);
+        fl_columns_put(embedded, count, vector, 0);
+        start[count] = layer->bias;
+        rows[i] = out[count] = new_row(layer->store, otherwise[i], &slot[count]);
         missing[count++] = tokens[i];
     }
     if (!count) return;
-    fl_product(d, &first->x, embedded, count, start, out);
+    fl_product(d, &layer->x, embedded, count, start, out);
     for (size_t i = 0; i < count; i++)
-        if (slot[i]) atomic_store_explicit(&model->store->slot[missing[i]], slot[i], memory_order_release);
+        if (slot[i]) atomic_store_explicit(&layer->store->slot[missing[i]], slot[i], memory_order_release);
+}
+
+static void gate_rows(fl_decoder *d, const int32_t *tokens, size_t n, bool many, const float **rows) {
+    const fl_model *model = d->model;
+    fl_gate_rows(d, &model->embedding, &model->layers[0], tokens, n, &d->embedded[many], d->vector, d->rows, rows);
 }
 
 /* Whether the first layer also reads what attention gave before. */

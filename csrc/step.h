@@ -19,6 +19,11 @@ void fl_store(const fl_decoder *decoder, size_t column, fl_state *state);
 
 /* Columns 0 … n-1 (of `many`, or the only one) read a token each. */
 void fl_step(fl_decoder *decoder, const int32_t *tokens, size_t n, bool many);
+/* rows[i] receives the gate row of tokens[i] of a layer that reads tokens of an embedding: one that is kept, or else
+ * otherwise[i] or a new place in the store, which those that are missing are computed to, together. embedded: room for n of the
+ * embedding's rows; vector: for one. */
+void fl_gate_rows(fl_decoder *decoder, const fl_matrix *embedding, const fl_lstm *layer, const int32_t *tokens,
+                  size_t n, const fl_columns *embedded, float *vector, float *const *otherwise, const float **rows);
 /* What attention makes of the columns' new hidden values: the next that d->now names. */
 void fl_attend(fl_decoder *decoder, size_t n, bool many);
 /* Logits of the columns, or of a text's places, become those of a model that also copies its source's tokens. */
