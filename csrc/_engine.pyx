@@ -389,6 +389,8 @@ cdef class Decoder:
         fl_decoder_free(self._decoder)
 
     cdef int _check(self, State state, const int32_t[::1] tokens) except -1:
+        if state is None:
+            raise TypeError("expected a state, found None")
         if state.model is not self.model:
             raise ValueError("the state belongs to another model")
         return _check_tokens(self.model, tokens)
@@ -416,7 +418,7 @@ cdef class Decoder:
         cdef const int32_t[::1] tokens
         cdef Source source
         if not self.model.source_vocab_size:
-            raise ValueError("a language model has no source")
+            raise ValueError("only a sequence-to-sequence model has a source")
         cdef fl_source_text *given = <fl_source_text *>PyMem_Calloc(n + 1, sizeof(fl_source_text) + sizeof(fl_source *))
         if given == NULL:
             raise MemoryError
@@ -438,8 +440,11 @@ cdef class Decoder:
                 source = Source()
                 source.model, source._source, read[i] = self.model, read[i], NULL
                 found.append(source)
+            PyErr_CheckSignals()
             return found
         finally:
+            for i in range(n):
+                fl_source_free(read[i])  # what was not handed over
             PyMem_Free(given)
 
     def align(self, State state not None, const int32_t[::1] tokens not None):
@@ -572,7 +577,8 @@ cdef class Decoder:
         cdef const int32_t[::1] tokens
         if not labels:
             raise ValueError("this model is no classifier")
-        if states is not None and len(set(map(id, states))) != n:
+        kept = None if states is None else list(states)  # while texts are read
+        if kept is not None and (len(kept) != n or len(set(map(id, kept))) != n):
             raise ValueError(f"expected a state for each of {n} texts, and no state twice")
         found = array("f", bytes(4 * labels * n))
         if not n:
@@ -590,16 +596,17 @@ cdef class Decoder:
                     raise ValueError(f"a text of {tokens.shape[0]} tokens: expected 1 to {MOST_PLACES}")
                 _check_tokens(self.model, tokens)
                 rows[i] = fl_text(NULL, &tokens[0], tokens.shape[0], &logprobs[i * labels])
-                if states is not None:
-                    if (<Judged?>states[i]).model is not self.model:
+                if kept is not None:
+                    if (<Judged?>kept[i]).model is not self.model:
                         raise ValueError("the state belongs to another model")
-                    rows[i].state = (<Judged>states[i])._state
+                    rows[i].state = (<Judged>kept[i])._state
             with nogil:
                 status = fl_classify(self._decoder, rows, n, &error)
             if status != FL_OK:
                 raise _error(&error, None)
         finally:
             PyMem_Free(rows)
+        PyErr_CheckSignals()
         return found
 
     def candidates(self, State state not None, Job job not None):
@@ -648,8 +655,8 @@ cdef class Decoder:
         cdef Py_ssize_t i, best, n = len(states)
         cdef size_t V = self.model.vocab_size, k = min(most, V)
         cdef double lowest, minus
-        if tokens.shape[0] != n or totals.shape[0] != n or not n:
-            raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states")
+        if tokens.shape[0] != n or totals.shape[0] != n or len(set(map(id, states))) != n or not n:
+            raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states, or a state twice")
         if sampling.model is not self.model or sampling.needs_memory or sampling.amateur is not None:
             raise ValueError("expected controls of this model that look at nothing but the next token")
         if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:

@@ -106,7 +106,7 @@ void fl_attend(fl_decoder *d, size_t n, bool many) {
 
 /* ---- copying ------------------------------------------------------------------------------------------- */
 
-/* log(e^larger + e^(larger - below)) for a panel of them; below at most 0, -inf: nothing is added. */
+/* log(e^larger + e^(larger + below)) for a panel of them; below at most 0, -inf: nothing is added. */
 static void add_logs(const fl_kernels *kernels, const float *below, float *larger) {
     uint32_t mass[FL_PANEL];
     kernels->mass(below, FL_PANEL, 0, 1, mass);
@@ -114,10 +114,10 @@ static void add_logs(const fl_kernels *kernels, const float *below, float *large
 }
 
 static float add_log(const fl_kernels *kernels, float a, float b) {
-    float below[FL_PANEL] = {a > b ? b - a : a - b}, larger[FL_PANEL] = {a > b ? a : b};
+    float below[FL_PANEL] = {a > b ? b - a : a - b};
     for (size_t k = 1; k < FL_PANEL; k++) below[k] = -INFINITY;
-    add_logs(kernels, below, larger);
-    return larger[0];
+    const float share = (float)kernels->mass(below, 1, 0, 1, NULL) / FL_MASS_ONE;
+    return (a > b ? a : b) + kernels->logarithm(1 + share);
 }
 
 /* Scores of places become logarithms of shares; those of a token that comes again are added up where it is first. */
@@ -212,7 +212,7 @@ void fl_keep_place(fl_decoder *d, size_t place) {
     fl_layer_room *top = &d->layers[d->model->n_layers - 1];
     fl_columns_copy(&room->given.text, place, &room->given.one[d->now], 0, room->given.text.padded);
     if (!a->copy) return;
-    fl_columns_copy(&top->text, place, &top->one[d->now], 0, top->text.padded);
+    if (a->additive) fl_columns_copy(&top->text, place, &top->one[d->now], 0, top->text.padded);
     memcpy(room->hidden[place], top->h[0], top->text.inputs * sizeof(float));
     memcpy(room->given_text[place], room->given.h[0], a->units * sizeof(float));
 }

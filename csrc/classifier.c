@@ -74,23 +74,33 @@ static void add_place(const fl_model *model, const memory *m, const float *value
 
 /* ---- scores of attention --------------------------------------------------------------------------------- */
 
+/* Places whose keys are made at once: a whole number of panels. */
+enum { TOGETHER = 4 * FL_PANEL };
+
 /* score · tanh(key place + bias) of every place (Yang et al. 2016), filled up to panels for each text; to be freed. */
 static fl_status score_places(fl_reading *r, float **scores, fl_error *error) {
     const fl_model *model = r->decoder->model;
     const fl_pooling *p = model->pooling;
-    const size_t row = p->key.panels * FL_PANEL, longest = fl_round_up(r->length[0], FL_PANEL);
-    float *rows = NULL, *panels = calloc(longest * p->units, sizeof *panels);
-    float *out = *scores = malloc((r->places + r->n * FL_PANEL) * sizeof *out);
-    fl_status status = fl_project_places(r, &p->key, &rows, error);
-    if (!status && (!panels || !out))
+    const size_t row = p->key.panels * FL_PANEL;
+    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    float *rows = malloc(TOGETHER * row * sizeof *rows), *panels = calloc(TOGETHER * row, sizeof *panels);
+    float *none = calloc(row, sizeof *none), *out = *scores = malloc((r->places + r->n * FL_PANEL) * sizeof *out);
+    fl_status status = FL_OK;
+    if (!rows || !panels || !none || !out)
         status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the scores of %zu places", r->places);
-    for (size_t j = 0; !status && j < r->n; j++) {
-        fl_matrix keys = {.weights = panels, .inputs = p->units, .lanes = FL_PANEL, .blocks = p->units};
-        keys.panels = fl_parts(r->length[j], FL_PANEL);
-        fl_fill_keys(&keys, rows + r->first[j] * row, row, r->length[j]);
-        model->kernels->compare(&keys, p->bias, p->score, out);
-        out += keys.panels * FL_PANEL;
-    }
+    for (size_t j = 0; !status && j < r->n; j++)
+        for (size_t at = 0, n; !status && at < r->length[j]; at += n) {
+            n = r->length[j] - at < TOGETHER ? r->length[j] - at : TOGETHER;
+            fl_matrix keys = {.weights = panels, .inputs = p->units, .lanes = FL_PANEL, .blocks = p->units};
+            keys.panels = fl_parts(n, FL_PANEL);
+            status = fl_multiply_rows(r->decoder, &p->key, n, r->values[0] + (r->first[j] + at) * width, width, none,
+                                      FL_HIDDEN_STEP, rows, row, error);
+            if (status) break;
+            fl_fill_keys(&keys, rows, row, n);
+            model->kernels->compare(&keys, p->bias, p->score, out);
+            out += keys.panels * FL_PANEL;
+        }
+    free(none);
     free(panels);
     free(rows);
     return status;
@@ -116,7 +126,7 @@ static void finish(const fl_reading *r, size_t j, const memory *m, uint64_t coun
 
 static fl_state *state_of(const fl_reading *r, size_t j) { return r->states[r->order[j]]; }
 
-/* pooled: [texts][inputs of the output matrix], filled up. */
+/* pooled: [texts][inputs of the output matrix]. States change only if all goes well. */
 static fl_status pool(fl_reading *r, float *pooled, size_t row, fl_error *error) {
     const fl_model *model = r->decoder->model;
     const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
@@ -134,6 +144,7 @@ static fl_status pool(fl_reading *r, float *pooled, size_t row, fl_error *error)
         if (state) state->position += r->length[j];
         finish(r, j, &m, before + r->length[j], pooled + j * row);
     }
+    if (!status) fl_keep_states(r);
     free(scores);
     free(own);
     return status;
@@ -184,10 +195,13 @@ fl_status fl_classify(fl_decoder *d, const fl_text *texts, size_t n, fl_error *e
         fl_state *states[FL_MOST_COLUMNS];
         const size_t most = n - at < FL_MOST_COLUMNS ? n - at : FL_MOST_COLUMNS;
         for (size_t i = 0; i < most; i++) {
+            if (texts[at + i].state && fl_encoder_turns(d->model->encoder))
+                status = fl_fail(error, FL_ERROR_ARGUMENT, "a model that also reads backwards has no state of a text");
             given[i] = (fl_source_text){texts[at + i].tokens, texts[at + i].n};
             states[i] = texts[at + i].state;
         }
         part = fl_read_together(given, most);
+        if (status) break;
         fl_reading r = {.decoder = d, .n = part, .given = given, .states = states};
         status = judge(&r, texts + at, error);
         fl_team_pause(&d->team);

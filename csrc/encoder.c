@@ -58,22 +58,23 @@ static fl_status take_room(fl_reading *r, fl_error *error) {
     return FL_OK;
 }
 
-/* ---- products of all places ---------------------------------------------------------------------------- */
+/* ---- products of many rows ---------------------------------------------------------------------------- */
 
-fl_status fl_multiply_places(fl_reading *r, const fl_matrix *matrix, const float *values, size_t width,
-                             const float *start, float step, float *out, size_t row, fl_error *error) {
+fl_status fl_multiply_rows(fl_decoder *d, const fl_matrix *matrix, size_t n, const float *values, size_t width,
+                           const float *start, float step, float *out, size_t row, fl_error *error) {
+    const size_t most = n < FL_MOST_COLUMNS ? n : FL_MOST_COLUMNS;
     fl_columns columns[2];
-    void *block = fl_columns_new(matrix, FL_MOST_COLUMNS, columns);
-    if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %d columns", FL_MOST_COLUMNS);
+    void *block = fl_columns_new(matrix, most, columns);
+    if (!block) return fl_fail(error, FL_ERROR_MEMORY, "no memory for %zu columns", most);
     const float *from[FL_MOST_COLUMNS];
     float *to[FL_MOST_COLUMNS];
-    for (size_t at = 0, n; at < r->places; at += n) {
-        n = r->places - at < FL_MOST_COLUMNS ? r->places - at : FL_MOST_COLUMNS;
-        for (size_t i = 0; i < n; i++) {
-            fl_columns_put(&columns[n > 1], i, values + (at + i) * width, step);
+    for (size_t at = 0, some; at < n; at += some) {
+        some = n - at < most ? n - at : most;
+        for (size_t i = 0; i < some; i++) {
+            fl_columns_put(&columns[some > 1], i, values + (at + i) * width, step);
             from[i] = start, to[i] = out + (at + i) * row;
         }
-        fl_product(r->decoder, matrix, &columns[n > 1], n, from, to);
+        fl_product(d, matrix, &columns[some > 1], some, from, to);
     }
     free(block);
     return FL_OK;
@@ -133,14 +134,24 @@ static void step_places(fl_reading *r, const fl_lstm *layer, fl_layer_room *room
 
 /* The last h and c of one direction; those of a layer's directions lie h h c c. */
 static void keep_ends(const fl_reading *r, const fl_layer_room *room, const fl_lstm *layer, size_t h, size_t c) {
-    const size_t width = layer->groups * FL_PANEL;
     for (size_t j = 0; j < r->n; j++) {
         memcpy(r->ends[j] + h, room->h[j], layer->units * sizeof(float));
         memcpy(r->ends[j] + c, room->c[j], layer->units * sizeof(float));
-        float *state = state_of(r, j, layer);
-        if (!state) continue;
-        memcpy(state, room->h[j], width * sizeof(float));
-        memcpy(state + width, room->c[j], width * sizeof(float));
+    }
+}
+
+void fl_keep_states(const fl_reading *r) {
+    const fl_encoder *e = r->decoder->model->encoder;
+    for (size_t j = 0; j < r->n; j++) {
+        const float *end = r->ends[j];
+        for (uint32_t i = 0; i < e->n_layers; i++) {
+            const fl_lstm *layer = &e->layers[2 * i];
+            float *state = state_of(r, j, layer);
+            if (!state) break;
+            memcpy(state, end, layer->units * sizeof(float));
+            memcpy(state + layer->groups * FL_PANEL, end + layer->units, layer->units * sizeof(float));
+            end += 2 * layer->units;
+        }
     }
 }
 
@@ -161,7 +172,8 @@ static fl_status look_up_places(fl_reading *r, const fl_lstm *layer) {
 static fl_status multiply_layer(fl_reading *r, const fl_lstm *layer, size_t inputs, fl_error *error) {
     const size_t row = layer->groups * FL_GATES * FL_PANEL;
     for (size_t place = 0; place < r->places; place++) r->rows[place] = r->gates + place * row;
-    return fl_multiply_places(r, &layer->x, r->values[0], inputs, layer->bias, FL_HIDDEN_STEP, r->gates, row, error);
+    return fl_multiply_rows(r->decoder, &layer->x, r->places, r->values[0], inputs, layer->bias, FL_HIDDEN_STEP,
+                            r->gates, row, error);
 }
 
 static fl_status read_layer(fl_reading *r, uint32_t i, size_t inputs, size_t ends, fl_error *error) {
@@ -214,7 +226,8 @@ static fl_status new_source(const fl_model *model, const fl_source_text *given, 
     const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
     const size_t keys = model->attention ? panels * FL_PANEL * key_inputs(model) : 0;
     const size_t values = model->attention ? fl_round_up(width, FL_PANEL) * n : 0;
-    fl_source *s = calloc(1, sizeof *s + (state + keys + values + 2 * n) * sizeof(float));
+    const size_t copied = model->attention && model->attention->copy ? 2 * n : 0; /* tokens, and where each is first */
+    fl_source *s = calloc(1, sizeof *s + (state + keys + values + copied) * sizeof(float));
     if (!s) return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
     float *at = s->memory;
     s->n = n;
@@ -230,14 +243,13 @@ static fl_status new_source(const fl_model *model, const fl_source_text *given, 
         s->values = (fl_matrix){
             .weights = at, .panels = fl_parts(width, FL_PANEL), .inputs = n, .lanes = FL_PANEL, .blocks = n};
     at += values;
-    s->tokens = (const int32_t *)(const void *)at;
-    memcpy(at, given->tokens, n * sizeof *given->tokens);
-    at += n;
-    s->first = (const uint32_t *)(const void *)at;
     *source = s;
-    if (model->attention && model->attention->copy && !find_first(given, (uint32_t *)(void *)at))
-        return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
-    return FL_OK;
+    if (!copied) return FL_OK;
+    memcpy(at, given->tokens, n * sizeof *given->tokens);
+    s->tokens = (const int32_t *)(const void *)at;
+    s->first = (const uint32_t *)(const void *)(at + n);
+    if (find_first(given, (uint32_t *)(void *)(at + n))) return FL_OK;
+    return fl_fail(error, FL_ERROR_MEMORY, "no memory for a source of %zu tokens", n);
 }
 
 void fl_source_free(fl_source *source) { free(source); }
@@ -257,14 +269,17 @@ static void fill_values(const fl_matrix *values, const float *rows, size_t width
         for (size_t k = 0; k < width; k++) to[(k / FL_PANEL * n + i) * FL_PANEL + k % FL_PANEL] = rows[i * width + k];
 }
 
-fl_status fl_project_places(fl_reading *r, const fl_matrix *matrix, float **rows, fl_error *error) {
+/* Keys of all places, to be freed. */
+static fl_status make_keys(fl_reading *r, const fl_matrix *matrix, float **rows, fl_error *error) {
     const fl_encoder *e = r->decoder->model->encoder;
     const size_t row = matrix->panels * FL_PANEL, width = fl_encoder_width(e, e->n_layers - 1);
     float *none = calloc(row, sizeof *none);
     *rows = malloc(r->places * row * sizeof **rows);
     fl_status status = FL_OK;
     if (!*rows || !none) status = fl_fail(error, FL_ERROR_MEMORY, "no memory for the keys of %zu places", r->places);
-    if (!status) status = fl_multiply_places(r, matrix, r->values[0], width, none, FL_HIDDEN_STEP, *rows, row, error);
+    if (!status)
+        status = fl_multiply_rows(r->decoder, matrix, r->places, r->values[0], width, none, FL_HIDDEN_STEP, *rows, row,
+                                  error);
     free(none);
     return status;
 }
@@ -275,7 +290,7 @@ static fl_status fill_sources(fl_reading *r, fl_source **sources, fl_error *erro
     const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
     const size_t row = a->key.panels ? a->key.panels * FL_PANEL : width;
     float *made = NULL;
-    const fl_status status = a->key.panels ? fl_project_places(r, &a->key, &made, error) : FL_OK;
+    const fl_status status = a->key.panels ? make_keys(r, &a->key, &made, error) : FL_OK;
     for (size_t j = 0; !status && j < r->n; j++) {
         fl_source *s = sources[r->order[j]];
         fl_fill_keys(&s->keys, (made ? made : r->values[0]) + r->first[j] * row, row, s->n);

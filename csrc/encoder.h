@@ -18,7 +18,7 @@ typedef struct fl_reading {
     size_t length[FL_MOST_COLUMNS]; /* of each, and so the next */
     size_t first[FL_MOST_COLUMNS];  /* its first place */
     float *ends[FL_MOST_COLUMNS];   /* h, then c of every layer, forward before backward */
-    float *values[2];               /* [places][widest]: what layers read and write in turns */
+    float *values[2];               /* [places][width of a layer]: what layers read and write in turns */
     float *gates;                   /* [places][4 * 16 * most groups] */
     const float **rows;             /* [places]: gates before the recurrent product, which may be kept elsewhere */
     int32_t *tokens;                /* [places] */
@@ -29,15 +29,15 @@ typedef struct fl_reading {
 size_t fl_read_together(const fl_source_text *texts, size_t n);
 /* Reads `given`: values[0] is then [places][width] of the last layer's outputs. The block must be freed, also after an error. */
 fl_status fl_read_places(fl_reading *reading, fl_error *error);
-/* out[place] = start + matrix * values[place], rows of the given lengths. step: as for fl_columns_put. */
-fl_status fl_multiply_places(fl_reading *reading, const fl_matrix *matrix, const float *values, size_t width,
-                             const float *start, float step, float *out, size_t row, fl_error *error);
+/* out[i] = start + matrix * values[i], n rows of the given lengths. step: as for fl_columns_put. */
+fl_status fl_multiply_rows(fl_decoder *decoder, const fl_matrix *matrix, size_t n, const float *values, size_t width,
+                           const float *start, float step, float *out, size_t row, fl_error *error);
 /* Rows [n][row] become the lanes of a matrix with a row for each place. */
 void fl_fill_keys(const fl_matrix *keys, const float *rows, size_t row, size_t n);
-/* The same for all places with an encoder's outputs: rows of matrix.panels * 16, to be freed. */
-fl_status fl_project_places(fl_reading *reading, const fl_matrix *matrix, float **rows, fl_error *error);
+/* States that go on become those behind what was read. */
+void fl_keep_states(const fl_reading *reading);
 
-/* Where a state that goes on keeps h and c of each layer, and how many floats there are: classifiers. */
+/* Of h and c of each layer that reads forwards, which a classifier's state keeps. */
 size_t fl_encoder_floats(const fl_encoder *encoder);
 
 #endif

@@ -4,7 +4,7 @@
  *
  * A model is immutable once loaded and may be used by many threads at once. A state and a decoder each belong to one
  * thread at a time and must be freed before their model is closed; any decoder of a model works on any of its
- * states. Only opening a model, creating a state or a decoder and verifying can fail; the calls that compute validate
+ * states. Only opening a model, creating a state or a decoder, verifying, reading sources and classifying can fail; the calls that compute validate
  * nothing that costs time per token, and their preconditions are stated. No call prints, exits or aborts.
  */
 #ifndef FASTLM_H
@@ -199,7 +199,7 @@ void fl_score(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_
  * source, how much of it the token behind tokens[i] is written from. [n][places]; a row adds up to 1. */
 void fl_align(fl_decoder *decoder, fl_state *state, const int32_t *tokens, size_t n, float *weights);
 
-/* What fl_score is given. */
+/* What fl_score is given; fl_classify has other logprobs, and the state may be NULL. */
 typedef struct fl_text {
     fl_state *state;
     const int32_t *tokens;
@@ -212,10 +212,11 @@ void fl_score_texts(fl_decoder *decoder, const fl_text *texts, size_t n);
 
 /* ---- classifier ---------------------------------------------------------------------------------------- */
 
-/* Reads texts, n of each from 1 to 16 384, each from where its state stands (NULL: from the beginning), which then stands behind
- * it; logprobs[labels] receives the natural log-probabilities of the labels. A result does not depend on the other texts. States
- * are for models that read forwards; all must differ. After an error they are of no meaning until they are reset. Nothing but
- * this, and what makes, copies, resets and frees states and decoders, may be called for a classifier. */
+/* Reads texts, n of each from 1 to 16 384, each from where its state stands (NULL: from the beginning), which then stands
+ * behind it; logprobs[labels] receives the natural log-probabilities of the labels. A result does not depend on the other
+ * texts. All states must differ; FL_ERROR_ARGUMENT if there is one of a model that also reads backwards. After an error
+ * some texts, and their states, may have been read, and the rest are as they were. Nothing but this, fl_model_verify, and what makes, copies, resets and
+ * frees states and decoders, and tells a state's position, may be called for a classifier. */
 fl_status fl_classify(fl_decoder *decoder, const fl_text *texts, size_t n, fl_error *error);
 
 /* ---- memory: what a decoder remembers of a text -------------------------------------------------------- */

@@ -212,6 +212,13 @@ static inline size_t fl_encoder_width(const fl_encoder *e, uint32_t layer) {
     return (size_t)e->layers[2 * layer].units + e->layers[2 * layer + 1].units;
 }
 
+/* Whether one of its layers also reads backwards, so that it must see all of a text. */
+static inline bool fl_encoder_turns(const fl_encoder *e) {
+    bool turns = false;
+    for (uint32_t i = 0; i < e->n_layers; i++) turns = turns || e->layers[2 * i + 1].units;
+    return turns;
+}
+
 /* Where a decoder looks at the source: scores of its places, by a product of the key of each place with the hidden
  * values on top (Luong et al. 2015) or by score · tanh(key + query) (Bahdanau et al. 2015); their softmax; the mean of the
  * encoder's outputs with these weights, the context; and tanh(C context + H hidden + b), which the output matrix reads. */
@@ -332,12 +339,13 @@ struct fl_source {
     size_t n; /* positions */
     fl_matrix keys, values;
     const float *start;    /* of a state, as its memory */
-    const int32_t *tokens; /* [n] */
+    const int32_t *tokens; /* [n]; NULL if none is copied, and so the next */
     const uint32_t *first; /* [n]: where the same token is for the first time */
     float memory[];
 };
 
-/* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]; then what attention gave [16 * panels]. */
+/* One sequence's whole past: for each layer h [16 * groups], then c [16 * groups]; then what attention gave [16 * panels], or
+ * what a classifier's pooling has. */
 struct fl_state {
     uint64_t position; /* tokens read since the reset */
     size_t floats;
@@ -383,7 +391,7 @@ typedef struct fl_layer_room {
     float *c[FL_MOST_COLUMNS];
 } fl_layer_room;
 
-/* Places of a source, at most: their weights lie in a decoder, for each column. */
+/* Places of a source, at most: their weights lie in a decoder, for each column; and of a classifier's text at once. */
 enum { FL_MOST_PLACES = 1 << 14 };
 
 /* What attention makes of all columns. */

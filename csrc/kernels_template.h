@@ -471,7 +471,8 @@ static void product(const fl_matrix *matrix, size_t begin, size_t end, const fl_
         product_column(matrix, begin, end, &one, *start, *out);
         return;
     }
-    some all[2 * FL_MOST_COLUMNS / FL_COLUMNS];
+    _Static_assert(FL_WIDTH % FL_COLUMNS == 0, "parts of a block would be more");
+    some all[FL_MOST_COLUMNS / FL_COLUMNS];
     const size_t count = share_columns(matrix, input, n, all);
     const size_t most = many_columns[matrix->dtype][1][0] ? FL_TILE : 1;
     for (size_t panel = begin, step; panel < end; panel += step) {

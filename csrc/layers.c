@@ -504,6 +504,13 @@ static fl_status read_pooling(const reader *r, uint64_t layer, size_t width) {
     while (kind < FL_POOL_CONCAT && !has_text(r->table.kind, layer, pool_kinds[kind])) kind++;
     p->kind = (fl_pool_kind)kind;
     const size_t units = kind == FL_POOL_CONCAT ? 3 * width : width;
+    size_t size;
+    const char *found = fl_field_string(r->table.kind, layer, &size);
+    if (!fl_same_text(found, size, pool_kinds[kind]))
+        return fl_fail(r->error, FL_ERROR_FORMAT,
+                       "key 'lstm.layer.kind', layer %llu: expected pooling.last, .mean, .max, .attention or .concat, "
+                       "found '%s'",
+                       (unsigned long long)layer, fl_show(found, size).text);
     fl_status status = check_forward(r, layer, pool_kinds[kind], (int)layer - 1, 2 * 3 * MAX_UNITS);
     if (!status && units_of(r, layer) != units)
         status = fl_fail(r->error, FL_ERROR_FORMAT, "key 'lstm.layer.units', layer %llu: expected %zu, found %u",
@@ -532,7 +539,9 @@ static fl_status read_labels(const reader *r, uint64_t layer) {
     if (!status) status = read_part(r, layer, "", model->n_labels, units_of(r, layer - 1), &model->output);
     if (!status) status = read_numbers(r, layer, "", "bias", model->n_labels, &model->output_bias);
     if (!status && fl_reads_bytes(&model->output))
-        status = fl_fail(r->error, FL_ERROR_FORMAT, "a classifier's output matrix: expected f32 or bf16");
+        status =
+            fl_fail(r->error, FL_ERROR_FORMAT, "layer %llu, a classifier's output: expected f32 or bf16, found int%d",
+                    (unsigned long long)layer, model->output.dtype == FL_INT8 ? 8 : 4);
     return status ? status : check_step(r, layer, false);
 }
 

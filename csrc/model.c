@@ -200,16 +200,18 @@ static size_t store_bytes(const fl_row_store *store) { return store->capacity * 
 
 /* ---- size ---------------------------------------------------------------------------------------------- */
 
-/* Of the weights that are read for every token. */
+/* Of the weights that are read for every token; a classifier reads its output matrix once a text. */
 static size_t streamed_bytes(const fl_model *model) {
     const fl_attention *a = model->attention;
-    size_t bytes = fl_matrix_bytes(&model->output);
+    size_t bytes = model->pooling ? 0 : fl_matrix_bytes(&model->output);
     if (a) bytes += fl_matrix_bytes(&a->context) + fl_matrix_bytes(&a->hidden);
     if (a) bytes += fl_matrix_bytes(&a->query) + fl_matrix_bytes(&a->feed);
     for (uint32_t i = 0; i < model->n_layers; i++)
         bytes += fl_matrix_bytes(&model->layers[i].h) + (i ? fl_matrix_bytes(&model->layers[i].x) : 0);
-    for (uint32_t i = 0; model->pooling && i < 2 * model->encoder->n_layers; i++)
-        bytes += fl_matrix_bytes(&model->encoder->layers[i].h);
+    for (uint32_t i = 0; model->pooling && i < 2 * model->encoder->n_layers; i++) {
+        const fl_lstm *layer = &model->encoder->layers[i];
+        bytes += fl_matrix_bytes(&layer->h) + (i > 1 ? fl_matrix_bytes(&layer->x) : 0);
+    }
     return bytes;
 }
 
@@ -311,7 +313,7 @@ void fl_model_get_info(const fl_model *model, fl_model_info *info) {
         .attends = model->attention != NULL,
         .source_vocab_size = source ? source->vocab_size : 0,
         .labels = model->n_labels,
-        .bidirectional = model->pooling && model->encoder->layers[1].units,
+        .bidirectional = model->pooling && fl_encoder_turns(model->encoder),
     };
 }
 
@@ -340,8 +342,10 @@ static fl_status read_test(const fl_model *model, const fl_field **tokens, const
                            fl_error *error) {
     const fl_field *limit = fl_file_field(&model->file, "lstm.test.tolerance");
     const fl_field *given = fl_file_field(&model->file, "lstm.test.tokens");
-    if (!given || !limit || limit->type != FL_GGUF_FLOAT32 || given->count < 2)
-        return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*', at least two tokens)");
+    const uint64_t least = model->pooling ? 1 : 2; /* nothing comes before the first */
+    if (!given || !limit || limit->type != FL_GGUF_FLOAT32 || given->count < least)
+        return fl_fail(error, FL_ERROR_FORMAT, "the file has no test vector (keys 'lstm.test.*', at least %d tokens)",
+                       (int)least);
     fl_status status = fl_file_array(&model->file, "lstm.test.tokens", FL_GGUF_INT32, given->count, tokens, error);
     const uint64_t expected = model->pooling ? model->n_labels : given->count - 1;
     if (!status) status = fl_file_array(&model->file, "lstm.test.logprobs", FL_GGUF_FLOAT32, expected, logprobs, error);

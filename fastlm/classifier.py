@@ -16,7 +16,7 @@ from fastlm.model import Model, Prompt, is_batch, token_array
 LABELS_KEY = "lstm.classifier.labels"
 
 _TOGETHER = 256
-"""Texts between two looks at pending signals."""
+"""Texts between two looks at pending signals, at most: fewer if they are long."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class Classifier(Model):
     def _logprobs(self, texts: Sequence[array[int]]) -> list[array[float]]:
         count, found = len(self.labels), []
         with self._decoder() as decoder:
-            for part in (texts[at : at + _TOGETHER] for at in range(0, len(texts), _TOGETHER)):
-                if max(map(len, part)) > _engine.MOST_SOURCE:
-                    found += [self._read_on(decoder, ids, _engine.Judged(self._engine)) for ids in part]
+            for part in _parts(texts):
+                if len(part[0]) > _engine.MOST_SOURCE:
+                    found.append(self._read_on(decoder, part[0], _engine.Judged(self._engine)))
                 else:
-                    rows = decoder.classify(list(part))
+                    rows = decoder.classify(part)
                     found += [rows[at : at + count] for at in range(0, len(rows), count)]
         return found
 
@@ -228,6 +228,20 @@ class Classifier(Model):
 
     def _refuse(self, name: str) -> NoReturn:
         raise ValueError(f"{name} is for models that write: this one gives labels to texts, which classify does")
+
+
+def _parts(texts: Sequence[array[int]]) -> Iterator[list[array[int]]]:
+    """Some texts at a time, which have no more tokens together than one may have; or one."""
+    part: list[array[int]] = []
+    size = 0
+    for ids in texts:
+        if part and (size + len(ids) > _engine.MOST_SOURCE or len(part) == _TOGETHER):
+            yield part
+            part, size = [], 0
+        part.append(ids)
+        size += len(ids)
+    if part:
+        yield part
 
 
 class ClassifierState:

@@ -29,13 +29,14 @@ def weights_of(pooling="last", seed=0, E=12, units=(20,), both=False, labels=3, 
 
     found, inputs = {"embedding": uniform(V, E)}, E
     for n, H in enumerate(units):
-        for name in (f"lstm.{n}", f"lstm.{n}.reverse")[: 1 + both]:
+        here = both if isinstance(both, bool) else both[n]
+        for name in (f"lstm.{n}", f"lstm.{n}.reverse")[: 1 + here]:
             found |= {
                 f"{name}.kernel": uniform(inputs, 4 * H),
                 f"{name}.recurrent_kernel": uniform(H, 4 * H, limit=0.3),
                 f"{name}.bias": uniform(4 * H),
             }
-        inputs = H * (1 + both)
+        inputs = H * (1 + here)
     if pooling == "attention":
         found |= {"pooling.key.kernel": uniform(inputs, A), "pooling.key.bias": uniform(A), "pooling.score": uniform(A)}
     rows = 3 * inputs if pooling == "concat" else inputs
@@ -65,9 +66,15 @@ def write(path, weights, pooling):
     return str(path)
 
 
-@pytest.fixture(scope="module", params=range(20))
+MIXED = [
+    {"pooling": "attention", "units": (20, 9), "both": (False, True)},
+    {"pooling": "concat", "units": (7, 20), "both": (True, False)},
+]
+
+
+@pytest.fixture(scope="module", params=range(22))
 def case(request, tmp_path_factory):
-    shape = random_shape(request.param)
+    shape = random_shape(request.param) if request.param < 20 else MIXED[request.param - 20]
     weights = weights_of(**shape)
     return weights, shape, write(tmp_path_factory.mktemp("classifier") / "m.gguf", weights, shape["pooling"])
 
@@ -100,6 +107,7 @@ def test_a_text_that_grows_is_judged_as_the_whole(case):
     _, shape, path = case
     model = _engine.Model(path, None, None, 0)
     if shape["both"]:
+        assert model.bidirectional
         with pytest.raises(ValueError, match="reads forwards"):
             _engine.Judged(model)
         return
