@@ -94,6 +94,8 @@ class Classifier(Model):
         found = self.metadata.get(LABELS_KEY, [str(n) for n in range(count)])
         if not isinstance(found, list) or len(set(found)) != count or len(found) != count:
             raise _engine.FormatError(f"key '{LABELS_KEY}': expected {count} texts, no two of them alike")
+        if not all(label.isprintable() for label in found):  # a file must not speak to the terminal
+            raise _engine.FormatError(f"key '{LABELS_KEY}': a label cannot be shown on a line")
         return tuple(found)
 
     # ---- classify --------------------------------------------------------------------------------------
@@ -128,11 +130,11 @@ class Classifier(Model):
         if not isinstance(explain, bool):
             raise TypeError(f"explain={explain!r}: expected True or False")
         if not is_batch(text):
-            return self._judge([text], explain)[0]
-        return self._judge(list(text), explain)
+            return self._judge([text], [self._ids(text)], explain)[0]
+        return self._judge(list(text), self._ids_of_each(text), explain)
 
-    def _judge(self, texts: list[Prompt], explain: bool) -> list[Classification]:
-        found = [Classification(self.labels, row) for row in self._logprobs(self._ids_of_each(texts))]
+    def _judge(self, texts: list[Prompt], ids: list[array[int]], explain: bool) -> list[Classification]:
+        found = [Classification(self.labels, row) for row in self._logprobs(ids)]
         return [self._explained(*pair) for pair in zip(texts, found, strict=True)] if explain else found
 
     def _ids(self, text: Prompt) -> array[int]:
@@ -282,3 +284,5 @@ class ClassifierState:
         found = ClassifierState(self._model, self._engine.copy(), start=False)
         found._logprobs = self._logprobs
         return found
+
+    __copy__ = copy

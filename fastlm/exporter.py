@@ -242,6 +242,9 @@ def _label_fields(
     found, count = list(labels), weights.output.kernel.shape[1]
     if not all(isinstance(label, str) for label in found) or len(set(found)) != count or len(found) != count:
         raise ValueError(f"labels={found!r:.60}: expected {count} texts, no two of them alike: one for each output")
+    for label in found:
+        if not label.isprintable() or not label.strip():
+            raise ValueError(f"label {label!r}: expected a text that can be shown on a line")
     return {LABELS_KEY: found}
 
 

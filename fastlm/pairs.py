@@ -27,7 +27,8 @@ def read_pairs(
         raise ValueError("columns: there is none before the first, which is 0 (1 on the command line)")
     needed, found = max(columns) + 1, []
     for file in files:
-        for number, line in enumerate(read_text(file).splitlines(), 1):
+        lines = read_text(file).split("\n")  # other marks that Unicode ends a line with are text
+        for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
             fields = line.split("\t")
             if len(fields) < needed:
                 wanted = f"expected at least {needed} columns with tabs between them"

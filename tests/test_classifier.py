@@ -222,6 +222,7 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     wrong("expected 3 texts", labels=["a", "b"])
     wrong("no two of them alike", labels=["a", "a", "b"])
     wrong("expected several texts", labels="abc", error=TypeError)
+    wrong(r"label 'a\\tb': expected a text that can be shown", labels=["a\tb", "c", "d"])
     wrong("expected last, mean", pooling="sum")
     wrong("array 'pooling.score' is missing", pooling="attention")
     wrong("a classifier has none", sampling={"temperature": 1.0})
@@ -408,6 +409,9 @@ def test_labels_of_a_file_are_checked(tmp_path):
         format.write(str(tmp_path / "m.gguf"), weights, {"lstm.classifier.labels": labels})
         with pytest.raises(fastlm.FormatError, match=r"lstm\.classifier\.labels.*expected 3 texts"):
             fastlm.load(tmp_path / "m.gguf")
+    format.write(str(tmp_path / "m.gguf"), weights, {"lstm.classifier.labels": ["a", "\x1b[31mb", "c"]})
+    with pytest.raises(fastlm.FormatError, match="cannot be shown on a line"):
+        fastlm.load(tmp_path / "m.gguf")
     format.write(str(tmp_path / "m.gguf"), weights, {})
     assert fastlm.load(tmp_path / "m.gguf").labels == ("0", "1", "2")
 
@@ -416,4 +420,9 @@ def test_a_tokenizer_of_its_own_is_read(tmp_path):
     tokenizer = train_bpe([TEXT], 300)
     weights = weights_of() | {"embedding": np.ones((tokenizer.vocab_size, 12), np.float32)}
     fastlm.export(weights, tmp_path / "m.gguf", labels=["a", "b", "c"], tokenizer=tokenizer)
-    assert fastlm.load(tmp_path / "m.gguf").classify(TEXT).label in "abc"
+    judge = fastlm.load(tmp_path / "m.gguf")
+    ids = [tokenizer.bos, *tokenizer.encode(TEXT)]
+    assert (
+        np.abs(np.array(judge.classify(TEXT).logprobs) - log_softmax(classifier_logits(weights, "last", ids))).max()
+        < 1e-4
+    )

@@ -14,8 +14,9 @@ from fastlm.cli import main
 tf = pytest.importorskip("tensorflow")
 
 from fastlm.training import train, train_pairs  # noqa: E402
-from fastlm.training.classifier import ClassifierNetwork, calibrated_nats, temperature_of  # noqa: E402
+from fastlm.training.classifier import ClassifierNetwork, ClassifyingTask, calibrated_nats, temperature_of  # noqa: E402
 from fastlm.training.options import resolve_pairs  # noqa: E402
+from fastlm.training.run import _hold_out_pairs  # noqa: E402
 from fastlm.weights import POOLINGS  # noqa: E402
 from reference import classifier_logits  # noqa: E402
 
@@ -192,3 +193,47 @@ def test_the_commands(trained, data, capsys, monkeypatch):
     assert "num_beams" in capsys.readouterr().err
     assert main(["train", str(data / "train.tsv"), "-o", "x.gguf", "--pooling", "mean"]) == 1
     assert "--pooling is for training on pairs" in capsys.readouterr().err
+
+
+def test_texts_are_read_in_training_as_the_engine_reads_them(trained):
+    judge = fastlm.load(trained[0])
+    texts = [("a great film", "good"), ("it is dull", "bad")]
+    task = ClassifyingTask(
+        resolve_pairs("classify", {"embedding": 8, "units": 8}), judge.tokenizer, judge.labels, texts, texts
+    )
+    sources, lengths, _, targets = next(iter(task.from_step(0)))
+    found = {
+        tuple(row[len(row) - n :].tolist()): label for row, n, label in zip(sources.T, lengths, targets[0], strict=True)
+    }
+    assert found == {tuple(judge._ids(text)): judge.labels.index(label) for text, label in texts}
+
+
+def test_labels_that_lie_sorted_are_all_held_out(tmp_path):
+    lines = sorted(reviews(400), key=lambda line: line.split("\t")[1])
+    (tmp_path / "t.tsv").write_text("".join(lines))
+    pairs = [tuple(line.rstrip("\n").split("\t")) for line in lines]
+    kept, held = _hold_out_pairs(pairs, resolve_pairs("classify", {}))
+    assert sorted(kept + held) == sorted(pairs)
+    for label in ("good", "bad"):
+        of_label = [pair for pair in pairs if pair[1] == label]
+        assert sum(one == label for _, one in held) == len(of_label) // 20
+
+
+def test_a_run_of_another_kind_is_not_resumed(data, tmp_path):
+    def stop(_):
+        raise InterruptedError
+
+    given = {"resume": True, "progress": False}
+    path = tmp_path / "m.gguf"
+    with pytest.raises(InterruptedError):
+        train_pairs(data / "train.tsv", path, task="classify", **{**SMALL, "progress": stop})
+    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify', not 'translate'"):
+        train_pairs(data / "train.tsv", path, task="translate", **given)
+    with pytest.raises(ValueError, match="pretrained: the run in the checkpoint has begun"):
+        train_pairs(data / "train.tsv", path, task="classify", pretrained="stories", **given)
+    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify', not a language model"):
+        train(data / "train.tsv", path, **given)
+    swapped = (data / "train.tsv").read_text().replace("\tgood", "\tfair")
+    (tmp_path / "t.tsv").write_text(swapped)
+    with pytest.raises(ValueError, match="the labels were bad, good, now bad, fair"):
+        train_pairs(tmp_path / "t.tsv", path, task="classify", **given)

@@ -277,4 +277,10 @@ def test_guesses_take_the_place_of_some_words():
     half, whole = changed(int(2.5 * task.per_epoch)), changed(10 * task.per_epoch)
     assert 0.1 < half < 0.35
     assert 0.3 < whole < 0.6
+    copying = WritingTask(
+        resolve_pairs("summarize", {**SHORT, "scheduled_sampling": 0.5}), tokenizer, tokenizer, pairs, pairs
+    )
+    guessed = np.array(copying._with_guesses(sources, lengths, inputs, tf.constant([0, 10**6], tf.int64)))
+    for read, source, guess in zip(np.array(inputs).T, np.array(sources).T, guessed.T, strict=True):
+        assert {*guess[guess != read]} <= {*source} | {*range(tokenizer.vocab_size)}
     assert np.isfinite(float(task.loss((sources, lengths, inputs, inputs), tf.constant([0, 99], tf.int64))[0]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,14 @@ from fastlm.tokenizer import Tokenizer
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.layers import NEVER, Dropout, Places, Variables, read_stack
 from fastlm.training.options import LabelOptions
-from fastlm.training.pairs import Batches, Pairs
+from fastlm.training.pairs import Batches, Pairs, digest_of
 from fastlm.training.recurrence import Tensor
 from fastlm.weights import Weights
 
 LABELS = "labels"
 """The key of a checkpoint's tokenizer under which the labels are."""
+
+_LEAST_BETWEEN = 50  # steps between evaluations: after fewer nothing has changed but by chance
 
 _EVALUATIONS = 4  # an epoch, at most: labels are learnt in few of them
 
@@ -120,7 +121,7 @@ class ClassifyingTask:
         self._logits = tf.function(self.network.__call__, input_signature=[ids, lengths])
         self.variables, self.state = self.network.variables, list[Any]()
         self.per_epoch = self._batches.per_epoch
-        self.evaluate_every = max(1, self.per_epoch // _EVALUATIONS)
+        self.evaluate_every = max(_LEAST_BETWEEN, self.per_epoch // _EVALUATIONS)
         self.digests = [train_pairs.digest, valid_pairs.digest]
         self.first_loss = math.log(len(labels))
 
@@ -133,10 +134,10 @@ class ClassifyingTask:
                     f"{what} text {number} has the label {label!r}, which no training text has: expected "
                     f"{', '.join(self.labels)}"
                 )
-        pairs = Pairs.of(given, self.tokenizer, self.tokenizer)
-        # A text is read behind its start, which here is its end, too (docs/format.md): it moves to the front.
-        sources = [np.roll(ids, 1) for ids in pairs.sources]
-        return replace(pairs, sources=sources, texts=[np.array([known[label]], np.int32) for _, label in given])
+        begin = [] if self.tokenizer.bos is None else [self.tokenizer.bos]  # as `Classifier` reads a text
+        sources = [np.array([*begin, *self.tokenizer.encode(text)], np.int32) for text, _ in given]
+        texts = [np.array([known[label]], np.int32) for _, label in given]
+        return Pairs(sources, texts, bos=0, eos=0, characters=0, digest=digest_of(*sources, *texts))
 
     def fields(self) -> dict[str, Any]:
         return {**self.tokenizer.fields(), LABELS: self.labels}

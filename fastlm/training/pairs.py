@@ -49,15 +49,20 @@ class Pairs:
         texts = [np.array(text.encode(one), np.int32) for _, one in pairs]
         assert text.bos is not None
         assert text.eos is not None
-        hashed = hashlib.sha256()
-        for ids in (*sources, *texts):
-            hashed.update(len(ids).to_bytes(4, "little") + ids.tobytes())
-        return cls(sources, texts, text.bos, text.eos, sum(len(one) for _, one in pairs), hashed.hexdigest())
+        return cls(sources, texts, text.bos, text.eos, sum(len(one) for _, one in pairs), digest_of(*sources, *texts))
 
     @property
     def tokens(self) -> int:
         """That are predicted: those of the texts and their ends."""
         return sum(len(text) + 1 for text in self.texts)
+
+
+def digest_of(*arrays: Ids) -> str:
+    """A hash of all."""
+    hashed = hashlib.sha256()
+    for ids in arrays:
+        hashed.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    return hashed.hexdigest()
 
 
 Batch: TypeAlias = tuple[Ids, Ids, Ids, Ids]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from fastlm.exporter import ExportReport
@@ -22,7 +23,7 @@ from fastlm.model import load, model_path
 from fastlm.pairs import read_pairs
 from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
 from fastlm.training import checkpoint as checkpoints
-from fastlm.training.classifier import ClassifyingTask
+from fastlm.training.classifier import LABELS, ClassifyingTask
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.language import LanguageTask
@@ -208,6 +209,11 @@ def train(
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
     before = checkpoints.load(saved) if resume else None
+    if before and "task" in before[0]["options"]:
+        raise ValueError(
+            f"the run in the checkpoint is of task {before[0]['options']['task']!r}, not a language model's: "
+            "give the task"
+        )
     options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
     gguf_package()  # now, so that a missing package is known before the work is done
     with _memory_errors():
@@ -247,7 +253,7 @@ def train_pairs(
     task : {"translate", "summarize", "answer", "classify"}
         The preset: the default of every option that is None.
     valid : path or list of paths, optional
-        Validation pairs. Default: the last 5 % of the data.
+        Validation pairs. Default: 5 % of the data, drawn; of texts with labels, of each label's.
     columns : (int, int)
         Of the source and of its text or label, from 0.
     pretrained : path, optional
@@ -273,6 +279,7 @@ def train_pairs(
     begun = None
     if before:
         known = before[0]["options"]
+        _check_resumed(known, task, pretrained)
         task, options = known["task"], {**known, **{k: v for k, v in options.items() if v is not None}}
         del options["task"]
     elif pretrained is not None:
@@ -285,6 +292,14 @@ def train_pairs(
         prepared = _prepare_pairs(data, valid, columns, resolved, before, begun)
         trainer = _run(resolved, prepared, saved, before, report)
     return _finish(prepared, trainer, target, saved if checkpoint is None else None, name, license)
+
+
+def _check_resumed(known: Mapping[str, Any], task: str, pretrained: Any) -> None:
+    if (before := known.get("task")) != task:
+        found = "a language model's: leave the task out" if before is None else f"of task {before!r}, not {task!r}"
+        raise ValueError(f"the run in the checkpoint is {found}")
+    if pretrained is not None:
+        raise ValueError("pretrained: the run in the checkpoint has begun already; leave it out")
 
 
 @dataclass(frozen=True)
@@ -394,12 +409,9 @@ def _prepare_pairs(
     """With the tokenizers of the checkpoint ``before``, if there is one."""
     pairs = read_pairs(data, columns)
     if valid is None:
-        cut = max(1, len(pairs) - max(1, len(pairs) // 20))
-        pairs, held = pairs[:cut], pairs[cut:]
+        pairs, held = _hold_out_pairs(pairs, options)
     else:
         held = read_pairs(valid, columns)
-    if not held:
-        raise ValueError("expected at least two pairs, one of them for validation")
     kept = before[0]["tokenizer"] if before else None
     if isinstance(options, LabelOptions):
         return _prepare_labels(pairs, held, options, kept, begun)
@@ -414,6 +426,22 @@ def _prepare_pairs(
     return WritingTask(options, source, text, Pairs.of(pairs, source, text), Pairs.of(held, source, text))
 
 
+def _hold_out_pairs(
+    pairs: list[tuple[str, str]], options: PairOptions | LabelOptions
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """A twentieth, drawn, for validation: of each label's texts, since files are often sorted by label."""
+    groups: dict[str, list[int]] = {}
+    for n, (_, text) in enumerate(pairs):
+        groups.setdefault(text if isinstance(options, LabelOptions) else "", []).append(n)
+    random, held = np.random.default_rng(options.seed), set()
+    for members in groups.values():
+        if len(members) > 1:
+            held |= set(random.choice(members, max(1, len(members) // 20), replace=False).tolist())
+    if not held:
+        raise ValueError("no pair can be kept for validation: expected two texts of a label, or give validation pairs")
+    return [pair for n, pair in enumerate(pairs) if n not in held], [pairs[n] for n in sorted(held)]
+
+
 def _prepare_labels(
     pairs: list[tuple[str, str]],
     held: list[tuple[str, str]],
@@ -426,6 +454,10 @@ def _prepare_labels(
         raise ValueError(f"every text has the label {labels[0]!r}: expected at least two labels")
     if kept:
         tokenizer = from_fields(kept)
+        if kept[LABELS] != labels:
+            raise ValueError(
+                f"the checkpoint is of another run: the labels were {', '.join(kept[LABELS])}, now {', '.join(labels)}"
+            )
     elif begun:
         tokenizer = begun.tokenizer
     else:

@@ -65,6 +65,13 @@ class Copies:
         both = tf.reduce_logsumexp(tf.stack([written, copied]), 0)
         return tf.reshape(tf.where(share > _LEAST_SHARE, both, written), [-1])
 
+    def likeliest(self) -> Tensor:
+        """The token [T, B] of the source that is copied most likely at each place, if any is."""
+        sources = tf.transpose(self._sources)  # [B, S]
+        same = tf.cast(sources[:, :, None] == sources[:, None], tf.float32)
+        best = tf.argmax(tf.einsum("tbs,bsr->tbr", self._share, same), -1)
+        return tf.transpose(tf.gather(sources, tf.transpose(best), batch_dims=1))
+
 
 _LEAST_SHARE = 1e-9  # smaller ones are taken for nothing
 

@@ -93,8 +93,12 @@ class WritingTask:
 
     def _with_guesses(self, sources: Tensor, lengths: Tensor, inputs: Tensor, seed: Tensor) -> Tensor:
         """Some inputs become what the model would have written there behind the true text before."""
-        logits, _ = self.network(sources, lengths, inputs)
+        logits, copies = self.network(sources, lengths, inputs)
         guesses = tf.reshape(tf.argmax(logits, -1, tf.int32), tf.shape(inputs))
+        if copies is not None:  # of the token written most likely, and that copied most likely, the likelier
+            copied = copies.likeliest()
+            nats = [self._each(logits, copies, tokens)[0] for tokens in (guesses, copied)]
+            guesses = tf.where(tf.reshape(nats[1] < nats[0], tf.shape(inputs)), copied, guesses)
         guesses = tf.concat([inputs[:1], guesses[:-1]], 0)
         rise = tf.minimum(tf.cast(seed[1], tf.float32) / (_RISE * self.per_epoch), 1.0)
         drawn = tf.random.stateless_uniform(tf.shape(inputs), seed=seed * [1, 4096] + [1, 0])
