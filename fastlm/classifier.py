@@ -108,8 +108,8 @@ class Classifier(Model):
         text : str or sequence of int, or a list of such
             A text is read behind the model's start of text, if it has one; token ids are read as they are.
         explain : bool
-            Also tell what each word did to the probability of the likeliest label: the text is judged again
-            without it. Words are what white space parts; the text must have two.
+            Also tell what each word did to the probability of the likeliest label: the text is judged again without
+            each of them, so n words cost n texts. Words are what white space parts; of a single one nothing is told.
 
         Returns
         -------
@@ -119,7 +119,8 @@ class Classifier(Model):
         Raises
         ------
         TypeError, ValueError
-            For an empty text, and for one of more than 16 384 tokens if the model reads in both directions.
+            For an empty text, for one of more than 16 384 tokens if the model reads in both directions, and for token
+            ids that shall be explained.
 
         Examples
         --------
@@ -173,13 +174,13 @@ class Classifier(Model):
         if not isinstance(text, str):
             raise ValueError("explain: expected a text, found token ids")
         words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
-        if len(words) < 2:
-            raise ValueError("explain: expected a text of at least two words, since each is left out in turn")
-        without = [(text[:begin].rstrip() + " " + text[end:].lstrip()).strip() for begin, end in words]
-        place = self.labels.index(whole.label)
-        effects = []
-        for (begin, end), row in zip(words, self._logprobs(self._ids_of_each(without)), strict=True):
-            effects.append(WordEffect(text[begin:end], whole.logprobs[place] - row[place], begin, end))
+        if len(words) < 2:  # nothing would be left
+            return whole
+        place, effects = self.labels.index(whole.label), []
+        for part in (words[at : at + _TOGETHER] for at in range(0, len(words), _TOGETHER)):
+            without = [(text[:begin].rstrip() + " " + text[end:].lstrip()).strip() for begin, end in part]
+            for (begin, end), row in zip(part, self._logprobs(self._ids_of_each(without)), strict=True):
+                effects.append(WordEffect(text[begin:end], whole.logprobs[place] - row[place], begin, end))
         return Classification(self.labels, whole.logprobs, effects)
 
     # ---- a text that grows -----------------------------------------------------------------------------

@@ -557,6 +557,7 @@ def _add_export(commands: Any) -> None:
     command.add_argument("model", help=".keras file: Embedding, LSTM layers, Dense")
     command.add_argument("output", help="model file to write")
     command.add_argument("--tokenizer", help="Hugging Face tokenizer.json, or 'bytes'")
+    command.add_argument("--labels", nargs="+", help="of a classifier, in the order of its outputs")
     _add_dtype(command, "f32")
     command.add_argument("--bos", type=int, help="token that starts a text")
     command.add_argument("--eos", type=int, help="token that ends a text")

@@ -50,6 +50,8 @@ def _read_line(model: Model, line: str) -> _Text:
 
 
 def _in_parts(model: Model, texts: Iterable[_Text]) -> Iterator[Score]:
+    if (task := model.metadata["lstm.task"]) != "lm":
+        raise ValueError(f"only a language model scores texts alone, and this is a model of task {task!r}")
     held: list[_Text] = []
     tokens = 0
     for text in texts:

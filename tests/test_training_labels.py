@@ -184,6 +184,11 @@ def test_the_commands(trained, data, capsys, monkeypatch):
     assert "calibration_error" in out
     assert main(["classify", "--model", "stories", "a film"]) == 1
     assert "this model writes on from a text: fastlm generate --model stories" in capsys.readouterr().err
+    (data / "lines.txt").write_text("a film\n")
+    assert main(["score", "--per-line", "--model", path, str(data / "lines.txt")]) == 1
+    assert (
+        "only a language model scores texts alone, and this is a model of task 'classifier'" in capsys.readouterr().err
+    )
     assert main(["translate", "--model", path, "a film"]) == 1
     assert f"this model gives labels: fastlm classify --model {path}" in capsys.readouterr().err
     (data / "other.tsv").write_text("a film\tfair\n")
