@@ -138,6 +138,11 @@ def test_a_language_model_is_taken_over(data, tmp_path):
         np.abs(found["lstm.1.kernel"][24:]).max() < 1e-4
     )  # what the other direction gives counts for nothing at first
     assert found["lstm.0.reverse.kernel"].shape == found["lstm.0.kernel"].shape
+    train(
+        tmp_path / "text.txt", tmp_path / "chars.gguf", preset="char", units=[12], embedding=8, epochs=1, progress=False
+    )
+    train_pairs(data / "train.tsv", tmp_path / "c.gguf", **{**begun, "pretrained": tmp_path / "chars.gguf"})
+    assert fastlm.load(tmp_path / "c.gguf").tokenizer.kind == "chars"
     for options, match in (
         ({"units": 20}, "units: that of the pretrained model"),
         ({"pretrained": tmp_path / "m.gguf"}, "expected a language model"),

@@ -112,7 +112,8 @@ class ClassifyingTask:
         pretrained: Weights | None = None,
     ) -> None:
         self.options, self.tokenizer, self.labels = options, tokenizer, list(labels)
-        self.network = ClassifierNetwork(options, tokenizer.vocab_size, len(labels), pretrained)
+        rows = tokenizer.vocab_size if pretrained is None else len(pretrained.embedding)
+        self.network = ClassifierNetwork(options, rows, len(labels), pretrained)
         train_pairs, valid_pairs = self._pairs("training", train), self._pairs("validation", valid)
         self._batches = Batches(train_pairs, options.batch_tokens, options.seed)
         self._held = Batches(valid_pairs, 4 * options.batch_tokens, None)

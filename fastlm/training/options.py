@@ -348,7 +348,8 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
         "batch_tokens": _whole("batch_tokens", o["batch_tokens"], 1),
         "epochs": _whole("epochs", o["epochs"], 1, optional=True),
         "time_limit": None if o["time_limit"] is None else _positive("time_limit", o["time_limit"]),
-        "vocab_size": _whole("vocab_size", o["vocab_size"], 257),
+        # Those of a pretrained model may be characters.
+        "vocab_size": _whole("vocab_size", o["vocab_size"], 1 if task == "classify" else 257),
         "seed": _whole("seed", o["seed"], 0),
     }
     if task == "classify":
