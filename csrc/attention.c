@@ -114,10 +114,7 @@ static void add_logs(const fl_kernels *kernels, const float *below, float *large
 }
 
 static float add_log(const fl_kernels *kernels, float a, float b) {
-    float below[FL_PANEL] = {a > b ? b - a : a - b};
-    for (size_t k = 1; k < FL_PANEL; k++) below[k] = -INFINITY;
-    const float share = (float)kernels->mass(below, 1, 0, 1, NULL) / FL_MASS_ONE;
-    return (a > b ? a : b) + kernels->logarithm(1 + share);
+    return (a > b ? a : b) + kernels->logarithm(1 + fl_exp_step(kernels, a > b ? b - a : a - b));
 }
 
 /* Scores of places become logarithms of shares; those of a token that comes again are added up where it is first. */
@@ -125,7 +122,7 @@ static void log_shares(const fl_kernels *kernels, const fl_source *s, float *sco
     float largest = scores[0];
     for (size_t i = 1; i < s->n; i++) largest = scores[i] > largest ? scores[i] : largest;
     for (size_t i = s->n; i % FL_PANEL; i++) scores[i] = -INFINITY;
-    const float whole = kernels->logarithm((float)kernels->mass(scores, s->n, largest, 1, NULL) / FL_MASS_ONE);
+    const float whole = fl_log_sum(kernels, scores, s->n, largest);
     for (size_t i = 0; i < s->n; i++) scores[i] = (scores[i] - largest) - whole;
     for (size_t i = 0; i < s->n; i++)
         if (s->first[i] != i) scores[s->first[i]] = add_log(kernels, scores[s->first[i]], scores[i]);
@@ -164,8 +161,7 @@ static void copy_column(const fl_decoder *d, const fl_source *s, const float *hi
     float gate = a->copy_bias[0];
     for (size_t k = 0; k < a->units; k++) gate += a->copy[k] * given[k];
     const float largest = fl_win(model, logits, &greedy).key;
-    const uint64_t total = kernels->mass(logits, model->vocab_size, largest, 1.0f, NULL);
-    const float whole = largest + kernels->logarithm((float)total / FL_MASS_ONE);
+    const float whole = largest + fl_log_sum(kernels, logits, model->vocab_size, largest);
     add_copies(kernels, s, shares, whole - gate, logits);
 }
 

@@ -15,9 +15,7 @@ typedef struct memory {
     float *scores;  /* attention: the largest so far, and the sum of the weights */
 } memory;
 
-static size_t filled(const fl_model *model) {
-    return fl_round_up(fl_encoder_width(model->encoder, model->encoder->n_layers - 1), FL_PANEL);
-}
+static size_t filled(const fl_model *model) { return fl_round_up(fl_encoder_outputs(model->encoder), FL_PANEL); }
 
 static bool has_sum(fl_pool_kind kind) { return kind != FL_POOL_LAST && kind != FL_POOL_MAX; }
 static bool has_largest(fl_pool_kind kind) { return kind == FL_POOL_MAX || kind == FL_POOL_CONCAT; }
@@ -38,13 +36,6 @@ static memory memory_at(const fl_model *model, float *at) {
 
 /* ---- a place ------------------------------------------------------------------------------------------- */
 
-/* exp(difference), difference at most 0: in steps of 2^-30, as all weights are (docs/numerics.md). */
-static float weight_of(const fl_kernels *kernels, float difference) {
-    float row[FL_PANEL] = {difference};
-    for (int i = 1; i < FL_PANEL; i++) row[i] = -INFINITY;
-    return (float)kernels->mass(row, 1, 0, 1, NULL) / FL_MASS_ONE;
-}
-
 /* Softmax of scores that come one by one (Milakov & Gimelshein 2018): what was added up shrinks when a larger one comes. */
 static void attend(const fl_kernels *kernels, const memory *m, const float *value, size_t width, float score,
                    bool first) {
@@ -52,10 +43,10 @@ static void attend(const fl_kernels *kernels, const memory *m, const float *valu
     if (first) {
         m->scores[0] = score, m->scores[1] = 0;
     } else if (score > m->scores[0]) {
-        kept = weight_of(kernels, m->scores[0] - score);
+        kept = fl_exp_step(kernels, m->scores[0] - score);
         m->scores[0] = score;
     } else {
-        weight = weight_of(kernels, score - m->scores[0]);
+        weight = fl_exp_step(kernels, score - m->scores[0]);
     }
     m->scores[1] = m->scores[1] * kept + weight;
     for (size_t k = 0; k < width; k++) m->sum[k] = first ? value[k] : m->sum[k] * kept + value[k] * weight;
@@ -63,7 +54,7 @@ static void attend(const fl_kernels *kernels, const memory *m, const float *valu
 
 static void add_place(const fl_model *model, const memory *m, const float *value, float score, bool first) {
     const fl_pool_kind kind = model->pooling->kind;
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     if (kind == FL_POOL_ATTENTION)
         attend(model->kernels, m, value, width, score, first);
     else if (has_sum(kind))
@@ -82,7 +73,7 @@ static fl_status score_places(fl_reading *r, float **scores, fl_error *error) {
     const fl_model *model = r->decoder->model;
     const fl_pooling *p = model->pooling;
     const size_t row = p->key.panels * FL_PANEL;
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     float *rows = malloc(TOGETHER * row * sizeof *rows), *panels = calloc(TOGETHER * row, sizeof *panels);
     float *none = calloc(row, sizeof *none), *out = *scores = malloc((r->places + r->n * FL_PANEL) * sizeof *out);
     fl_status status = FL_OK;
@@ -115,7 +106,7 @@ static void divide(float *to, const float *from, size_t n, float by) {
 /* What the output matrix reads of text j, which has `count` places by now. */
 static void finish(const fl_reading *r, size_t j, const memory *m, uint64_t count, float *to) {
     const fl_encoder *e = r->decoder->model->encoder;
-    const size_t width = fl_encoder_width(e, e->n_layers - 1);
+    const size_t width = fl_encoder_outputs(e);
     const fl_pool_kind kind = r->decoder->model->pooling->kind;
     const float *last = r->ends[j];
     for (uint32_t i = 0; i + 1 < e->n_layers; i++) last += 2 * fl_encoder_width(e, i);
@@ -129,7 +120,7 @@ static fl_state *state_of(const fl_reading *r, size_t j) { return r->states[r->o
 /* pooled: [texts][inputs of the output matrix]. States change only if all goes well. */
 static fl_status pool(fl_reading *r, float *pooled, size_t row, fl_error *error) {
     const fl_model *model = r->decoder->model;
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     float *scores = NULL, *own = malloc(fl_pool_floats(model) * sizeof *own);
     fl_status status = own ? FL_OK : fl_fail(error, FL_ERROR_MEMORY, "no memory to pool %zu values", width);
     if (!status && model->pooling->kind == FL_POOL_ATTENTION) status = score_places(r, &scores, error);
@@ -155,7 +146,7 @@ static void log_softmax(const fl_kernels *kernels, float *logits, size_t n, floa
     float largest = logits[0];
     for (size_t i = 1; i < n; i++) largest = logits[i] > largest ? logits[i] : largest;
     for (size_t i = n; i % FL_PANEL; i++) logits[i] = -INFINITY;
-    const float whole = kernels->logarithm((float)kernels->mass(logits, n, largest, 1, NULL) / FL_MASS_ONE);
+    const float whole = fl_log_sum(kernels, logits, n, largest);
     for (size_t i = 0; i < n; i++) logprobs[i] = (logits[i] - largest) - whole;
 }
 

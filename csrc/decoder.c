@@ -154,7 +154,7 @@ static void cut_layer(cutter *c, const fl_lstm *layer, readers above, fl_layer_r
 static fl_attention_room *cut_attention(cutter *c, const fl_model *model) {
     const fl_attention *a = model->attention;
     fl_attention_room made = {0}, *room = cut(c, sizeof made);
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     readers all = readers_of(&model->output, &model->output);
     const readers top = all, contexts = readers_of(&a->context, &a->context);
     if (a->feed.panels) all = either(all, readers_of(&a->feed, &a->feed));

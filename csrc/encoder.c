@@ -223,7 +223,7 @@ static bool find_first(const fl_source_text *text, uint32_t *first) {
 /* Room for everything behind the source itself; without attention nothing is looked at again but the first state. */
 static fl_status new_source(const fl_model *model, const fl_source_text *given, fl_source **source, fl_error *error) {
     const size_t n = given->n, panels = fl_parts(n, FL_PANEL), state = fl_state_floats(model);
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     const size_t keys = model->attention ? panels * FL_PANEL * key_inputs(model) : 0;
     const size_t values = model->attention ? fl_round_up(width, FL_PANEL) * n : 0;
     const size_t copied = model->attention && model->attention->copy ? 2 * n : 0; /* tokens, and where each is first */
@@ -272,7 +272,7 @@ static void fill_values(const fl_matrix *values, const float *rows, size_t width
 /* Keys of all places, to be freed. */
 static fl_status make_keys(fl_reading *r, const fl_matrix *matrix, float **rows, fl_error *error) {
     const fl_encoder *e = r->decoder->model->encoder;
-    const size_t row = matrix->panels * FL_PANEL, width = fl_encoder_width(e, e->n_layers - 1);
+    const size_t row = matrix->panels * FL_PANEL, width = fl_encoder_outputs(e);
     float *none = calloc(row, sizeof *none);
     *rows = malloc(r->places * row * sizeof **rows);
     fl_status status = FL_OK;
@@ -287,7 +287,7 @@ static fl_status make_keys(fl_reading *r, const fl_matrix *matrix, float **rows,
 static fl_status fill_sources(fl_reading *r, fl_source **sources, fl_error *error) {
     const fl_model *model = r->decoder->model;
     const fl_attention *a = model->attention;
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     const size_t row = a->key.panels ? a->key.panels * FL_PANEL : width;
     float *made = NULL;
     const fl_status status = a->key.panels ? make_keys(r, &a->key, &made, error) : FL_OK;

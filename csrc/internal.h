@@ -212,6 +212,9 @@ static inline size_t fl_encoder_width(const fl_encoder *e, uint32_t layer) {
     return (size_t)e->layers[2 * layer].units + e->layers[2 * layer + 1].units;
 }
 
+/* And of one of the last layer. */
+static inline size_t fl_encoder_outputs(const fl_encoder *e) { return fl_encoder_width(e, e->n_layers - 1); }
+
 /* Whether one of its layers also reads backwards, so that it must see all of a text. */
 static inline bool fl_encoder_turns(const fl_encoder *e) {
     bool turns = false;

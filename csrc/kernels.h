@@ -76,6 +76,19 @@ struct fl_kernels {
     uint32_t (*word)(const fl_noise *noise);
 };
 
+/* Logarithm of the sum of e^(value - largest) over n values, padded with -inf to a multiple of FL_PANEL: what a
+ * log-probability is less than its value, above the largest. */
+static inline float fl_log_sum(const fl_kernels *kernels, const float *values, size_t n, float largest) {
+    return kernels->logarithm((float)kernels->mass(values, n, largest, 1.0f, NULL) / FL_MASS_ONE);
+}
+
+/* e^x for x up to 0, in steps of 2^-30, as all weights are (docs/numerics.md). */
+static inline float fl_exp_step(const fl_kernels *kernels, float x) {
+    float row[FL_PANEL] = {x};
+    for (int i = 1; i < FL_PANEL; i++) row[i] = -INFINITY;
+    return (float)kernels->mass(row, 1, 0, 1, NULL) / FL_MASS_ONE;
+}
+
 /* Levels, slowest first; cpu.c chooses. */
 extern const fl_kernels fl_kernels_scalar;
 extern const fl_kernels fl_kernels_avx2;

@@ -414,7 +414,7 @@ static fl_status read_copy(const reader *r, uint64_t layer) {
 static fl_status read_attention(const reader *r, uint64_t layer, uint64_t decoders) {
     fl_model *model = r->model;
     fl_attention *a = model->attention;
-    const size_t width = fl_encoder_width(model->encoder, model->encoder->n_layers - 1);
+    const size_t width = fl_encoder_outputs(model->encoder);
     const size_t top = model->layers[model->n_layers - 1].units, units = units_of(r, layer);
     name n, feed;
     a->units = (uint32_t)units;
@@ -562,7 +562,7 @@ static fl_status read_classifier(const reader *r) {
     if (!status) status = expect_text(r, r->table.direction, "lstm.layer.direction", 0, "forward");
     if (!status) status = read_rows(r, e);
     model->vocab_size = e->vocab_size, model->embedding_size = e->embedding_size;
-    if (!status) status = read_pooling(r, above, fl_encoder_width(e, e->n_layers - 1));
+    if (!status) status = read_pooling(r, above, fl_encoder_outputs(e));
     return status ? status : read_labels(r, above + 1);
 }
 

@@ -630,8 +630,7 @@ size_t fl_top(const fl_model *model, const fl_scratch *scratch, const float *val
 
 /* Of all tokens: what the logarithm of a probability is the logit above the largest less this. */
 static float normaliser(const fl_model *model, const float *logits, float largest) {
-    const uint64_t total = model->kernels->mass(logits, model->vocab_size, largest, 1.0f, NULL);
-    return model->kernels->logarithm((float)total / FL_MASS_ONE);
+    return fl_log_sum(model->kernels, logits, model->vocab_size, largest);
 }
 
 float fl_logprob(const fl_model *model, const float *logits, int32_t token) {

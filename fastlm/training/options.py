@@ -175,29 +175,20 @@ def resolve(
 
 
 @dataclass(frozen=True)
-class PairOptions:
-    """Everything that decides how the training of a sequence-to-sequence model goes.
+class TaskOptions:
+    """What decides how the training of any model on pairs goes.
 
     Attributes
     ----------
     task : str
     vocab_size : int
         Tokens of byte-level BPE (Sennrich et al. 2016).
-    shared_vocabulary : bool
-        One vocabulary and embedding for sources and texts.
     embedding : int
-    encoder_units, units : tuple of int
-        Of each layer of the encoder, in each direction, and of the decoder.
+    units : tuple of int
+        Of each LSTM layer: of the decoder, or of a classifier in each direction.
     bidirectional : bool
-    attention : str or None
-        "dot", "general" or "additive".
+        Whether what reads the source, or the text that gets a label, also reads backwards.
     attention_units : int
-    input_feeding, tied : bool
-    copying : bool
-        Tokens of the source may be copied (See et al. 2017); needs attention and a shared vocabulary.
-    scheduled_sampling : float
-        Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
-        the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
     dropout, label_smoothing, learning_rate : float
     batch_tokens : int
         Of sources and texts together, padding included.
@@ -209,17 +200,10 @@ class PairOptions:
 
     task: str
     vocab_size: int
-    shared_vocabulary: bool
     embedding: int
-    encoder_units: tuple[int, ...]
     units: tuple[int, ...]
     bidirectional: bool
-    attention: str | None
     attention_units: int
-    input_feeding: bool
-    tied: bool
-    copying: bool
-    scheduled_sampling: float
     dropout: float
     label_smoothing: float
     learning_rate: float
@@ -230,44 +214,45 @@ class PairOptions:
 
 
 @dataclass(frozen=True)
-class LabelOptions:
-    """Everything that decides how the training of a classifier goes.
+class PairOptions(TaskOptions):
+    """Everything that decides how the training of a sequence-to-sequence model goes: besides `TaskOptions`
 
     Attributes
     ----------
-    task : str
-    vocab_size : int
-        Tokens of byte-level BPE.
-    embedding : int
-    units : tuple of int
-        Of each LSTM layer, in each direction.
-    bidirectional : bool
-    pooling : str
-        One of `fastlm.weights.POOLINGS`.
-    attention_units : int
-    dropout, label_smoothing, learning_rate : float
-    batch_tokens : int
-        Of texts, padding included.
-    epochs : int or None
-    time_limit : float or None
-        Seconds.
-    seed : int
+    shared_vocabulary : bool
+        One vocabulary and embedding for sources and texts.
+    encoder_units : tuple of int
+        Of each layer of the encoder, in each direction.
+    attention : str or None
+        "dot", "general" or "additive".
+    input_feeding, tied : bool
+    copying : bool
+        Tokens of the source may be copied (See et al. 2017); needs attention and a shared vocabulary.
+    scheduled_sampling : float
+        Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
+        the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
     """
 
-    task: str
-    vocab_size: int
-    embedding: int
-    units: tuple[int, ...]
-    bidirectional: bool
+    shared_vocabulary: bool
+    encoder_units: tuple[int, ...]
+    attention: str | None
+    input_feeding: bool
+    tied: bool
+    copying: bool
+    scheduled_sampling: float
+
+
+@dataclass(frozen=True)
+class LabelOptions(TaskOptions):
+    """Everything that decides how the training of a classifier goes: besides `TaskOptions`
+
+    Attributes
+    ----------
+    pooling : str
+        One of `fastlm.weights.POOLINGS`.
+    """
+
     pooling: str
-    attention_units: int
-    dropout: float
-    label_smoothing: float
-    learning_rate: float
-    batch_tokens: int
-    epochs: int | None
-    time_limit: float | None
-    seed: int
 
 
 _PAIRS: dict[str, Any] = {
