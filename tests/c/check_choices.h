@@ -107,7 +107,7 @@ static void check_choices(uint64_t *random) {
         for (int kind = 0; kind < 6; kind++)
             for (int variant = 0; variant < 4; variant++)
                 if (!skipped(random)) check_choose(list_sizes[i], variant & 1, kind, variant & 2, random);
-    for (int round = 0; round < (quick ? 4 : 40); round++)
+    for (size_t round = 0; round < rounds(40); round++)
         check_noise(1 + below(random, MOST_LOGITS - 1), round & 1, random);
 }
 

@@ -2,10 +2,10 @@
  *
  * Tests and times every kernel on every level that this processor has, in the manner of dav1d's checkasm:
  *
- *     cc -O3 csrc/(all).c tests/c/check_kernels.c -Icsrc -lm -lpthread -o check && ./check [--seed N] [--quick] [--bench]
+ *     cc -O3 csrc/(all).c tests/c/check_kernels.c -Icsrc -lm -lpthread -o check && ./check [--seed N] [--quick | --brief] [--bench]
  *
  * A level must give the bits of the definition in definition.h, in buffers that end or begin at a page that faults.
- * --quick takes a sample, another one with every seed; --exhaustive every float; --fingerprint looks only at what a
+ * --quick takes a sample, another one with every seed, --brief a small one, for emulated processors; --exhaustive every float; --fingerprint looks only at what a
  * numerics version promises. */
 #include "harness.h" /* first: it asks the C library for all that it has */
 
@@ -24,8 +24,8 @@ static void check_all(uint64_t *random, uint32_t stride) {
         printf(" %s%s", fl_isa_name(i), fl_isa_supported(i) ? "" : " (not here)");
     printf("\n");
     check_elementary(stride);
-    check_activations(quick ? 65521 : 1021, random);
-    check_logarithms(quick ? 65521 : 251);
+    check_activations(share > 1 ? 65521 : 1021, random);
+    check_logarithms(share > 1 ? 65521 : 251);
     check_all_columns(random);
     check_all_rows(random);
     check_slices();
@@ -39,7 +39,7 @@ static void check_all(uint64_t *random, uint32_t stride) {
     check_masses(random);
     check_weights(random);
     check_screens(random);
-    check_models(random, quick);
+    check_models(random);
 }
 
 int main(int count, char **arguments) {
@@ -48,12 +48,14 @@ int main(int count, char **arguments) {
     bool measure = false, fingerprints = false;
     const char *only = NULL;
     static const char usage[] =
-        "usage: %s [--seed N] [--quick | --exhaustive | --fingerprint | --bench [--only PART_OF_A_NAME]]\n";
+        "usage: %s [--seed N] [--quick | --brief | --exhaustive | --fingerprint | --bench [--only PART_OF_A_NAME]]\n";
     for (int i = 1; i < count; i++) {
         if (strcmp(arguments[i], "--seed") == 0 && i + 1 < count)
             seed = strtoull(arguments[++i], NULL, 0);
         else if (strcmp(arguments[i], "--quick") == 0)
-            quick = true, stride = 16381;
+            share = 10, stride = 16381;
+        else if (strcmp(arguments[i], "--brief") == 0)
+            share = 80, stride = 65521;
         else if (strcmp(arguments[i], "--exhaustive") == 0)
             stride = 1;
         else if (strcmp(arguments[i], "--fingerprint") == 0)

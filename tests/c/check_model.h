@@ -411,8 +411,8 @@ static void check_out_of_memory(const tiny_model *file) {
 #endif
 }
 
-static void check_small_promises(uint64_t *random, int rounds) {
-    for (int round = 0; round < rounds; round++) {
+static void check_small_promises(uint64_t *random, size_t count) {
+    for (size_t round = 0; round < count; round++) {
         tiny_shape shape = random_shape(random, 100);
         if (round % 4 == 0) shape.vocab = 1000 + (uint32_t)below(random, 3000);
         shape.test = true;
@@ -442,11 +442,11 @@ static void name_shape(const tiny_shape *s) {
         (double)s->output_scale);
 }
 
-static void check_models(uint64_t *random, bool quick) {
+static void check_models(uint64_t *random) {
     check_watch();
     check_model_fingerprint();
-    check_small_promises(random, quick ? 4 : 24);
-    for (int round = 0; round < (quick ? 6 : 40); round++) {
+    check_small_promises(random, rounds(40));
+    for (size_t round = 0; round < rounds(60); round++) {
         const bool large = round % 10 == 9, long_text = round % 3 == 2; /* longer than what is read at once */
         const tiny_shape shape = random_shape(random, large ? 700 : 80);
         name_shape(&shape);

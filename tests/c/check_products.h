@@ -195,15 +195,15 @@ static void check_products(uint64_t *random) {
     static const size_t panels[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17, 23, 24, 25, 33};
     static const size_t ns[] = {1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 31, 33, 63, 64};
     enum { KS = sizeof Ks / sizeof *Ks, PANELS = sizeof panels / sizeof *panels, NS = sizeof ns / sizeof *ns };
-    for (int round = 0; round < KS * NS * DTYPES * (quick ? 2 : 20); round++) {
+    for (size_t round = 0; round < rounds((size_t)20 * KS * NS * DTYPES); round++) {
         product_case c = {.dtype = (fl_dtype)(round % DTYPES), .K = Ks[round / DTYPES % KS]};
-        const size_t column = (size_t)round / (DTYPES * KS) % NS;
+        const size_t column = round / (DTYPES * KS) % NS;
         c.n = ns[column], c.width = column == 0 ? 1 : FL_WIDTH;
         c.panels = panels[below(random, PANELS)];
         c.kind = (int)below(random, KINDS);
         c.step = below(random, 2) ? FL_HIDDEN_STEP : 0;
         c.at_end = below(random, 2);
-        while (c.panels * c.K * c.n > (quick ? 20000 : 200000))
+        while (c.panels * c.K * c.n > (share > 1 ? 20000 : 200000))
             c.panels = 1 + c.panels / 2, c.n -= c.n > 8 && c.panels < 3;
         check_product(&c, random);
     }

@@ -97,11 +97,11 @@ static void check_largest_tables(uint64_t *random) { check_bound(1, 1, FL_MOST_S
 
 static void check_screens(uint64_t *random) {
     static const size_t inputs[] = {1, 15, 16, 17, 33, 64, 200, 650};
-    for (int round = 0; round < (quick ? 40 : 400); round++) {
+    for (size_t round = 0; round < rounds(400); round++) {
         const bool at_end = round & 1;
         check_tables(1 + below(random, 200), (int)below(random, KINDS), at_end, random);
         check_bound(1 + below(random, 4), 1 + below(random, FL_MOST_PLANES), inputs[round % 8], at_end, random);
-        if (round < 24) check_contend(1 + below(random, 4), round % 6, at_end, random);
+        if (round < 24) check_contend(1 + below(random, 4), (int)(round % 6), at_end, random);
     }
     check_largest_tables(random);
 }

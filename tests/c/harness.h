@@ -39,6 +39,10 @@
 
 enum { SHOWN_FAILURES = 20 };
 
+static uint64_t share = 1; /* one case in so many is checked, other ones with every seed */
+
+static inline size_t rounds(size_t all) { return all / share ? all / share : 1; }
+
 static size_t passed, failed;
 static char doing[256]; /* what is being checked, for the message of a fault */
 
