@@ -373,6 +373,58 @@ cdef class Judged:
 
 
 @cython.final
+cdef class Beams:
+    """Texts that `Decoder.extend` looks at together: their states, the token that each reads, and what it is worth so far;
+    of the ways in which they may go on, of each as many, the best `most` are wanted."""
+    cdef list states
+    cdef const int32_t[::1] tokens
+    cdef const double[::1] totals
+    cdef Sampling sampling
+    cdef size_t most, of_each
+    cdef Py_ssize_t min_tokens
+    cdef const uint32_t[::1] allowed
+
+    def __cinit__(self, list states not None, const int32_t[::1] tokens not None, const double[::1] totals not None,
+                  Sampling sampling not None, uint32_t most, Py_ssize_t min_tokens=0, const uint32_t[::1] allowed=None):
+        cdef size_t V = sampling.model.vocab_size
+        cdef Py_ssize_t n = len(states)
+        if tokens.shape[0] != n or totals.shape[0] != n:
+            raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states")
+        if sampling.needs_memory or sampling.amateur is not None:
+            raise ValueError("expected controls that look at nothing but the next token")
+        if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:
+            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(V + 31) // 32}")
+        _check_tokens(sampling.model, tokens)
+        self.states, self.tokens, self.totals, self.sampling = states, tokens, totals, sampling
+        self.most, self.of_each, self.min_tokens, self.allowed = most, min(most, V), max(min_tokens, 0), allowed
+
+    cdef list best(self, const fl_request *requests):
+        """Merges what was found for each text, which is in order."""
+        cdef Py_ssize_t i, best, n = len(self.states)
+        cdef double lowest, minus
+        cdef size_t *at = <size_t *>PyMem_Calloc(n, sizeof(size_t))
+        if at == NULL and n:
+            raise MemoryError
+        found = []
+        try:
+            while <size_t>len(found) < self.most:
+                best = -1
+                for i in range(n):
+                    if at[i] < self.of_each and requests[i].alternative_ids[at[i]] >= 0:
+                        minus = -self.totals[i] - <double>requests[i].alternative_logprobs[at[i]]
+                        if best < 0 or minus < lowest:
+                            best, lowest = i, minus
+                if best < 0:
+                    break
+                found.append((lowest, best, requests[best].alternative_ids[at[best]],
+                              requests[best].alternative_logprobs[at[best]]))
+                at[best] += 1
+        finally:
+            PyMem_Free(at)
+        return found
+
+
+@cython.final
 cdef class Decoder:
     """The room to compute in. One thread at a time."""
 
@@ -647,53 +699,50 @@ cdef class Decoder:
         PyErr_CheckSignals()
         return [round.alternatives_of(i) for i in range(round.n)]
 
-    def extend(self, list states not None, const int32_t[::1] tokens not None, const double[::1] totals not None,
-               Sampling sampling not None, uint32_t most, Py_ssize_t min_tokens=0, const uint32_t[::1] allowed=None):
-        """States read a token each; of all ways in which they may go on the best `most`, of each state at most as many:
-        list of (minus the sum of its total and the token's log-probability, place of the state, token,
+    def extend(self, list beams not None):
+        """The states of many `Beams` read a token each; for each of them, of all ways in which its texts may go on the
+        best: list of (minus the sum of its total and the token's log-probability, place of the state, token,
         log-probability), best first. For what `expand` does, where nothing looks back."""
-        cdef Py_ssize_t i, best, n = len(states)
-        cdef size_t V = self.model.vocab_size, k = min(most, V)
-        cdef double lowest, minus
-        if tokens.shape[0] != n or totals.shape[0] != n or len(set(map(id, states))) != n or not n:
-            raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states, or a state twice")
-        if sampling.model is not self.model or sampling.needs_memory or sampling.amateur is not None:
-            raise ValueError("expected controls of this model that look at nothing but the next token")
-        if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:
-            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(V + 31) // 32}")
-        _check_tokens(self.model, tokens)
-        cdef fl_request *requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request) + 8 * k + 4 + sizeof(size_t))
-        if requests == NULL:
-            raise MemoryError
-        cdef size_t *at = <size_t *>(requests + n)
-        cdef int32_t *ids = <int32_t *>(at + n)
-        cdef float *logprobs = <float *>(ids + n * k)
-        cdef int32_t *written = <int32_t *>(logprobs + n * k)
-        found = []
+        cdef Beams one
+        cdef Py_ssize_t i, n = 0
+        cdef size_t room = 0
+        for one in beams:
+            if one.sampling.model is not self.model:
+                raise ValueError("the beams belong to another model")
+            for state in one.states:
+                self._check(state, NOTHING)
+            n += len(one.states)
+            room += len(one.states) * one.of_each
+        if len({id(state) for one in beams for state in one.states}) != n or not n:
+            raise ValueError(f"expected states, each of them once, found {n}")
+        cdef fl_request *requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request) + 4)
+        cdef int32_t *ids = <int32_t *>PyMem_Calloc(room, 8)
+        cdef float *logprobs = <float *>(ids + room)
+        cdef int32_t *written = <int32_t *>(requests + n)
+        cdef fl_request *r = requests
         try:
-            for i in range(n):
-                self._check(states[i], NOTHING)
-                requests[i].state, requests[i].sampling = (<State>states[i])._state, &sampling._sampling
-                requests[i].prompt, requests[i].n_prompt, requests[i].max_tokens = &tokens[i], 1, 1
-                requests[i].allowed = &allowed[0] if allowed is not None else NULL
-                requests[i].min_tokens, requests[i].alternatives = max(min_tokens, 0), k
-                requests[i].alternative_ids, requests[i].alternative_logprobs = ids + i * k, logprobs + i * k
-                requests[i].tokens = written + i
+            if requests == NULL or ids == NULL:
+                raise MemoryError
+            room = 0
+            for one in beams:
+                for i in range(<Py_ssize_t>len(one.states)):
+                    r.state, r.sampling = (<State>one.states[i])._state, &one.sampling._sampling
+                    r.prompt, r.n_prompt, r.max_tokens = &one.tokens[i], 1, 1
+                    r.allowed = &one.allowed[0] if one.allowed is not None else NULL
+                    r.min_tokens, r.alternatives = one.min_tokens, one.of_each
+                    r.alternative_ids, r.alternative_logprobs = ids + room, logprobs + room
+                    r.tokens = written + (r - requests)
+                    room += one.of_each
+                    r += 1
             with nogil:
                 fl_expand(self._decoder, requests, n)
-            while <size_t>len(found) < most:
-                best = -1
-                for i in range(n):
-                    if at[i] < k and ids[i * k + at[i]] >= 0:
-                        minus = -totals[i] - <double>logprobs[i * k + at[i]]
-                        if best < 0 or minus < lowest:
-                            best, lowest = i, minus
-                if best < 0:
-                    break
-                found.append((lowest, best, ids[best * k + at[best]], logprobs[best * k + at[best]]))
-                at[best] += 1
+            found, r = [], requests
+            for one in beams:
+                found.append(one.best(r))
+                r += <Py_ssize_t>len(one.states)
         finally:
             PyMem_Free(requests)
+            PyMem_Free(ids)
         PyErr_CheckSignals()
         return found
 

@@ -67,6 +67,19 @@ class Judged:
     def copy(self) -> Judged: ...
 
 @final
+class Beams:
+    def __new__(
+        cls,
+        states: list[State],
+        tokens: Buffer,
+        totals: Buffer,
+        sampling: Sampling,
+        most: int,
+        min_tokens: int = 0,
+        allowed: Any = None,
+    ) -> Self: ...
+
+@final
 class Decoder:
     def __new__(cls, model: Model) -> Self: ...
     @property
@@ -88,16 +101,7 @@ class Decoder:
     def expand(self, jobs: list[Job], draw: Literal[False] = False) -> list[tuple[list[int], list[float]]]: ...
     @overload
     def expand(self, jobs: list[Job], draw: Literal[True]) -> list[tuple[list[int], list[float], list[float]]]: ...
-    def extend(
-        self,
-        states: list[State],
-        tokens: Buffer,
-        totals: Buffer,
-        sampling: Sampling,
-        most: int,
-        min_tokens: int = 0,
-        allowed: Any = None,
-    ) -> list[tuple[float, int, int, float]]: ...
+    def extend(self, beams: list[Beams]) -> list[list[tuple[float, int, int, float]]]: ...
     def write(
         self, jobs: list[Job], limit: int = 0, deadline: int = 0, cancelled: Callable[[], bool] | None = None
     ) -> None: ...

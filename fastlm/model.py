@@ -37,7 +37,7 @@ from fastlm.options import (
     used,
 )
 from fastlm.scoring import score_each
-from fastlm.search import Beam, Found, Over, Proof, beam_search, exact_search, stochastic_beams
+from fastlm.search import Beam, Found, Over, Proof, beam_searches, exact_search, stochastic_beams
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.suggest import Suggestions, Words, suggest
 from fastlm.writing import Text
@@ -336,7 +336,7 @@ class Model:
             self._read(decoder, starts, limits)
             if options.num_beams > 1 or options.without_replacement:
                 seeds = seeds if options.without_replacement else [0] * len(seeds)
-                found = [_search(decoder, *one, _over(limits)) for one in zip(starts, seeds, strict=True)]
+                found = _search(decoder, starts, seeds, _over(limits))
                 return self._found(decoder, prompts, starts, seeds, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
@@ -403,7 +403,7 @@ class Model:
         with self._decoder() as decoder:
             [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], limits)
-            known = beam_search(decoder, plan, start.beam(), _over(limits))
+            known = beam_searches(decoder, [(plan, start.beam())], _over(limits))[0]
             whole = [one for one in known if one.finish in ("stop", "length") and one.satisfied is not False]
             proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
             timings = timed(begin, len(ids) + proof.steps)
@@ -893,11 +893,15 @@ class Start:
         ]
 
 
-def _search(decoder: _engine.Decoder, start: Start, seed: int, over: Over) -> list[Found]:
-    plan = start.plan
-    if plan.options.without_replacement:
-        return stochastic_beams(decoder, plan, start.beam(), plan.options.n, seed, over)
-    return beam_search(decoder, plan, start.beam(), over)
+def _search(decoder: _engine.Decoder, starts: list[Start], seeds: list[int], over: Over) -> list[list[Found]]:
+    """What the searches of each start find. They are all of one kind: that belongs to the whole call."""
+    beams = [(start.plan, start.beam()) for start in starts]
+    if not starts or not starts[0].plan.options.without_replacement:
+        return beam_searches(decoder, beams, over)
+    return [
+        stochastic_beams(decoder, plan, beam, plan.options.n, seed, over)
+        for (plan, beam), seed in zip(beams, seeds, strict=True)
+    ]
 
 
 def _best(texts: list[Text], options: GenerationOptions) -> list[Text]:

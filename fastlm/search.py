@@ -13,7 +13,7 @@ import heapq
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import NamedTuple, TypeAlias
@@ -70,68 +70,99 @@ Over = Callable[[], str | None]
 """Why a search has to end now, or None."""
 
 
-def beam_search(decoder: _engine.Decoder, plan: Plan, start: Beam, over: Over) -> list[Found]:
-    """The texts that a beam search finds, the best first; those in the making too if it was broken off."""
-    options = plan.options
-    groups = [Group([_copy(start)]) for _ in range(options.num_beam_groups or 1)]
-    width, reason = options.num_beams // len(groups), None
-    while options.max_tokens and not all(group.over for group in groups):
-        if (reason := over()) is not None:
-            break
-        _advance(decoder, plan, groups, width)
-    found = [one for group in groups for one in group.finished]
-    if reason is not None or not found:  # what there is
-        found += [_cut(plan, beam, reason or "length") for group in groups for beam in group.beams]
-    found = found or [_cut(plan, start, "unsatisfiable")]
-    return sorted(found, key=lambda one: one.rank)
+def beam_searches(decoder: _engine.Decoder, starts: Sequence[tuple[Plan, Beam]], over: Over) -> list[list[Found]]:
+    """The texts that beam searches find, of each the best first; those in the making too if they were broken off. All
+    go on side by side: one pass of the model for a token more of each."""
+    searches, reason = [_Search(plan, start) for plan, start in starts], None
+    while (live := [search for search in searches if not search.over]) and (reason := over()) is None:
+        plain: list[_Search] = []
+        others: list[_Search] = []
+        for search in live:
+            (plain if search.plain else others).append(search)
+        if plain:
+            candidates = decoder.extend([search.beams() for search in plain])
+            for search, best in zip(plain, candidates, strict=True):
+                _choose(search.plan, search.groups[0], best, search.width)
+        if others:
+            successors = iter(decoder.expand([job for search in others for job in search.jobs()]))
+            for search in others:
+                search.advance(successors)
+    return [search.found(reason) for search in searches]
+
+
+class _Search:
+    """The state of one of `beam_searches`."""
+
+    def __init__(self, plan: Plan, start: Beam) -> None:
+        self.plan, self.start = plan, start
+        self.groups = [Group([_copy(start)]) for _ in range(plan.options.num_beam_groups or 1)]
+        self.width = plan.options.num_beams // len(self.groups)
+        self.looked_at = max(2, 1 + len(plan.ends)) * self.width
+
+    @property
+    def over(self) -> bool:
+        return not self.plan.options.max_tokens or all(group.over for group in self.groups)
+
+    @property
+    def plain(self) -> bool:
+        """Whether only a token was read since, and nothing looks back at the text: as in one beam, so in all."""
+        one = self.groups[0].beams[0]
+        return (
+            len(self.groups) == 1
+            and not self.plan.phrases
+            and one.memory is None
+            and one.guide is None
+            and len(one.unread) == 1
+        )
+
+    def beams(self) -> _engine.Beams:
+        """If they are plain: the best of all in one call, since to look at each in Python takes a fifth of the time."""
+        beams, plan = self.groups[0].beams, self.plan
+        return _engine.Beams(
+            [beam.state for beam in beams],
+            array("i", [beam.unread[0] for beam in beams]),
+            array("d", [beam.score for beam in beams]),
+            plan.sampling,
+            self.looked_at,
+            plan.options.min_tokens - len(beams[0].tokens),
+            plan.allowed,
+        )
+
+    def jobs(self) -> list[_engine.Job]:
+        live = (group for group in self.groups if not group.over)
+        return [_job(self.plan, beam, self.looked_at) for group in live for beam in group.beams]
+
+    def advance(self, successors: Iterator[tuple[list[int], list[float]]]) -> None:
+        """Chooses among what may follow each of the `jobs`."""
+        chosen: Counter[int] = Counter()
+        for group in self.groups:
+            if group.over:
+                continue
+            candidates = []
+            for place, beam in enumerate(group.beams):
+                total = beam.score
+                candidates += [
+                    (-total - logprob, place, token, logprob) for token, logprob in zip(*next(successors), strict=True)
+                ]
+            if chosen:
+                diversity = self.plan.options.diversity_penalty or 0.0
+                candidates = [(minus + diversity * chosen[t], place, t, p) for minus, place, t, p in candidates]
+            _choose(self.plan, group, _best(self.plan, group, candidates, self.looked_at), self.width)
+            if len(self.groups) > 1:
+                chosen.update(beam.tokens[-1] for beam in group.beams)
+
+    def found(self, reason: str | None) -> list[Found]:
+        """reason: why the search was broken off, if it was."""
+        found = [one for group in self.groups for one in group.finished]
+        if not found or (reason is not None and not self.over):  # what there is
+            found += [_cut(self.plan, beam, reason or "length") for group in self.groups for beam in group.beams]
+        found = found or [_cut(self.plan, self.start, "unsatisfiable")]
+        return sorted(found, key=lambda one: one.rank)
 
 
 def _copy(beam: Beam) -> Beam:
     memory, guide = beam.memory and beam.memory.copy(), beam.guide and beam.guide.copy()
     return replace(beam, state=beam.state.copy(), memory=memory, guide=guide)
-
-
-def _advance(decoder: _engine.Decoder, plan: Plan, groups: list[Group], width: int) -> None:
-    """One more token for all beams of all groups that are not over: one pass of the model."""
-    looked_at = max(2, 1 + len(plan.ends)) * width
-    if len(groups) == 1 and not plan.phrases and all(_is_plain(beam) for beam in groups[0].beams):
-        _choose(plan, groups[0], _extended(decoder, plan, groups[0].beams, looked_at), width)
-        return
-    live = [group for group in groups if not group.over]
-    jobs = [_job(plan, beam, looked_at) for group in live for beam in group.beams]
-    successors = iter(decoder.expand(jobs))
-    chosen: Counter[int] = Counter()
-    for group in live:
-        candidates = []
-        for place, beam in enumerate(group.beams):
-            total = beam.score
-            candidates += [
-                (-total - logprob, place, token, logprob) for token, logprob in zip(*next(successors), strict=True)
-            ]
-        if chosen:
-            diversity = plan.options.diversity_penalty or 0.0
-            candidates = [(minus + diversity * chosen[t], place, t, p) for minus, place, t, p in candidates]
-        _choose(plan, group, _best(plan, group, candidates, looked_at), width)
-        if len(groups) > 1:
-            chosen.update(beam.tokens[-1] for beam in group.beams)
-
-
-def _is_plain(beam: Beam) -> bool:
-    """Whether only a token was read since, and nothing looks back at the text."""
-    return beam.memory is None and beam.guide is None and len(beam.unread) == 1
-
-
-def _extended(decoder: _engine.Decoder, plan: Plan, beams: Sequence[Beam], looked_at: int) -> list[_Candidate]:
-    """The best of all in one call, since to look at each in Python takes a fifth of the time of a search."""
-    return decoder.extend(
-        [beam.state for beam in beams],
-        array("i", [beam.unread[0] for beam in beams]),
-        array("d", [beam.score for beam in beams]),
-        plan.sampling,
-        looked_at,
-        plan.options.min_tokens - len(beams[0].tokens),
-        plan.allowed,
-    )
 
 
 def _best(plan: Plan, group: Group, candidates: list[_Candidate], n: int) -> list[_Candidate]:
@@ -187,18 +218,20 @@ def _choose(plan: Plan, group: Group, best: Sequence[_Candidate], width: int) ->
 
 def _onward(parents: Sequence[Beam], chosen: Sequence[_Candidate]) -> list[Beam]:
     """The chosen ones, each with a past of its own."""
-    shared, beams = Counter(place for _, place, _, _ in chosen), []
+    heirs, beams = [0] * len(parents), []
+    for _, place, _, _ in chosen:
+        heirs[place] += 1
     for minus, place, token, _ in chosen:
-        shared[place] -= 1
+        heirs[place] -= 1
         beams.append(_child(parents[place], token, -minus))
-        _follow(beams[-1], parents[place], shared[place] > 0)
+        _follow(beams[-1], parents[place], heirs[place] > 0)
     return beams
 
 
 def _child(parent: Beam, token: int, score: float) -> Beam:
     return Beam(
         parent.state,
-        array("i", [token]),
+        array("i", (token,)),
         (*parent.tokens, token),
         score,
         parent.memory,
@@ -209,14 +242,14 @@ def _child(parent: Beam, token: int, score: float) -> Beam:
 
 def _follow(beam: Beam, parent: Beam, copied: bool) -> None:
     """Gives a beam a past of its own: the parent's, or a copy if others need it too."""
-    token = beam.tokens[-1]
-    beam.state = parent.state.copy() if copied else parent.state
+    if copied:
+        beam.state = parent.state.copy()
     if parent.memory is not None:
         beam.memory = parent.memory.copy() if copied else parent.memory
-        beam.memory.add(array("i", [token]), True)
+        beam.memory.add(beam.unread, True)
     if parent.guide is not None:
         beam.guide = parent.guide.copy() if copied else parent.guide
-        beam.guide.accept(token)
+        beam.guide.accept(beam.tokens[-1])
 
 
 def _completes(beam: Beam, token: int) -> bool:

@@ -162,6 +162,18 @@ def test_controls_and_forms_act_on_beams(lm):
     assert lm.generate(["ab", "c"], num_beams=3, max_tokens=8)[0].token_ids == plain.token_ids
 
 
+def test_searches_side_by_side_find_what_each_finds_alone(lm):
+    """Some look back at their text and some do not, and they end at different steps."""
+    prompts = ["Once", "The dog", "a", "He saw the", "It was a dark night and"]
+    each = [{"max_tokens": 3}, {"repetition_penalty": 1.3}, {"min_tokens": 4}, {"regex": "( [a-z]+){3}"}, {"length_penalty": 0.0}]
+    options = {"num_beams": 4, "n": 3, "max_tokens": 14}
+    together = lm.generate(prompts, each=each, **options)
+    alone = [lm.generate(prompt, **{**options, **own}) for prompt, own in zip(prompts, each, strict=True)]
+    assert [[(one.text, one.logprob) for one in group] for group in together] == [
+        [(one.text, one.logprob) for one in group] for group in alone
+    ]
+
+
 def test_a_search_keeps_a_deadline(lm):
     begin = time.perf_counter()
     found = lm.generate("ab", num_beams=5, max_tokens=10**6, min_tokens=10**6, deadline_ms=50)

@@ -141,7 +141,14 @@ def test_next_tokens_are_what_is_drawn(writer):
 
 # ---- every option, everywhere --------------------------------------------------------------------------
 
-NOT_ON_THE_COMMAND_LINE = {"attention", "cancelled", "coverage_penalty", "logits_processor", "logprobs", "prompt_logprobs"}
+NOT_ON_THE_COMMAND_LINE = {
+    "attention",
+    "cancelled",
+    "coverage_penalty",
+    "logits_processor",
+    "logprobs",
+    "prompt_logprobs",
+}
 
 
 def test_every_option_is_documented_and_on_the_command_line():

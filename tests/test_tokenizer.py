@@ -171,7 +171,11 @@ def test_file_decides_what_starts_and_ends_a_text(kind):
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"\x1f\x8bxx", "damaged"), (gzip.compress(b"text", mtime=0)[:-6], "damaged"), (b"Gr\xfc", "byte 0xfc at offset 2")],
+    [
+        (b"\x1f\x8bxx", "damaged"),
+        (gzip.compress(b"text", mtime=0)[:-6], "damaged"),
+        (b"Gr\xfc", "byte 0xfc at offset 2"),
+    ],
 )
 def test_bad_text_files_are_named(tmp_path, data, message):
     (tmp_path / "t.txt").write_bytes(data)
