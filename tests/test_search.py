@@ -169,8 +169,8 @@ def test_searches_side_by_side_find_what_each_finds_alone(lm):
     options = {"num_beams": 4, "n": 3, "max_tokens": 14}
     together = lm.generate(prompts, each=each, **options)
     alone = [lm.generate(prompt, **{**options, **own}) for prompt, own in zip(prompts, each, strict=True)]
-    assert [[(one.text, one.logprob) for one in group] for group in together] == [
-        [(one.text, one.logprob) for one in group] for group in alone
+    assert [[(one.text, one.score) for one in group] for group in together] == [
+        [(one.text, one.score) for one in group] for group in alone
     ]
 
 
