@@ -19,7 +19,7 @@ types: ## types, and that the stub is true
 	cd / && python -m mypy.stubtest fastlm._engine
 
 test: ## all tests
-	pytest
+	pytest -n auto --dist worksteal
 
 C_FLAGS = -O3 -Wall -Wextra -Icsrc
 SANITIZE = -g -fsanitize=address,undefined -fno-sanitize-recover=undefined

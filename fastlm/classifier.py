@@ -8,12 +8,14 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from fastlm import _engine
-from fastlm.model import Model, Prompt, is_batch, token_array
+from fastlm.model import Model, Prompt, is_batch, refused, token_array
 
 LABELS_KEY = "lstm.classifier.labels"
+
+_LABELS = "is for models that write: this one gives labels to texts, which classify does"
 
 _TOGETHER = 256
 """Texts between two looks at pending signals, at most: fewer if they are long."""
@@ -202,35 +204,15 @@ class Classifier(Model):
 
     # ---- what writes texts -----------------------------------------------------------------------------
 
-    def generate(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("generate")
-
-    def stream(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("stream")
-
-    def most_likely(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("most_likely")
-
-    def next_tokens(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("next_tokens")
-
-    def suggest(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("suggest")
-
-    def session(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("session")
-
-    def score(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("score")
-
-    def compress(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("compress")
-
-    def decompress(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("decompress")
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise ValueError(f"{name} is for models that write: this one gives labels to texts, which classify does")
+    generate = refused(_LABELS)
+    stream = refused(_LABELS)
+    most_likely = refused(_LABELS)
+    next_tokens = refused(_LABELS)
+    suggest = refused(_LABELS)
+    session = refused(_LABELS)
+    score = refused(_LABELS)
+    compress = refused(_LABELS)
+    decompress = refused(_LABELS)
 
 
 def _parts(texts: Sequence[array[int]]) -> Iterator[list[array[int]]]:
@@ -252,9 +234,9 @@ class ClassifierState:
 
     def __init__(self, model: Classifier, engine: _engine.Judged, start: bool) -> None:
         self._model, self._engine = model, engine
-        self._logprobs: array[float] | None = None
         if start and model.bos is not None:
             self.feed([model.bos])
+        self._logprobs: array[float] | None = None  # of a text, not of its mere start
 
     @property
     def position(self) -> int:
@@ -287,3 +269,12 @@ class ClassifierState:
         return found
 
     __copy__ = copy
+
+
+def named(labels: Sequence[str]) -> str:
+    """Labels for a message: all, or the first of many."""
+    few = ", ".join(labels[:_SHOWN])
+    return few if len(labels) <= _SHOWN else f"{few} and {len(labels) - _SHOWN:,} others"
+
+
+_SHOWN = 20

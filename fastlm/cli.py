@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import fastlm
@@ -84,6 +85,8 @@ def _evaluate(
     first, second = (0, 1) if columns is None else (column - 1 for column in columns)
     pairs = read_pairs(files, (first, second))
     given = {name: value for name, value in options.items() if value is not None}
+    if output is not None and not Path(output).parent.is_dir():
+        raise FileNotFoundError(f"-o: there is no directory {Path(output).parent}")
 
     def show(count: int) -> None:
         print(f"\r\x1b[K{count:,} of {len(pairs):,}", end="", file=sys.stderr, flush=True)
@@ -319,11 +322,8 @@ def _answer(model: str, source: list[str], threads: int | None, **options: Any) 
     lm = fastlm.load(model, threads=threads)
     _expect_task(model, lm, "seq2seq")
     given = {name: value for name, value in options.items() if value is not None}
-    for part in _parts_of(source):
-        full = [line for line in part if line.strip()]
-        written = iter(lm.generate(full, **given) if full else ())
-        for line in part:  # a line for each, also for an empty one
-            print(_one_line(str(next(written))) if line.strip() else "", flush=True)
+    for _, text in _answered(lm, source, lambda lines: lm.generate(lines, **given)):
+        print("" if text is None else _one_line(str(text)), flush=True)
     return 0
 
 
@@ -337,23 +337,40 @@ def _expect_task(model: str, lm: fastlm.Model, task: str) -> None:
         raise ValueError(f"{model}: this model {kind[found]}: fastlm {_COMMANDS[found]} --model {model} ...")
 
 
-def _parts_of(texts: list[str]) -> Iterator[list[str]]:
-    """Some of the texts given, or of the lines of standard input, at a time."""
+def _answered(
+    model: fastlm.Model, texts: list[str], answer: Callable[[list[str]], list[Any]]
+) -> Iterator[tuple[str, Any]]:
+    """Each of the texts given, or of the lines of standard input, and its answer; None for an empty one. Some are
+    answered together; if one cannot be read, those before it are, and the error says which it is."""
     lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
+    done = 0
     while part := list(itertools.islice(lines, TOGETHER)):
-        yield part
+        bad, why = _unreadable(model, part)
+        full = [line for line in part[:bad] if line.strip()]
+        answers = iter(answer(full) if full else ())
+        yield from ((line, next(answers) if line.strip() else None) for line in part[:bad])
+        if why:
+            raise ValueError(f"{'text' if texts else 'line'} {done + bad + 1}: {why}")
+        done += len(part)
+
+
+def _unreadable(model: fastlm.Model, texts: list[str]) -> tuple[int, str]:
+    """The place of the first text that the model cannot read, and why; or how many there are."""
+    for place, text in enumerate(texts):
+        try:
+            if text.strip():
+                model._ids(text)
+        except ValueError as e:
+            return place, str(e)
+    return len(texts), ""
 
 
 def _classify(model: str, text: list[str], explain: bool, as_json: bool, threads: int | None) -> int:
     """Each text's label and its probability on a line; an empty line for an empty text."""
     judge = fastlm.load(model, threads=threads)
     _expect_task(model, judge, "classifier")
-    for part in _parts_of(text):
-        full = [line for line in part if line.strip()]
-        found = iter(judge.classify(full, explain=explain) if full else ())
-        for line in part:
-            one = next(found) if line.strip() else None
-            print(_json(_judged(line, one)) if as_json else "" if one is None else _label_line(one), flush=True)
+    for line, one in _answered(judge, text, lambda lines: judge.classify(lines, explain=explain)):
+        print(_json(_judged(line, one)) if as_json else "" if one is None else _label_line(one), flush=True)
     return 0
 
 
@@ -653,7 +670,7 @@ def _add_train(commands: Any) -> None:
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
-    add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens")
+    add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens or labels")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")
     add("--dropout", type=float, help="share of values zeroed between layers while training")
     add("--learning-rate", type=float, help="highest rate")

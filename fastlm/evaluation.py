@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastlm.classifier import named
 from fastlm.model import Model
 
 TOGETHER = 64
@@ -105,7 +106,7 @@ def _evaluate_labels(model: Model, pairs: Sequence[tuple[str, str]], progress: C
     known = getattr(model, "labels", ())
     for number, (_, label) in enumerate(pairs, 1):
         if known and label not in known:
-            raise ValueError(f"pair {number} has the label {label!r}, which the model has not: {', '.join(known)}")
+            raise ValueError(f"pair {number} has the label {label!r:.60}, which the model has not: {named(known)}")
     metrics = _package("sklearn.metrics", "scikit-learn")
     found: list[Any] = []
     begin = time.perf_counter()

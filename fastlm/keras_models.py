@@ -7,7 +7,8 @@ from __future__ import annotations
 import errno
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def seq2seq(model: Any) -> tuple[Weights, Callable[..., npt.NDArray[np.float64]]
 
     def logprobs(tokens: npt.NDArray[np.int32], given: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
         both = [given[None], tokens[None]] if first else [tokens[None], given[None]]
-        return _as_logprobs(np.asarray(model(both, training=False), np.float64)[0])
+        with _logits(model):
+            return _as_logprobs(np.asarray(model(both, training=False), np.float64)[0])
 
     return Weights.from_dict(arrays), logprobs
 
@@ -166,7 +168,10 @@ def _from_lstm(name: str, layer: Any, backwards: bool = False) -> dict[str, Any]
 def _from_embedding(layer: Any) -> dict[str, Any]:
     _expect_kind(layer, ("Embedding",))
     if getattr(layer, "mask_zero", False):
-        raise ValueError(f"layer {layer.name!r}: mask_zero=True skips tokens, which the engine does not do")
+        raise ValueError(
+            f"layer {layer.name!r}: mask_zero=True skips token 0, and the engine reads every token that it is given: "
+            "build the layer with mask_zero=False, set the trained weights, and give texts without padding"
+        )
     return {"embedding": _weights(layer)[0]}
 
 
@@ -228,17 +233,32 @@ def label_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.
             f"the model reads exactly {length} tokens, so texts of other lengths cannot be compared: build it with "
             "keras.Input((None,)) and set the trained weights"
         )
-    found = _output(model, tokens, batch)
-    if found.shape == (1,):
-        dense = _layers(model)[-1]
-        logit = found[0] if dense.get_config()["activation"] == "linear" else np.log(found[0]) - np.log1p(-found[0])
-        return float64.log_softmax(np.array([0, logit], np.float64))
+    with _logits(model):
+        found = _output(model, tokens, batch)
+    if found.shape == (1,):  # the log-odds of the second label
+        return float64.log_softmax(np.array([0, found[0]], np.float64))
     return _as_logprobs(found)
+
+
+@contextmanager
+def _logits(model: Any) -> Iterator[None]:
+    """The last Dense layer gives logits: a probability near 1, in 32 bits, does not say how near."""
+    dense = _layers(model)[-1]
+    before, dense.activation = getattr(dense, "activation", None), None
+    try:
+        yield
+    finally:
+        dense.activation = before
 
 
 def logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """[T, V], or fewer rows if the model reads no more tokens at once. A model that predicts only after its last
     token is called once for every length."""
+    with _logits(model):
+        return _as_logprobs(_all_rows(model, tokens))
+
+
+def _all_rows(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     batch, length = _insisted_shape(model, tokens)
     if length is None:
         whole = _output(model, tokens, batch)
@@ -254,7 +274,7 @@ def logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float6
                 "build it with keras.Input((None,)) and set the trained weights"
             )
         whole = whole[: len(tokens)]
-    return _as_logprobs(whole)
+    return whole
 
 
 def _as_logprobs(found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from importlib import resources
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, cast, overload
 
 import numpy as np
 
@@ -390,7 +390,7 @@ class Model:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         if "num_beams" in options:
             raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
-        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement"):
+        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement", "coverage_penalty"):
             if acts(name, options.get(name)):
                 raise ValueError(f"most_likely has no {name}: leave it out")
         if options.get("logprobs") not in (None, False, True, 0):
@@ -785,6 +785,22 @@ class Model:
         unknown = self.tokenizer.unknown
         count = 0 if unknown is None else ids.count(unknown)
         return Score(ids.tolist(), logprobs.tolist(), characters, count, pieces_of(self.tokenizer, ids))
+
+
+class _Refused:
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        raise ValueError(f"{self._name} {self._why}")
+
+
+def refused(why: str) -> Any:
+    """A method that a kind of model has not: calling it raises ValueError with its name and why."""
+    return _Refused(why)
 
 
 def _kind(e: Exception) -> type[TypeError] | type[ValueError]:

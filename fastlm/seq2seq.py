@@ -6,13 +6,13 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastlm import _engine, controls, tokenizer
-from fastlm.model import Model, Prompt, Start, pieces_of, token_array
+from fastlm.model import Model, Prompt, Start, pieces_of, refused, token_array
 from fastlm.options import Completion, Score
 from fastlm.search import Found
 
@@ -22,6 +22,7 @@ SOURCE = "lstm.source."
 END_KEY = f"{SOURCE}end_token_id"
 """The token that is put behind every source, if any."""
 
+_SOURCES = "is a language model's: this model writes a text for a source, which generate takes"
 
 _LOOKING = ("attention", "replace_unknown", "coverage_penalty")  # options that need attention
 
@@ -202,20 +203,8 @@ class Seq2Seq(Model):
 
     # ---- what language models do ---------------------------------------------------------------------------
 
-    def suggest(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("suggest", "a language model's")
-
-    def state(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("state", "a language model's")
-
-    def session(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("session", "a language model's")
-
-    def compress(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("compress", "a language model's")
-
-    def decompress(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse("decompress", "a language model's")
-
-    def _refuse(self, name: str, whose: str) -> NoReturn:
-        raise ValueError(f"{name} is {whose}: this model writes a text for a source, which generate takes")
+    suggest = refused(_SOURCES)
+    state = refused(_SOURCES)
+    session = refused(_SOURCES)
+    compress = refused(_SOURCES)
+    decompress = refused(_SOURCES)

@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import io
 from array import array
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import fastlm
 from conftest import LEVELS
 from fastlm import _engine, format
+from fastlm.cli import main
 from fastlm.tokenizer import CharTokenizer, train_bpe
 from fastlm.weights import POOLINGS, ClassifierWeights
 from reference import classifier_logits, log_softmax
@@ -200,7 +202,7 @@ def test_random_architecture_equals_keras(number, tmp_path):
     assert report.max_error < 1e-4
     judge = fastlm.load(tmp_path / "m.gguf")
     assert judge.labels == tuple(labels)
-    for text in texts_of(5):
+    for text in texts_of(2):
         said = np.asarray(model(np.array([text])), np.float64)[0]
         if outputs == 1:
             share = said[0] if number % 4 else 1 / (1 + np.exp(-said[0]))
@@ -208,6 +210,22 @@ def test_random_architecture_equals_keras(number, tmp_path):
         elif not number % 4:
             said = np.exp(log_softmax(said))
         assert np.abs(np.array(list(judge.classify(list(text)).values())) - said).max() < 1e-5
+
+
+@pytest.mark.parametrize(("outputs", "activation"), [(1, "sigmoid"), (2, "softmax")])
+def test_a_certain_model_of_keras_is_exported(outputs, activation, tmp_path):
+    """Its probability of the other label is too small for 32 bits beside 1."""
+    keras = pytest.importorskip("keras", exc_type=ImportError)
+    layers = keras.layers
+    tokens = keras.Input((None,), dtype="int32")
+    x = layers.LSTM(8)(layers.Embedding(30, 8)(tokens))
+    dense = layers.Dense(outputs, activation)
+    model = keras.Model(tokens, dense(x))
+    dense.set_weights([np.zeros((8, outputs)), np.array([40.0, -40.0][:outputs])])
+    fastlm.export(model, tmp_path / "m.gguf", labels=["a", "b"])
+    sure = fastlm.load(tmp_path / "m.gguf").classify([1, 2, 3])
+    assert min(sure.logprobs) == pytest.approx(-40 * outputs, rel=1e-4)
+    assert dense.get_config()["activation"] == activation  # the model is as it was
 
 
 def test_what_cannot_be_exported_is_said(tmp_path):
@@ -297,8 +315,9 @@ def test_a_growing_text(judge):
     other.feed(", no fun")
     assert state.classify().logprobs == judge.classify("a good film").logprobs
     assert other.classify().logprobs == judge.classify("a good film, no fun").logprobs
-    with pytest.raises(ValueError, match="nothing was read"):
-        judge.state(start=False).classify()
+    for start in (False, True):  # a mere start is no text
+        with pytest.raises(ValueError, match="nothing was read"):
+            judge.state(start=start).classify()
     with pytest.raises(ValueError, match="not kept as bytes"):
         judge.state(b"x")
 
@@ -313,6 +332,20 @@ def test_long_texts(judge):
     for _ in range(4000):
         state.feed("a good film, ")
     assert judge.classify(["fun", text])[1].logprobs == state.classify().logprobs
+
+
+def test_the_command_says_which_line_it_cannot_read(judge, tmp_path, monkeypatch, capsys):
+    if not judge.bidirectional:
+        return
+    path = tmp_path / "m.gguf"
+    weights = weights_of("attention", both=True)
+    fastlm.export(weights, path, labels=["bad", "fair", "good"], pooling="attention", tokenizer=judge.tokenizer)
+    lines = ["a good film\n"] * 69 + ["fun" * 6000 + "\n", "no fun\n"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(lines)))
+    assert main(["classify", "--model", str(path)]) == 1
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 69
+    assert "line 70: a text of 1800" in said.err
 
 
 def test_what_it_cannot_do_is_said(judge):

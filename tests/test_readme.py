@@ -26,7 +26,7 @@ def blocks(language):
 def test_first_two_blocks_are_the_two_commands():
     main, tests = (block.strip() for block in blocks("sh")[:2])
     assert main == 'pip install . tokenizers && fastlm generate "Once upon a time"'
-    assert tests == 'pip install ".[test]" && pytest'
+    assert tests == 'pip install ".[test]" && pytest -n auto --dist worksteal'
 
 
 def test_python_examples_run(capsys):

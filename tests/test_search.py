@@ -165,7 +165,13 @@ def test_controls_and_forms_act_on_beams(lm):
 def test_searches_side_by_side_find_what_each_finds_alone(lm):
     """Some look back at their text and some do not, and they end at different steps."""
     prompts = ["Once", "The dog", "a", "He saw the", "It was a dark night and"]
-    each = [{"max_tokens": 3}, {"repetition_penalty": 1.3}, {"min_tokens": 4}, {"regex": "( [a-z]+){3}"}, {"length_penalty": 0.0}]
+    each = [
+        {"max_tokens": 3},
+        {"repetition_penalty": 1.3},
+        {"min_tokens": 4},
+        {"regex": "( [a-z]+){3}"},
+        {"length_penalty": 0.0},
+    ]
     options = {"num_beams": 4, "n": 3, "max_tokens": 14}
     together = lm.generate(prompts, each=each, **options)
     alone = [lm.generate(prompt, **{**options, **own}) for prompt, own in zip(prompts, each, strict=True)]

@@ -10,6 +10,7 @@ import pytest
 
 import fastlm
 from fastlm.cli import main
+from fastlm.tokenizer import CharTokenizer
 
 tf = pytest.importorskip("tensorflow")
 
@@ -54,13 +55,17 @@ def trained(data):
 
     def stop(progress):
         steps.append(progress)
-        if len(steps) == 40:
+        if len(steps) == 70:  # behind the first evaluation, at which a run is stored
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
         train_pairs(data / "train.tsv", data / "m.gguf", **{**options, "progress": stop})
+    stopped = len(steps)
+    options["progress"] = steps.append
     report = train_pairs(data / "train.tsv", data / "m.gguf", **options, resume=True)
-    return data / "m.gguf", report
+    assert steps[stopped].step <= steps[stopped - 1].step + 1  # it went on, and did not begin again
+    assert steps[stopped].step > 1
+    return data / "m.gguf", report, steps
 
 
 # ---- the network -----------------------------------------------------------------------------------------
@@ -69,10 +74,8 @@ def trained(data):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("both", [False, True])
 def test_padded_batches_compute_what_each_text_alone_does(pooling, both):
-    options = resolve_pairs(
-        "classify",
-        {"embedding": 6, "units": (5, 4), "bidirectional": both, "pooling": pooling, "attention_units": 7},
-    )
+    given = {"embedding": 6, "units": (5, 4), "bidirectional": both, "pooling": pooling}
+    options = resolve_pairs("classify", {**given, **({"attention_units": 7} if pooling == "attention" else {})})
     network, r = ClassifierNetwork(options, 11, 3), np.random.default_rng(0)
     for variable in network.variables:
         variable.assign(r.uniform(-0.7, 0.7, variable.shape).astype(np.float32))
@@ -102,8 +105,11 @@ def test_temperature_makes_probabilities_true():
 
 
 def test_it_learns_and_says_how_well(trained, data):
-    path, report = trained
+    path, report, steps = trained
     assert report.valid.accuracy > 0.95
+    assert "texts/s" in str(steps[-1])
+    assert "perplexity" not in str(steps[-1])
+    assert "accuracy" in str(steps[-1])
     assert "valid: accuracy 9" in str(report) or "valid: accuracy 100" in str(report)
     assert "texts a second" in str(report)
     assert not path.with_name("m.gguf.ckpt").exists()
@@ -114,6 +120,33 @@ def test_it_learns_and_says_how_well(trained, data):
         found.label == label for found, (_, label) in zip(judge.classify([t for t, _ in lines]), lines, strict=True)
     ]
     assert np.mean(right) == pytest.approx(report.valid.accuracy)
+
+
+def test_the_temperature_is_in_what_is_written(tmp_path):
+    """Logits that are three times too large, of texts of a token each, come out true."""
+    options = resolve_pairs("classify", {"embedding": 8, "units": 8, "pooling": "mean", "bidirectional": False})
+    tokenizer = CharTokenizer.train(["ab"], "line")
+    r, texts = np.random.default_rng(0), ["a", "b"] * 500
+    task = ClassifyingTask(
+        options, tokenizer, ["x", "y"], [("a", "x"), ("b", "y")], list(zip(texts, "xy" * 500, strict=True))
+    )
+    ids = [tokenizer.encode(text) for text in "ab"]
+    begin = [] if tokenizer.bos is None else [tokenizer.bos]
+    rows = np.concatenate(
+        [task.network(np.array([[*begin, *one]], np.int32).T, np.array([len(begin) + 1], np.int32)) for one in ids]
+    ).astype(np.float64)
+    shares = 1 / (1 + np.exp((rows[:, 0] - rows[:, 1]) * 0.5))  # of the second label: as if half as sure
+    labels = ["xy"[int(r.random() < shares["ab".index(text)])] for text in texts]
+    task = ClassifyingTask(
+        options, tokenizer, ["x", "y"], [("a", "x"), ("b", "y")], list(zip(texts, labels, strict=True))
+    )
+    task.export(tmp_path / "m.gguf", {})
+    temperature = temperature_of(*task._judge())
+    assert abs(temperature - 1) > 0.2
+    judge = fastlm.load(tmp_path / "m.gguf")
+    for text, row in zip("ab", rows, strict=True):
+        expected = np.exp(row / temperature) / np.exp(row / temperature).sum()
+        assert list(judge.classify(text).values()) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_words_that_decide_are_found(trained):
@@ -168,6 +201,8 @@ def test_what_is_wrong_is_said(data, tmp_path):
     wrong("validation text 2 has the label 'fair', which no training text has: expected bad, good", lines,
           ["a\tgood\n", "b\tfair\n"])  # fmt: skip
     wrong("pooling='sum': expected last, mean", lines, pooling="sum")
+    wrong("attention_units: pooling='max' has none", lines, pooling="max", attention_units=8)
+    wrong(r"50 texts have 50 labels, .*if labels come before texts, say columns=\(1, 0\)", lines, columns=(1, 0))
     wrong("attention: no option of task='classify'", lines, attention="dot", error=TypeError)
 
 
@@ -247,3 +282,16 @@ def test_a_run_of_another_kind_is_not_resumed(data, tmp_path):
     (tmp_path / "t.tsv").write_text(swapped)
     with pytest.raises(ValueError, match="the labels were bad, good, now bad, fair"):
         train_pairs(tmp_path / "t.tsv", path, task="classify", **given)
+
+
+def test_a_run_with_pooling_without_attention_goes_on(data, tmp_path):
+    """Its checkpoint says how many units attention would have had."""
+    path, given = tmp_path / "m.gguf", {"task": "classify", **SMALL, "pooling": "max"}
+    del given["attention_units"]
+
+    def stop(_):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train_pairs(data / "train.tsv", path, **{**given, "progress": stop})
+    assert train_pairs(data / "train.tsv", path, **given, epochs=1, resume=True).steps > 1

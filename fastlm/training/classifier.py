@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from fastlm.classifier import named
 from fastlm.exporter import ExportReport, export
 from fastlm.float64 import log_softmax
 from fastlm.tokenizer import Tokenizer
@@ -132,8 +133,8 @@ class ClassifyingTask:
         for number, (_, label) in enumerate(given, 1):
             if label not in known:
                 raise ValueError(
-                    f"{what} text {number} has the label {label!r}, which no training text has: expected "
-                    f"{', '.join(self.labels)}"
+                    f"{what} text {number} has the label {label!r:.60}, which no training text has: expected "
+                    f"{named(self.labels)}"
                 )
         begin = [] if self.tokenizer.bos is None else [self.tokenizer.bos]  # as `Classifier` reads a text
         sources = [np.array([*begin, *self.tokenizer.encode(text)], np.int32) for text, _ in given]

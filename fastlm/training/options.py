@@ -304,8 +304,11 @@ PAIR_PRESETS: dict[str, dict[str, Any]] = {
 _LABEL_EPOCHS = 6
 
 
-def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOptions:
-    """Fill what the caller left open (None) from the task's preset, and refuse what makes no sense.
+def resolve_pairs(
+    task: str, given: Mapping[str, Any], before: Mapping[str, Any] | None = None
+) -> PairOptions | LabelOptions:
+    """Fill what the caller left open (None) from the run that is continued, if there is one, or from the task's preset,
+    and refuse what makes no sense.
 
     Raises
     ------
@@ -318,8 +321,8 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
     for name in given:
         if name not in preset:
             raise TypeError(f"{name}: no option of task={task!r}; there are {', '.join(preset)}")
-    o = {name: _either(given.get(name), default) for name, default in preset.items()}
-    if given.get("epochs") is None and given.get("time_limit") is None:
+    o = {name: _either(given.get(name), default) for name, default in {**preset, **(before or {})}.items()}
+    if o["epochs"] is None and o["time_limit"] is None:
         o["epochs"] = _LABEL_EPOCHS if task == "classify" else _DEFAULT_EPOCHS
     common: dict[str, Any] = {
         "task": task,
@@ -338,9 +341,11 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
         "seed": _whole("seed", o["seed"], 0),
     }
     if task == "classify":
-        return _label_options(common, o)
+        return _label_options(common, o, given)
     if o["attention"] not in ("dot", "general", "additive", "none"):
         raise ValueError(f"attention={o['attention']!r}: expected dot, general, additive or none")
+    if o["attention"] == "none" and given.get("attention_units") is not None:
+        raise ValueError("attention_units: without attention there are none")
     options = PairOptions(
         shared_vocabulary=_flag("shared_vocabulary", o["shared_vocabulary"]),
         encoder_units=_list_of_units("encoder_units", o["encoder_units"]),
@@ -355,9 +360,11 @@ def resolve_pairs(task: str, given: Mapping[str, Any]) -> PairOptions | LabelOpt
     return options
 
 
-def _label_options(common: dict[str, Any], o: Mapping[str, Any]) -> LabelOptions:
+def _label_options(common: dict[str, Any], o: Mapping[str, Any], given: Mapping[str, Any]) -> LabelOptions:
     if o["pooling"] not in POOLINGS:
         raise ValueError(f"pooling={o['pooling']!r}: expected {', '.join(POOLINGS)}")
+    if o["pooling"] != "attention" and given.get("attention_units") is not None:
+        raise ValueError(f"attention_units: pooling={o['pooling']!r} has none")
     return LabelOptions(pooling=o["pooling"], **common)
 
 

@@ -24,7 +24,8 @@ class Progress:
     epoch : float
         Epochs done.
     loss : float
-        Mean nats a token of the training text over the last hundred steps or so, with dropout.
+        Mean nats a token of the training text over the last hundred steps or so, with dropout; of a classifier, nats a
+        text.
     valid : Evaluation or None
         The last evaluation of this session.
     learning_rate : float
@@ -33,6 +34,8 @@ class Progress:
         Mean over the run, validation included.
     seconds, seconds_left : float
         Since the run began, all its sessions together, and until its budget is used up.
+    labels : bool
+        Whether what is predicted are labels: what counts as tokens are texts.
     """
 
     step: int
@@ -43,11 +46,13 @@ class Progress:
     tokens_per_second: float
     seconds: float
     seconds_left: float
+    labels: bool = False
 
     def __str__(self) -> str:
+        perplexity = "" if self.labels else f"perplexity {math.exp(min(self.loss, 700)):.1f}  "
         line = (
-            f"step {self.step}  epoch {self.epoch:.2f}  loss {self.loss:.3f}  "
-            f"perplexity {math.exp(min(self.loss, 700)):.1f}  {self.tokens_per_second:,.0f} tokens/s  "
+            f"step {self.step}  epoch {self.epoch:.2f}  loss {self.loss:.3f}  {perplexity}"
+            f"{self.tokens_per_second:,.0f} {'texts' if self.labels else 'tokens'}/s  "
             f"learning rate {self.learning_rate:.1e}  {_clock(self.seconds_left)} left"
         )
         if self.valid is not None:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from fastlm.classifier import named
 from fastlm.exporter import ExportReport
 from fastlm.format import gguf_package, unpack
 from fastlm.model import load, model_path
@@ -276,17 +277,16 @@ def train_pairs(
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
     before = checkpoints.load(saved) if resume else None
-    begun = None
+    begun = known = None
     if before:
         known = before[0]["options"]
         _check_resumed(known, task, pretrained)
-        task, options = known["task"], {**known, **{k: v for k, v in options.items() if v is not None}}
-        del options["task"]
+        task = known["task"]
     elif pretrained is not None:
         begun = _pretrained(pretrained, task, options)
         options = {**options, "embedding": begun.weights.embedding.shape[1], "vocab_size": len(begun.weights.embedding)}
         options["units"] = tuple(layer.units for layer in begun.weights.layers)
-    resolved = resolve_pairs(task, options)
+    resolved = resolve_pairs(task, options, known)
     gguf_package()
     with _memory_errors():
         prepared = _prepare_pairs(data, valid, columns, resolved, before, begun)
@@ -408,6 +408,8 @@ def _prepare_pairs(
 ) -> WritingTask | ClassifyingTask:
     """With the tokenizers of the checkpoint ``before``, if there is one."""
     pairs = read_pairs(data, columns)
+    if isinstance(options, LabelOptions):
+        _check_labels(pairs)
     if valid is None:
         pairs, held = _hold_out_pairs(pairs, options)
     else:
@@ -442,6 +444,20 @@ def _hold_out_pairs(
     return [pair for n, pair in enumerate(pairs) if n not in held], [pairs[n] for n in sorted(held)]
 
 
+_FEW_LABELS = 20  # may each be that of a text or two: an example that somebody tries
+
+
+def _check_labels(pairs: list[tuple[str, str]]) -> None:
+    labels = sorted({label for _, label in pairs})
+    if len(labels) < 2:
+        raise ValueError(f"every text has the label {labels[0]!r}: expected at least two labels")
+    if len(labels) > max(_FEW_LABELS, len(pairs) // 2):
+        raise ValueError(
+            f"{len(pairs):,} texts have {len(labels):,} labels, {labels[0]!r:.60} among them: expected a label to be "
+            "that of several texts; if labels come before texts, say columns=(1, 0) (--columns 2 1)"
+        )
+
+
 def _prepare_labels(
     pairs: list[tuple[str, str]],
     held: list[tuple[str, str]],
@@ -450,13 +466,11 @@ def _prepare_labels(
     begun: _Begun | None,
 ) -> ClassifyingTask:
     labels = sorted({label for _, label in pairs})
-    if len(labels) < 2:
-        raise ValueError(f"every text has the label {labels[0]!r}: expected at least two labels")
     if kept:
         tokenizer = from_fields(kept)
         if kept[LABELS] != labels:
             raise ValueError(
-                f"the checkpoint is of another run: the labels were {', '.join(kept[LABELS])}, now {', '.join(labels)}"
+                f"the checkpoint is of another run: the labels were {named(kept[LABELS])}, now {named(labels)}"
             )
     elif begun:
         tokenizer = begun.tokenizer
@@ -525,7 +539,9 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except tf.errors.ResourceExhaustedError as e:
-        raise MemoryError("the run does not fit into memory: lower units, vocab_size or batch_size") from e
+        raise MemoryError(
+            "the run does not fit into memory: lower units, vocab_size, or batch_size (of pairs: batch_tokens)"
+        ) from e
 
 
 @contextmanager

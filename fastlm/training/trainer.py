@@ -17,7 +17,7 @@ from fastlm.exporter import ExportReport
 from fastlm.training import checkpoint
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.optimizer import Adam
-from fastlm.training.options import differences
+from fastlm.training.options import LabelOptions, differences
 from fastlm.training.progress import Progress, Report
 from fastlm.training.recurrence import Tensor
 from fastlm.training.schedule import Schedule
@@ -216,6 +216,7 @@ class Trainer:
             tokens_per_second=self.tokens / seconds,
             seconds=seconds,
             seconds_left=seconds * (1 - share) / max(share, 1e-9),
+            labels=isinstance(self.options, LabelOptions),
         )
 
     def save(self, path: Path) -> None:
