@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,16 +27,16 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name, pairs in _sets(options.data):
         path = options.out / f"{name}.tsv"
-        rows = [f"{source}\t{text}\n" for source, text in pairs]
+        rows = ["\t".join(fields) + "\n" for fields in pairs]
         path.write_text("".join(rows), encoding="utf-8")
         print(f"{path}: {len(rows):,} pairs")
-    path = options.out / "reviews-like.txt"
-    path.write_text("".join(f"{line}\n" for line in _pretraining(options.data)), encoding="utf-8")
-    for part in ("train", "valid", "test"):
-        shutil.copy(options.data / "sentiment" / "reviews" / f"{part}.tsv", options.out / f"reviews.{part}.tsv")
+    for name, lines in (("reviews-like", _like_sst2(options.data)), ("free", _free(options.data))):
+        path = options.out / f"{name}.txt"
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        print(f"{path}: {path.stat().st_size / 1e6:.0f} MB of text")
 
 
-def _sets(data: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
+def _sets(data: Path) -> Iterator[tuple[str, Iterable[tuple[str, ...]]]]:
     for source, target in (("en", "de"), ("de", "en")):
         for part, stem in (("train", "train"), ("valid", "valid"), ("test", "test_2016_flickr")):
             lines = [_lines(data / "translation" / "multi30k" / f"{stem}.{language}") for language in (source, target)]
@@ -47,6 +46,7 @@ def _sets(data: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
             yield f"debian.en-{target}.{part}", _columns(data / "translation" / "debian" / f"{part}.en-{target}.tsv")
         yield f"summaries.{part}", _columns(data / "summarisation" / "debian" / f"{part}.tsv")
         yield f"fairytales.{part}", _fairytales(data / "qa" / "fairytaleqa", part)
+        yield f"reviews.{part}", _columns(data / "sentiment" / "reviews" / f"{part}.tsv", (1, 0))
     for part, stem in (("phrases", "train_phrases"), ("valid", "valid"), ("test", "test")):
         yield f"sst2.{part}", _columns(data / "sentiment" / "sst2" / f"{stem}.tsv", (1, 0))
     yield from _babi(data / "qa" / "babi")
@@ -66,7 +66,16 @@ def _columns(path: Path, columns: tuple[int, int] = (0, 1)) -> Iterator[Pair]:
 # ---- text to read before learning labels ------------------------------------------------------------------
 
 
-def _pretraining(data: Path) -> Iterator[str]:
+def _free(data: Path) -> Iterator[str]:
+    """Text that anybody may use, as it stands, for a classifier of reviews that ships: stories, tales, Debian's
+    descriptions, and the training sentences of the reviews, without their labels."""
+    for corpus in ("stories", "tales"):
+        yield from filter(None, _lines(data / "lm" / corpus / "train.txt"))
+    yield from (text for text, _ in _columns(data / "summarisation" / "debian" / "train.tsv"))
+    yield from 5 * [text for text, _ in _columns(data / "sentiment" / "reviews" / "train.tsv", (1, 0))]
+
+
+def _like_sst2(data: Path) -> Iterator[str]:
     """Sentences and paragraphs in the manner of SST-2, lower case and with white space between words and marks:
     stories, tales, newspaper, captions, and the training sentences of SST-2 itself, without their labels."""
     for corpus in ("stories", "tales"):
@@ -92,21 +101,18 @@ def _parted(text: str) -> str:
 
 
 def _babi(folder: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
-    """All tasks together for training and validation, each alone for the test."""
+    """All tasks together for training, each alone for validation and test."""
     for size, name in (("1k", "en"), ("10k", "en-10k")):
         train: list[Pair] = []
-        valid: list[Pair] = []
         for path in sorted((folder / name).glob("qa*_train.txt*")):
-            pairs = _stories(path)
+            pairs, task = _stories(path), re.match(r"qa(\d+)_", path.name)
+            assert task is not None
             cut = len(pairs) - len(pairs) // HELD_OUT
             train += pairs[:cut]
-            valid += pairs[cut:]
+            yield f"babi-{size}.valid-{int(task[1]):02}", pairs[cut:]
+            [test] = (folder / "en").glob(f"qa{task[1]}_*_test.txt*")  # the same for both sizes
+            yield f"babi-{size}.test-{int(task[1]):02}", _stories(test)
         yield f"babi-{size}.train", train
-        yield f"babi-{size}.valid", valid
-    for path in sorted((folder / "en").glob("qa*_test.txt*")):
-        task = re.match(r"qa(\d+)_", path.name)
-        assert task is not None
-        yield f"babi.test-{int(task[1]):02}", _stories(path)
 
 
 def _stories(path: Path) -> list[Pair]:
@@ -127,14 +133,14 @@ def _stories(path: Path) -> list[Pair]:
     return found
 
 
-def _fairytales(folder: Path, part: str) -> Iterator[Pair]:
-    """The question, then the sections that it is about."""
+def _fairytales(folder: Path, part: str) -> Iterator[tuple[str, str, str]]:
+    """The question and the sections that it is about; the answer; that of a second person, if there is one."""
     rows = (line.split("\t") for line in _lines(folder / "sections.tsv"))
     sections = {(story, number): text for _, story, number, text, *_ in rows}
     for line in _lines(folder / f"{part}.tsv"):
-        story, numbers, question, answer, *_ = line.split("\t")
+        story, numbers, question, answer, second, *_ = line.split("\t")
         told = [sections[story, number.strip()] for number in numbers.split(",")]
-        yield " ".join([question, *told]), answer
+        yield " ".join([question, *told]), answer, second
 
 
 if __name__ == "__main__":
