@@ -46,9 +46,9 @@ def _sets(data: Path) -> Iterator[tuple[str, Iterable[tuple[str, ...]]]]:
             yield f"debian.en-{target}.{part}", _columns(data / "translation" / "debian" / f"{part}.en-{target}.tsv")
         yield f"summaries.{part}", _columns(data / "summarisation" / "debian" / f"{part}.tsv")
         yield f"fairytales.{part}", _fairytales(data / "qa" / "fairytaleqa", part)
-        yield f"reviews.{part}", _columns(data / "sentiment" / "reviews" / f"{part}.tsv", (1, 0))
+        yield f"reviews.{part}", _judged(data / "sentiment" / "reviews" / f"{part}.tsv")
     for part, stem in (("phrases", "train_phrases"), ("valid", "valid"), ("test", "test")):
-        yield f"sst2.{part}", _columns(data / "sentiment" / "sst2" / f"{stem}.tsv", (1, 0))
+        yield f"sst2.{part}", _judged(data / "sentiment" / "sst2" / f"{stem}.tsv")
     yield from _babi(data / "qa" / "babi")
 
 
@@ -63,6 +63,12 @@ def _columns(path: Path, columns: tuple[int, int] = (0, 1)) -> Iterator[Pair]:
         yield fields[columns[0]].strip(), fields[columns[1]].strip()
 
 
+def _judged(path: Path) -> Iterator[Pair]:
+    """Texts, and what is said of them."""
+    for label, text in _columns(path):
+        yield text, {"0": "negative", "1": "positive"}[label]
+
+
 # ---- text to read before learning labels ------------------------------------------------------------------
 
 
@@ -72,7 +78,7 @@ def _free(data: Path) -> Iterator[str]:
     for corpus in ("stories", "tales"):
         yield from filter(None, _lines(data / "lm" / corpus / "train.txt"))
     yield from (text for text, _ in _columns(data / "summarisation" / "debian" / "train.tsv"))
-    yield from 5 * [text for text, _ in _columns(data / "sentiment" / "reviews" / "train.tsv", (1, 0))]
+    yield from 5 * [text for text, _ in _judged(data / "sentiment" / "reviews" / "train.tsv")]
 
 
 def _like_sst2(data: Path) -> Iterator[str]:
@@ -86,7 +92,7 @@ def _like_sst2(data: Path) -> Iterator[str]:
         line.strip().replace("<unk>", "").replace("  ", " ") for line in _lines(data / "lm" / "ptb" / "ptb.train.txt")
     )
     yield from map(_parted, _lines(data / "translation" / "multi30k" / "train.en"))
-    sentences = [text for text, _ in _columns(data / "sentiment" / "sst2" / "train_sentences.tsv", (1, 0))]
+    sentences = [text for text, _ in _judged(data / "sentiment" / "sst2" / "train_sentences.tsv")]
     yield from 3 * sentences
 
 
