@@ -219,6 +219,7 @@ def test_options_that_do_not_fit_are_refused(data, tmp_path):
         ({"task": "sing"}, "expected one of translate"),
         ({"attention": "loud"}, "expected dot, general, additive or none"),
         ({"attention": "none", "input_feeding": True, "tied": False}, "nothing to feed"),
+        ({"attention": "none", "tied": False}, "attention_units: without attention there are none"),
         ({"attention": "dot", "units": 10}, "as wide as"),
         ({"embedding": 63}, "tied weights need"),
         ({"units": []}, "units: expected at least one layer"),

@@ -344,8 +344,6 @@ def resolve_pairs(
         return _label_options(common, o, given)
     if o["attention"] not in ("dot", "general", "additive", "none"):
         raise ValueError(f"attention={o['attention']!r}: expected dot, general, additive or none")
-    if o["attention"] == "none" and given.get("attention_units") is not None:
-        raise ValueError("attention_units: without attention there are none")
     options = PairOptions(
         shared_vocabulary=_flag("shared_vocabulary", o["shared_vocabulary"]),
         encoder_units=_list_of_units("encoder_units", o["encoder_units"]),
@@ -357,6 +355,8 @@ def resolve_pairs(
         **common,
     )
     _check_pairs(options)
+    if options.attention is None and given.get("attention_units") is not None:
+        raise ValueError("attention_units: without attention there are none")
     return options
 
 
