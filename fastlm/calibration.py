@@ -11,13 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fastlm import _engine
+from fastlm import _engine, float64
 from fastlm.format import PANEL
 from fastlm.model import Model
 from fastlm.rounding import Array
+from fastlm.seq2seq import Seq2Seq
 from fastlm.weights import LSTMWeights, Weights
 
 _WINDOW = 256
+_PAIRS = 128
 _SHAPE = (32, 128)  # streams and tokens of each: 4 times as many change nothing on the bundled model
 
 
@@ -55,6 +57,19 @@ def output_states(model: Model, tokens: npt.NDArray[np.int32], skipped: int = 0)
             decoder.feed(state, array("i", [token]))
             found.append(np.frombuffer(state.values(), np.float32)[-top:][:units])
     return np.array(found)
+
+
+def states_of_pairs(model: Model, weights: Weights, pairs: Sequence[tuple[str, str]]) -> Array:
+    """The inputs of the output matrix, float32 [N, K], when a model with a source reads the texts of at most 128 of the
+    pairs, evenly spread."""
+    assert isinstance(model, Seq2Seq)
+    found = []
+    for at in np.linspace(0, len(pairs) - 1, min(_PAIRS, len(pairs))).astype(int):
+        source, text = pairs[at]
+        tokens = np.array([model.bos, *model.encode(text)], np.int32)
+        states, _ = float64.output_states(weights, tokens, np.array(model.encode_source(source), np.int32))
+        found.append(states.astype(np.float32))
+    return np.concatenate(found)
 
 
 def input_moments(weights: Weights, tokens: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[np.float64]]:

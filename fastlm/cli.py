@@ -268,19 +268,22 @@ def _check(model: str) -> int:
 
 
 def _export(model: str, output: str, text: str | None, **options: Any) -> int:
-    return _rounded(fastlm.export, model, output, text, **options)
+    return _rounded(fastlm.export, model, output, None if text is None else read_text(text), **options)
 
 
 def _quantize(model: str, output: str, text: str | None, **options: Any) -> int:
-    return _rounded(fastlm.quantize, model, output, text, **options)
+    if text is None:
+        return _rounded(fastlm.quantize, model, output, None, **options)
+    pairs = fastlm.load(model).info["task"] == "seq2seq"
+    return _rounded(fastlm.quantize, model, output, read_pairs(text) if pairs else read_text(text), **options)
 
 
-def _rounded(write: Callable[..., Any], model: str, output: str, text: str | None, **options: Any) -> int:
+def _rounded(write: Callable[..., Any], model: str, output: str, text: Any, **options: Any) -> int:
     """Prints the report; what is being done is shown on a terminal while it lasts."""
     terminal = sys.stderr.isatty()
     progress = (lambda line: print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)) if terminal else None
     try:
-        report = write(model, output, text=None if text is None else read_text(text), progress=progress, **options)
+        report = write(model, output, text=text, progress=progress, **options)
     finally:
         if progress:
             progress("")
@@ -590,7 +593,9 @@ def _add_quantize(commands: Any) -> None:
 def _add_dtype(command: argparse.ArgumentParser, default: str) -> None:
     types = "f32, bf16, int8, int4; or by part, as in cells=int4,output=int8,embedding=int8; or auto: the fastest"
     command.add_argument("--dtype", default=default, help=f"type of the weights: {types} (default: {default})")
-    command.add_argument("--text", help="held-out text file, plain or .gz: measures what fewer bits cost")
+    command.add_argument(
+        "--text", help="held-out text (for a model with a source, pairs), plain or .gz: what fewer bits cost"
+    )
     command.add_argument("--max-loss", type=float, help="auto: highest rise of perplexity in percent (default: 1)")
     command.add_argument(
         "--screen", action="store_true", help="rule most of a large vocabulary out early: the same text, faster"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastlm import _engine, float64, format, keras_models
 from fastlm.classifier import LABELS_KEY
 from fastlm.options import GenerationOptions
-from fastlm.quantizer import QuantizeReport, check_arguments, quantize
+from fastlm.quantizer import QuantizeReport, Text, check_arguments, quantize
 from fastlm.seq2seq import END_KEY, SOURCE
 from fastlm.tokenizer import ByteTokenizer, HuggingFaceTokenizer, Tokenizer, read_text
 from fastlm.weights import POOLINGS, ClassifierWeights, Weights
@@ -65,7 +65,7 @@ def export(
     labels: Sequence[str] | None = None,
     pooling: str | None = None,
     dtype: str | Mapping[str, str] = "f32",
-    text: str | Sequence[int] | None = None,
+    text: Text | None = None,
     max_loss: float | None = None,
     screen: bool = False,
     progress: Callable[[str], None] | None = None,

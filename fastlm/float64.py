@@ -22,24 +22,30 @@ def log_softmax(logits: Float64) -> Float64:
 def logits(weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[np.int32] | None = None) -> Float64:
     """Logits [T, V] in float64 after each token, from a fresh network, or behind a source: what arrays are checked
     against."""
+    x, shares = output_states(weights, tokens, source)
+    output = weights.embedding.T if weights.output is None else weights.output
+    found: Float64 = x @ output.astype(np.float64) + weights.output_bias
+    if weights.attention is None or weights.attention.copy is None or source is None:
+        return found
+    return _with_copies(log_softmax(found), _sigmoid(_dense(weights.attention.copy, x)), np.stack(shares), source)
+
+
+def output_states(
+    weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[np.int32] | None = None
+) -> tuple[Float64, list[Float64]]:
+    """What the output layer reads, [T, K], after each token; and with attention, the weights of the source's places."""
     x = weights.embedding[tokens].astype(np.float64)
     states = [(np.zeros(layer.units), np.zeros(layer.units)) for layer in weights.layers]
     outputs = None
     if weights.encoder is not None:
         assert source is not None
         outputs, states = _source(weights, weights.encoder, source)
-    shares: list[Float64] = []  # of the source's places, after each token
-    if weights.attention is None:
-        for layer, state in zip(weights.layers, states, strict=True):
-            x, _, _ = _lstm(layer, x, *state)
-    else:
+    if weights.attention is not None:
         assert outputs is not None
-        x, shares = _attended(weights, weights.attention, outputs, states, x)
-    output = weights.embedding.T if weights.output is None else weights.output
-    found: Float64 = x @ output.astype(np.float64) + weights.output_bias
-    if weights.attention is None or weights.attention.copy is None or source is None:
-        return found
-    return _with_copies(log_softmax(found), _sigmoid(_dense(weights.attention.copy, x)), np.stack(shares), source)
+        return _attended(weights, weights.attention, outputs, states, x)
+    for layer, state in zip(weights.layers, states, strict=True):
+        x, _, _ = _lstm(layer, x, *state)
+    return x, []
 
 
 def _dense(dense: Dense, x: Float64) -> Float64:
@@ -71,7 +77,7 @@ def label_logits(weights: ClassifierWeights, tokens: npt.NDArray[np.int32]) -> F
 
 def _lstm(layer: LSTMWeights, x: Float64, h: Float64, c: Float64) -> tuple[Float64, Float64, Float64]:
     """Outputs [T, H] for inputs [T, K], and the last h and c."""
-    kernel, recurrent, bias = (a.astype(np.float64) for a in (layer.kernel, layer.recurrent, layer.bias))
+    kernel, recurrent, bias = (a.astype(np.float64, copy=False) for a in (layer.kernel, layer.recurrent, layer.bias))
     out = []
     for z in x @ kernel + bias:
         i, f, g, o = np.split(z + h @ recurrent, 4)
@@ -117,13 +123,12 @@ def _attended(
     """What the output layer reads, [T, A], and the weights of the source's places at each step."""
     given, found, shares = np.zeros(a.units), [], []
     keys = outputs if a.key is None else outputs @ a.key
-    first = weights.layers[0]
+    first, *others = weights.layers
+    fed = first.kernel if a.feed is None else np.concatenate([first.kernel, a.feed])  # as further inputs
+    layers = [_wide(layer) for layer in (LSTMWeights(fed, first.recurrent, first.bias), *others)]
     for value in x:
-        y = value[None]
-        for n, layer in enumerate(weights.layers):
-            if n == 0 and a.feed is not None:  # as further inputs
-                layer = LSTMWeights(np.concatenate([first.kernel, a.feed]), first.recurrent, first.bias)
-                y = np.concatenate([value, given])[None]
+        y = (value if a.feed is None else np.concatenate([value, given]))[None]
+        for n, layer in enumerate(layers):
             y, h, c = _lstm(layer, y, *states[n])
             states[n] = (h, c)
         hidden = y[0]
@@ -137,6 +142,11 @@ def _attended(
         given = np.tanh(context @ a.context + hidden @ a.hidden + a.bias)
         found.append(given)
     return np.stack(found), shares
+
+
+def _wide(layer: LSTMWeights) -> LSTMWeights:
+    wide: Any = (a.astype(np.float64) for a in (layer.kernel, layer.recurrent, layer.bias))
+    return LSTMWeights(*wide)
 
 
 def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -14,18 +14,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
-from typing import Any
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from fastlm import format
-from fastlm.calibration import input_moments, output_states, own_text, windows
+from fastlm.calibration import input_moments, output_states, own_text, states_of_pairs, windows
 from fastlm.model import Model, load, model_path
 from fastlm.options import Score
 from fastlm.rounding import BITS, LARGEST_INPUTS, Array, RoundedRows, round_rows
 from fastlm.screening import TRIED, Screen, Trial, best_screen
+from fastlm.seq2seq import Seq2Seq
 from fastlm.weights import Weights
+
+Text: TypeAlias = str | Sequence[int] | list[tuple[str, str]]
+"""That a model is measured on: of a model with a source, pairs."""
 
 FEWEST_TOKENS = 1000
 """A shorter text tells nothing. Rounding moves a token's log-probability by 0.03 (int8) or 0.16 (int4) one way or the
@@ -173,7 +177,7 @@ def quantize(
     path: str | os.PathLike[str],
     *,
     dtype: str | Mapping[str, str] = "int8",
-    text: str | Sequence[int] | None = None,
+    text: Text | None = None,
     max_loss: float | None = None,
     screen: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -192,17 +196,18 @@ def quantize(
         a classifier's output, of a few rows, is never in whole numbers. A
         mapping, or a text like ``"cells=int4,output=int8"``, says it for ``cells``, ``output`` and ``embedding``; what
         is left out stays as it is. ``"auto"`` measures: the fastest within ``max_loss`` on the text.
-    text : str or sequence of int, optional
+    text : str or sequence of int, or list of (str, str); optional
         Text that the model was not trained on, to measure the loss of perplexity; token ids for a model without
-        tokenizer. At least 1000 tokens.
+        tokenizer; for a model with a source, sources and their texts. At least 1000 tokens.
     max_loss : float, optional
         For ``"auto"``: the highest rise of perplexity, in percent, that loss and its standard error may reach
         together. Default: 1.
     screen : bool
         Adds a screen of the output matrix: what proves of most tokens, from a bit or two of each weight, that they
         are not the next one, so that the engine computes only the rest. The text stays the same; where the vocabulary
-        is large, it comes faster. Made for the ``text``, or without one, less well, for text of the model's own. If it
-        would not save a fifth of the output matrix's time, which is so for small vocabularies, there will be none.
+        is large, it comes faster. Made for the ``text``, or without one, less well, for text of the model's own (which
+        a model with a source has not). If it would not save a fifth of the output matrix's time, which is so for small
+        vocabularies, there will be none.
     progress : callable, optional
         Is told, in a few words, what is being done.
 
@@ -221,7 +226,8 @@ def quantize(
 
     Notes
     -----
-    int4 weights are rounded with text in view (`fastlm.rounding.round_rows`): 4096 tokens that the model draws itself.
+    int4 weights are rounded with text in view (`fastlm.rounding.round_rows`): 4096 tokens that a language model draws
+    itself. Those of other models are not, and lose more.
 
     Examples
     --------
@@ -255,13 +261,23 @@ def check_arguments(dtype: Any, text: Any, max_loss: Any, screen: Any, progress:
             raise ValueError(f"max_loss={max_loss!r} is for dtype='auto', which chooses by it")
     elif text is None:
         raise ValueError("dtype='auto' weighs speed against loss, so it needs a text")
-    if text is not None and not isinstance(text, str):
+    if text is not None and not isinstance(text, str) and not _are_pairs(text):
         _check_ids(text)
     if max_loss is not None:
         if isinstance(max_loss, bool) or not isinstance(max_loss, Real):
             raise TypeError(f"max_loss={max_loss!r}: expected a number of percent, found {type(max_loss).__name__}")
         if not float(max_loss) >= 0:
             raise ValueError(f"max_loss={max_loss!r}: expected percent, at least 0")
+
+
+def _are_pairs(text: Any) -> TypeGuard[list[tuple[str, str]]]:
+    return (
+        isinstance(text, list)
+        and bool(text)
+        and all(
+            isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(side, str) for side in pair) for pair in text
+        )
+    )
 
 
 def _check_ids(text: Any) -> None:
@@ -341,7 +357,7 @@ class _Source:
     def __init__(
         self,
         source: str | os.PathLike[str],
-        text: str | Sequence[int] | None,
+        text: Text | None,
         screen: bool,
         progress: Callable[[str], None] | None,
     ) -> None:
@@ -349,13 +365,10 @@ class _Source:
             raise TypeError("expected the path of a model or the name of a bundled one, found a file's bytes")
         self.path = model_path(source)
         self.model = load(self.path)
-        if isinstance(text, str) and self.model.tokenizer is None:
+        if (isinstance(text, str) or _are_pairs(text)) and self.model.tokenizer is None:
             raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one, or give token ids")
         self.weights, self.before = format.unpack_rounded(self.path)
-        if self.weights.task != "lm":
-            for name, asked in (("text", text is not None), ("screen", screen)):
-                if asked:
-                    raise ValueError(f"{name}: {self.path} is no language model, and {name} is for those")
+        self._check(text, screen)
         self.types_before = {matrix.dtype for matrix in self.before.values()}
         self.matrices = format.matrices(self.weights)
         self.fields = {
@@ -365,6 +378,21 @@ class _Source:
         self.screened = screen
         self.progress = progress or (lambda _: None)
         self._rounded: dict[tuple[str, str], RoundedRows] = {}
+
+    def _check(self, text: Text | None, screen: bool) -> None:
+        """What only some kinds of models can make use of."""
+        task = self.weights.task
+        if text is not None and _are_pairs(text) != (task == "seq2seq"):
+            wanted = "sources and their texts, as a list of pairs" if task == "seq2seq" else "a text, not pairs"
+            raise ValueError(f"text: for {self.path} expected {wanted}")
+        for name, asked in (("text", text is not None), ("screen", screen)):
+            if asked and task == "classifier":
+                raise ValueError(f"{name}: {self.path} is a classifier, and {name} is for models that write")
+        if screen and isinstance(self.weights, Weights) and task == "seq2seq":
+            if text is None:
+                raise ValueError("screen: a model with a source needs sources and their texts to make one for (text)")
+            if self.weights.attention is not None and self.weights.attention.copy is not None:
+                raise ValueError("screen: a model that copies needs the probability of every token")
 
     @cached_property
     def score(self) -> Score | None:
@@ -385,6 +413,9 @@ class _Source:
     def states(self) -> Array:
         """Inputs of the output matrix, on the text or on the model's own."""
         self.progress("screen: states of the model")
+        if _are_pairs(self.text):
+            assert isinstance(self.weights, Weights)
+            return states_of_pairs(self.model, self.weights, self.text)
         if self.score is None:
             return output_states(self.model, own_text(self.model))
         return output_states(self.model, windows(self.score.token_ids), _OUT_OF_CONTEXT)
@@ -392,7 +423,8 @@ class _Source:
     def _screen(self, rounded: RoundedRows) -> tuple[Screen | None, ScreenReport | None]:
         if not self.screened or not isinstance(self.weights, Weights):
             return None, None
-        units, bias = self.weights.layers[-1].units, self.weights.output_bias
+        bias, attention = self.weights.output_bias, self.weights.attention
+        units = self.weights.layers[-1].units if attention is None else attention.units
         rows = rounded.to_float(units)[: len(bias)]
         screen = best_screen(rows, bias, rounded.dtype, self.states, self.progress)
         return screen, ScreenReport.of(screen, rows, bias, self.states) if screen else None
@@ -463,15 +495,29 @@ class _Source:
         return float(np.abs(logprobs - np.array(self.fields["lstm.test.logprobs"])).max())
 
 
-def _score(model: Model, text: str | Sequence[int]) -> Score:
-    score: Score = model.score(text, documents=True) if isinstance(text, str) else model.score(text)
+def _score(model: Model, text: Text) -> Score:
+    if _are_pairs(text):
+        assert isinstance(model, Seq2Seq)
+        score = _together(model.score([one for _, one in text], [source for source, _ in text]))
+    elif isinstance(text, str):
+        score = model.score(text, documents=True)
+    else:
+        score = model.score(cast(Sequence[int], text))
     count = len(score.token_ids)
     if count < FEWEST_TOKENS:
         raise ValueError(
-            f"the text is {count} tokens long (it starts with {text[:20]!r}): expected at least {FEWEST_TOKENS}, since "
-            "on fewer the loss of perplexity is not known to half a percent"
+            f"the text is {count} tokens long (it starts with {text[:20]!r:.60}): expected at least {FEWEST_TOKENS}, "
+            "since on fewer the loss of perplexity is not known to half a percent"
         )
     return score
+
+
+def _together(scores: Sequence[Score]) -> Score:
+    return Score(
+        [token for score in scores for token in score.token_ids],
+        [logprob for score in scores for logprob in score.logprobs],
+        sum(score.characters for score in scores),
+    )
 
 
 def _loss(before: Score, after: Score) -> TextLoss:
@@ -485,6 +531,8 @@ def _loss(before: Score, after: Score) -> TextLoss:
 
 
 def _choose(source: _Source, path: str | os.PathLike[str], max_loss: float) -> QuantizeReport:
+    if source.weights.task != "lm":
+        raise ValueError(f"dtype='auto' is for language models, and {source.path} is none: name a type")
     if source.types_before != {"f32"}:
         raise ValueError(f"{source.path}: some weights are rounded already; dtype='auto' starts from float32")
     with tempfile.TemporaryDirectory() as folder, format.atomic(path) as temporary:

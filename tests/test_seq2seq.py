@@ -8,6 +8,7 @@ import pytest
 
 import fastlm
 from fastlm import _engine, format
+from fastlm.cli import main
 from fastlm.tokenizer import CharTokenizer
 from fastlm.weights import Weights
 from reference import log_softmax, seq2seq_logits
@@ -405,11 +406,63 @@ def test_rounded_models_compute_what_their_weights_say(dtype, most, tmp_path):
         assert np.abs(np.array(logprobs)[1:] - exact).max() < most  # inputs of whole numbers are rounded, too
 
 
-def test_what_quantize_cannot_do_yet_is_said(model_path, tmp_path):
-    with pytest.raises(ValueError, match="is no language model"):
-        fastlm.quantize(model_path, tmp_path / "m.gguf", text="abc")
-    with pytest.raises(ValueError, match="is no language model"):
-        fastlm.quantize(model_path, tmp_path / "m.gguf", screen=True)
+@pytest.fixture(scope="module")
+def many_words(tmp_path_factory):
+    """A model of thousands of tokens, and pairs of texts of its own."""
+    tokenizer = CharTokenizer.train(["".join(map(chr, range(0x4E00, 0x4E00 + 3000)))])
+    weights = weights_of(seed=3, V=tokenizer.vocab_size, attention="general", bidirectional=True, A=64)
+    weights["output.kernel"] = (weights["output.kernel"] * 4).astype(np.float32)
+    path = tmp_path_factory.mktemp("words") / "m.gguf"
+    fastlm.export(weights, path, tokenizer=tokenizer)
+    lm, r = fastlm.load(path), np.random.default_rng(0)
+    sources = ["".join(map(chr, r.integers(0x4E00, 0x4E00 + 3000, 12))) for _ in range(80)]
+    return path, [(source, str(lm.generate(source, max_tokens=20, seed=n))) for n, source in enumerate(sources)]
+
+
+def test_a_screen_changes_no_text(many_words, tmp_path):
+    path, pairs = many_words
+    report = fastlm.quantize(path, tmp_path / "s.gguf", dtype="f32", screen=True, text=pairs)
+    assert report.screen is not None
+    assert report.loss.tokens == sum(len(text) + 1 for _, text in pairs)
+    assert report.loss.percent == 0
+    plain, screened = fastlm.load(path), fastlm.load(tmp_path / "s.gguf", screening="always")
+    assert screened.info["screened"]
+    sources = [source for source, _ in pairs[:9]]
+    for options in ({"temperature": 0}, {"seed": 1}):
+        found = screened.generate(sources, max_tokens=15, **options)
+        assert [one.token_ids for one in found] == [
+            one.token_ids for one in plain.generate(sources, max_tokens=15, **options)
+        ]
+        assert all(one.timings["screened_tokens"] > 0 for one in found)
+
+
+def test_pairs_tell_what_rounding_costs(many_words, tmp_path, capsys):
+    path, pairs = many_words
+    report = fastlm.quantize(path, tmp_path / "q.gguf", dtype="int4", text=pairs)
+    texts, sources = [text for _, text in pairs], [source for source, _ in pairs]
+    for model, found in ((path, report.loss.perplexity_before), (tmp_path / "q.gguf", report.loss.perplexity)):
+        logprobs = [logprob for one in fastlm.load(model).score(texts, sources) for logprob in one.logprobs]
+        assert found == pytest.approx(np.exp(-np.mean(logprobs)))
+    (tmp_path / "pairs.tsv").write_text("".join(f"{source}\t{text}\n" for source, text in pairs if text.strip()))
+    assert main(["quantize", str(path), str(tmp_path / "c.gguf"), "--text", str(tmp_path / "pairs.tsv")]) == 0
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_what_quantize_cannot_do_is_said(model_path, many_words, tmp_path):
+    copying = tmp_path / "copying.gguf"
+    tokenizer = CharTokenizer.train(["abc"])
+    fastlm.export(weights_of(V=tokenizer.vocab_size, attention="dot", copy=True), copying, tokenizer=tokenizer)
+    pairs = [("ab", "c" * 20)] * 100
+    for model, options, message in (
+        (model_path, {"text": "abc"}, "expected sources and their texts, as a list of pairs"),
+        ("stories", {"text": pairs}, "expected a text, not pairs"),
+        (model_path, {"screen": True}, "needs sources and their texts"),
+        (copying, {"screen": True, "text": pairs}, "a model that copies needs the probability of every token"),
+        (model_path, {"dtype": "auto", "text": pairs}, "dtype='auto' is for language models"),
+        (model_path, {"text": pairs[:3]}, "the text is 63 tokens long"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fastlm.quantize(model, tmp_path / "m.gguf", **options)
     assert not (tmp_path / "m.gguf").exists()
 
 
