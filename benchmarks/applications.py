@@ -4,9 +4,10 @@
 python benchmarks/applications.py translate en-de.gguf test.tsv [--batch 1 32] [--beams 1 5] [--texts 200]
 python benchmarks/applications.py classify sentiment.gguf test.tsv
 
-One thread each, in turns in one process. TensorFlow decodes inside one graph (`tf.function`, padded batches of the like
-lengths that sorting gives); ONNX Runtime runs an encoder graph and a graph for a step, with ArgMax or TopK in it, in
-float32 and in int8 (`quantize_dynamic`). Every engine's texts are compared with fastlm's in float32 first.
+One thread each, in turns in one process. fastlm writes greedily with a screen, too (docs/screening.md), made for the
+pairs in the data. TensorFlow decodes inside one graph (`tf.function`, padded batches of the like lengths that sorting
+gives); ONNX Runtime runs an encoder graph and a graph for a step, with ArgMax or TopK in it, in float32 and in int8
+(`quantize_dynamic`). Every engine's texts are compared with fastlm's in float32 first.
 """
 
 from __future__ import annotations
@@ -48,19 +49,23 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=200, help="so many, spread over the data")
     options = parser.parse_args()
     use_threads(1)
-    texts = [text for text, _ in read_pairs(options.data)]
+    pairs = read_pairs(options.data)
+    texts = [text for text, _ in pairs]
     texts = texts[:: max(1, len(texts) // options.texts)][: options.texts]
     with tempfile.TemporaryDirectory() as folder:
-        int8 = Path(folder) / "int8.gguf"
-        fastlm.quantize(options.model, int8, dtype="int8")
+        models = {"f32": options.model, "int8": Path(folder) / "int8.gguf"}
+        fastlm.quantize(options.model, models["int8"], dtype="int8")
         if options.task == "classify":
-            compare_classifiers(options.model, int8, texts, options.batch, Path(folder))
-        else:
-            compare_translators(options.model, int8, texts, options.batch, options.beams, Path(folder))
+            compare_classifiers(models, texts, options.batch, Path(folder))
+            return
+        models["screen"] = Path(folder) / "screen.gguf"
+        fastlm.quantize(options.model, models["screen"], dtype="int8", screen=True, text=pairs)
+        compare_translators(models, texts, options.batch, options.beams, Path(folder))
 
 
 def in_turns(title: str, runs: dict[str, Run], texts: Ids, batch: int) -> None:
-    """Prints milliseconds a text of each way, and how many times fastlm is as fast; and how many texts are the same."""
+    """Prints milliseconds a text of each way, and how many times as much that is as each form of fastlm takes; and how
+    many texts are the same."""
     order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
     parts = [[texts[n] for n in order[at : at + batch]] for at in range(0, len(texts), batch)]
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -73,24 +78,25 @@ def in_turns(title: str, runs: dict[str, Run], texts: Ids, batch: int) -> None:
             for part in parts:
                 run(part)
             times[name].append(time.perf_counter() - begin)
-    ours = {kind: statistics.median(times[f"fastlm {kind}"]) for kind in ("f32", "int8")}
+    ours = {name.split()[1]: statistics.median(times[name]) for name in times if name.startswith("fastlm")}
     first = found["fastlm f32"]
-    print(f"\n{title}, batch {batch}, {len(texts)} texts\n{'':24}{'ms a text':>10}{'f32 x':>8}{'int8 x':>8}   same")
+    heads = "".join(f"{kind + ' x':>9}" for kind in ours)
+    print(f"\n{title}, batch {batch}, {len(texts)} texts\n{'':24}{'ms a text':>10}{heads}   same")
     for name, seconds in times.items():
         median = statistics.median(seconds)
         same = sum(a == b for a, b in zip(found[name], first, strict=True)) / len(first)
-        ratios = "".join(f"{median / ours[kind]:8.2f}" for kind in ("f32", "int8"))
+        ratios = "".join(f"{median / our:9.2f}" for our in ours.values())
         print(f"{name:24}{1e3 * median / len(texts):10.3f}{ratios} {same:6.1%}", flush=True)
 
 
 # ---- classification --------------------------------------------------------------------------------------
 
 
-def compare_classifiers(model: Path, int8: Path, texts: list[str], batches: Sequence[int], folder: Path) -> None:
-    judges = {"f32": fastlm.load(model, threads=1), "int8": fastlm.load(int8, threads=1)}
+def compare_classifiers(models: dict[str, Path], texts: list[str], batches: Sequence[int], folder: Path) -> None:
+    judges = {name: fastlm.load(model, threads=1) for name, model in models.items()}
     one = judges["f32"]
     ids = [[*([] if one.bos is None else [one.bos]), *one.encode(text)] for text in texts]
-    arrays, kind = unpack(model).to_dict(), one.metadata["lstm.layer.kind"][-2].removeprefix("pooling.")
+    arrays, kind = unpack(models["f32"]).to_dict(), one.metadata["lstm.layer.kind"][-2].removeprefix("pooling.")
     for batch in batches:
         runs: dict[str, Run] = {
             f"fastlm {name}": lambda part, judge=judge: [found.label for found in judge.classify(part)]
@@ -304,12 +310,12 @@ def onnx_classifiers(w: dict[str, Any], kind: str, labels: Sequence[str], folder
 
 
 def compare_translators(
-    model: Path, int8: Path, texts: list[str], batches: Sequence[int], beams: Sequence[int], folder: Path
+    models: dict[str, Path], texts: list[str], batches: Sequence[int], beams: Sequence[int], folder: Path
 ) -> None:
-    writers = {"f32": fastlm.load(model, threads=1), "int8": fastlm.load(int8, threads=1)}
+    writers = {name: fastlm.load(model, threads=1) for name, model in models.items()}
     one = writers["f32"]
     ids = [one.encode_source(text) for text in texts]  # type: ignore[attr-defined]
-    w = unpack(model).to_dict()
+    w = unpack(models["f32"]).to_dict()
     if "attention.query.kernel" in w or "attention.feed" in w or "attention.copy.kernel" in w:
         raise SystemExit("expected a model with attention 'dot' or 'general', without input feeding and copying")
     ends = one.bos, one.eos
@@ -322,6 +328,7 @@ def compare_translators(
             runs: dict[str, Run] = {
                 f"fastlm {name}": lambda part, lm=lm, given=options: [c.token_ids for c in lm.generate(part, **given)]
                 for name, lm in writers.items()
+                if count == 1 or name != "screen"  # beams need every token's probability
             }
             runs["TensorFlow f32"] = tensorflow_translator(w, count, ends)
             runs |= onnx.runs(count)
