@@ -22,7 +22,7 @@ for line in map(str.strip, sys.stdin):
     elif not line.endswith("?"):
         story.append(line)
     else:
-        # The model learnt with questions before their stories, so that it knows what to look for. Without a length
-        # penalty a score is the log-probability of the whole answer.
-        answers = model.generate(" ".join([line, *story]), num_beams=3, n=3, length_penalty=0.0)
+        # The model learnt with questions on both sides of their stories, so that it knows what to look for in both
+        # directions. Without a length penalty a score is the log-probability of the whole answer.
+        answers = model.generate(" ".join([line, *story, line]), num_beams=3, n=3, length_penalty=0.0)
         print(line, ", ".join(f"{answer} ({math.exp(answer.score):.0%})" for answer in answers))
