@@ -122,9 +122,9 @@ def _babi(folder: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
 
 
 def _stories(path: Path) -> list[Pair]:
-    """The question, all that was told before it, and the question again, so that an encoder knows in both directions what
-    to look for (it finds that in two thirds of the steps that it takes with the question in front alone); an answer that
-    is a list as words."""
+    """The question, all that was told before it, and the question again, so that an encoder knows in both directions
+    what to look for (it learns that in two thirds of the steps that it takes with the question in front alone); an
+    answer that is a list as words."""
     found: list[Pair] = []
     story: list[str] = []
     opened = gzip.open if path.suffix == ".gz" else open
@@ -144,8 +144,8 @@ def _stories(path: Path) -> list[Pair]:
 
 
 def _fairytales(folder: Path, part: str) -> Iterator[tuple[str, str, str]]:
-    """The question, the sections that it is about, and the question again; the answer; that of a second person, if there
-    is one."""
+    """The question, the sections that it is about, and the question again; the answer; that of a second person, if
+    there is one."""
     rows = (line.split("\t") for line in _lines(folder / "sections.tsv"))
     sections = {(story, number): text for _, story, number, text, *_ in rows}
     for line in _lines(folder / f"{part}.tsv"):
