@@ -123,8 +123,7 @@ def _babi(folder: Path) -> Iterator[tuple[str, Iterable[Pair]]]:
 
 def _stories(path: Path) -> list[Pair]:
     """The question, all that was told before it, and the question again, so that an encoder knows in both directions
-    what to look for (it learns that in two thirds of the steps that it takes with the question in front alone); an
-    answer that is a list as words."""
+    what to look for; an answer that is a list as words."""
     found: list[Pair] = []
     story: list[str] = []
     opened = gzip.open if path.suffix == ".gz" else open
