@@ -164,7 +164,7 @@ def test_rounded_models_stay_near_and_give_the_same_bits(pooling, tmp_path):
         assert np.concatenate(alone).tobytes() == rows[0][:5].tobytes()
     with pytest.raises(ValueError, match="stays in f32 or bf16"):
         fastlm.quantize(tmp_path / "m.gguf", tmp_path / "x.gguf", dtype="output=int8")
-    with pytest.raises(ValueError, match="no language model"):
+    with pytest.raises(ValueError, match="is a classifier, and text is for models that write"):
         fastlm.quantize(tmp_path / "m.gguf", tmp_path / "x.gguf", text=[1] * 2000)
     assert not (tmp_path / "x.gguf").exists()
 
