@@ -67,6 +67,8 @@ _OF_A_TEXT = (
 _OF_A_WHOLE_TEXT = ("n", "num_beams", "best_of", "logprobs", "prompt_logprobs", "attention", "replace_unknown")
 """Options of which a stream has none."""
 
+_SEARCHES = 32  # side by side: enough to fill the engine's columns, and few enough to hold the states of their beams
+
 _IDLE_DECODERS = 4  # kept for the next call: their memory is touched already, which a new one's is not
 
 
@@ -913,7 +915,8 @@ def _search(decoder: _engine.Decoder, starts: list[Start], seeds: list[int], ove
     """What the searches of each start find. They are all of one kind: that belongs to the whole call."""
     beams = [(start.plan, start.beam()) for start in starts]
     if not starts or not starts[0].plan.options.without_replacement:
-        return beam_searches(decoder, beams, over)
+        parts = (beams[at : at + _SEARCHES] for at in range(0, len(beams), _SEARCHES))
+        return [found for part in parts for found in beam_searches(decoder, part, over)]
     return [
         stochastic_beams(decoder, plan, beam, plan.options.n, seed, over)
         for (plan, beam), seed in zip(beams, seeds, strict=True)
