@@ -59,7 +59,9 @@ def main() -> None:
             compare_classifiers(models, texts, options.batch, Path(folder))
             return
         models["screen"] = Path(folder) / "screen.gguf"
-        fastlm.quantize(options.model, models["screen"], dtype="int8", screen=True, text=pairs)
+        report = fastlm.quantize(options.model, models["screen"], dtype="int8", screen=True, text=pairs)
+        if report.screen is None:
+            del models["screen"]
         compare_translators(models, texts, options.batch, options.beams, Path(folder))
 
 

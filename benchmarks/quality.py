@@ -94,7 +94,7 @@ def _of_tasks(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
     for file in files:
         right = [text.strip() == answer for text, (_, answer) in itertools.islice(answers, len(read_pairs(file)))]
         shares[f"task {int(file.stem[-2:])}"] = 100 * sum(right) / len(right)
-    return {"mean over tasks": sum(shares.values()) / len(shares), **shares}
+    return {f"mean over {len(shares)} tasks": sum(shares.values()) / len(shares), **shares}
 
 
 def _copied(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
@@ -107,7 +107,7 @@ def _copied(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
         right += bool(names) and names <= set(_words(text))
     sources = [source for source, _ in pairs]
     baseline = _score("translate", pairs, sources)["bleu"]
-    return {"names copied": 100 * right / count, "sentences with names": count, "bleu of the source": baseline}
+    return {"names copied": 100 * right / max(1, count), "sentences with names": count, "bleu of the source": baseline}
 
 
 def _words(text: str) -> list[str]:
@@ -117,17 +117,17 @@ def _words(text: str) -> list[str]:
 def _names(source: str) -> set[str]:
     """Words with a digit, a capital behind the first letter or at the beginning of a word that begins no sentence, or a
     mark that only names have."""
-    found, begins = set(), True
-    for word in _words(source):
-        if re.search(r"\d|[_/+@]|.[A-Z]", word) or (word[:1].isupper() and not begins and len(word) > 1):
-            found.add(word)
-        begins = False
+    found = set()
+    for sentence in re.split(r"(?<=[.!?])\s+", source):
+        for place, word in enumerate(_words(sentence)):
+            if re.search(r"\d|[_/+@]|.[A-Z]", word) or (word[:1].isupper() and place > 0 and len(word) > 1):
+                found.add(word)
     return found
 
 
 def _either_answer(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
     """ROUGE-L with the better of two answers, where there are two."""
-    both = [line.split("\t") for file in files for line in file.read_text("utf-8").splitlines()]
+    both = [line.split("\t") for file in files for line in file.read_text("utf-8").rstrip("\n").split("\n")]
     scores = []
     for fields, text in zip(both, texts, strict=True):
         answers = [answer for answer in fields[1:] if answer.strip()]

@@ -375,7 +375,7 @@ cdef class Judged:
 @cython.final
 cdef class Beams:
     """Texts that `Decoder.extend` looks at together: their states, the token that each reads, and what it is worth so far;
-    of the ways in which they may go on, of each as many, the best `most` are wanted."""
+    of the ways in which they may go on the best `most` are wanted. All is copied: what the caller changes later is his."""
     cdef list states
     cdef const int32_t[::1] tokens
     cdef const double[::1] totals
@@ -395,7 +395,7 @@ cdef class Beams:
         if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:
             raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(V + 31) // 32}")
         _check_tokens(sampling.model, tokens)
-        self.states, self.tokens, self.totals, self.sampling = states, tokens, totals, sampling
+        self.states, self.tokens, self.totals, self.sampling = list(states), tokens.copy(), totals.copy(), sampling
         self.most, self.of_each, self.min_tokens, self.allowed = most, min(most, V), max(min_tokens, 0), allowed
 
     cdef list best(self, const fl_request *requests):
@@ -706,15 +706,20 @@ cdef class Decoder:
         cdef Beams one
         cdef Py_ssize_t i, n = 0
         cdef size_t room = 0
+        beams = list(beams)  # the caller may change his while others run
         for one in beams:
+            if one is None:
+                raise TypeError("expected Beams, found None")
             if one.sampling.model is not self.model:
                 raise ValueError("the beams belong to another model")
             for state in one.states:
                 self._check(state, NOTHING)
             n += len(one.states)
             room += len(one.states) * one.of_each
-        if len({id(state) for one in beams for state in one.states}) != n or not n:
-            raise ValueError(f"expected states, each of them once, found {n}")
+        if not n:
+            raise ValueError("expected at least one state")
+        if len({id(state) for one in beams for state in one.states}) != n:
+            raise ValueError("a state is given twice")
         cdef fl_request *requests = <fl_request *>PyMem_Calloc(n, sizeof(fl_request) + 4)
         cdef int32_t *ids = <int32_t *>PyMem_Calloc(room, 8)
         cdef float *logprobs = <float *>(ids + room)

@@ -5,14 +5,11 @@ line forgets them."""
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import fastlm
 
-MODEL = Path(__file__).parent.parent / "models" / "answers.gguf"
-
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default=MODEL)
+parser.add_argument("--model", required=True)
 options = parser.parse_args()
 
 model, story = fastlm.load(options.model), []

@@ -4,19 +4,17 @@
 import argparse
 import re
 import sys
-from pathlib import Path
 
 import fastlm
 
-MODEL = Path(__file__).parent.parent / "models" / "summaries.gguf"
-
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", default=MODEL)
+parser.add_argument("--model", required=True)
 parser.add_argument("--beams", type=int, default=5)
 options = parser.parse_args()
 
 paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", sys.stdin.read()) if part.strip()]
 writer = fastlm.load(options.model)
-for paragraph, summary in zip(paragraphs, writer.generate(paragraphs, num_beams=options.beams), strict=True):
+summaries = writer.generate(paragraphs, num_beams=options.beams) if paragraphs else []
+for paragraph, summary in zip(paragraphs, summaries, strict=True):
     saved = 100 * (1 - len(str(summary)) / len(paragraph))
     print(f"{summary}    [{len(paragraph)} characters, {saved:.0f} % shorter]")

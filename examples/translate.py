@@ -2,15 +2,12 @@
 """Translation: the best texts that a beam search finds, and which word of the source each word looked at."""
 
 import argparse
-from pathlib import Path
 
 import fastlm
 
-MODEL = Path(__file__).parent.parent / "models" / "debian.en-de.gguf"
-
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("text", nargs="*", default=["This package contains the documentation for the Python library."])
-parser.add_argument("--model", default=MODEL)
+parser.add_argument("--model", required=True)
 options = parser.parse_args()
 
 translator = fastlm.load(options.model)

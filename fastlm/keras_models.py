@@ -97,8 +97,8 @@ def seq2seq(model: Any) -> tuple[Weights, Callable[..., npt.NDArray[np.float64]]
 
     def logprobs(tokens: npt.NDArray[np.int32], given: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
         both = [given[None], tokens[None]] if first else [tokens[None], given[None]]
-        with _logits(model):
-            return _as_logprobs(np.asarray(model(both, training=False), np.float64)[0])
+        with _logits(model) as are_logits:
+            return _as_logprobs(np.asarray(model(both, training=False), np.float64)[0], are_logits)
 
     return Weights.from_dict(arrays), logprobs
 
@@ -233,29 +233,42 @@ def label_logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.
             f"the model reads exactly {length} tokens, so texts of other lengths cannot be compared: build it with "
             "keras.Input((None,)) and set the trained weights"
         )
-    with _logits(model):
+    with _logits(model) as are_logits:
         found = _output(model, tokens, batch)
     if found.shape == (1,):  # the log-odds of the second label
         return float64.log_softmax(np.array([0, found[0]], np.float64))
-    return _as_logprobs(found)
+    return _as_logprobs(found, are_logits)
 
 
 @contextmanager
-def _logits(model: Any) -> Iterator[None]:
-    """The last Dense layer gives logits: a probability near 1, in 32 bits, does not say how near."""
-    dense = _layers(model)[-1]
-    before, dense.activation = getattr(dense, "activation", None), None
+def _logits(model: Any) -> Iterator[bool]:
+    """Meanwhile the model gives logits: a probability near 1, in 32 bits, does not say how near. Yields whether it
+    does for certain: not if it has a Softmax layer, or code of its own."""
+    layers = [_unwrapped(layer) for layer in model.layers if type(layer).__name__ not in _SKIPPED]
+    before, certain = [], type(model).__name__ in ("Sequential", "Functional")
+    for layer in reversed(layers):
+        certain &= type(layer).__name__ != "Softmax"
+        if hasattr(layer, "activation"):
+            before.append((layer, layer.activation))
+            layer.activation = _as_it_is
+        if type(layer).__name__ not in ("Activation", "Softmax"):
+            break
     try:
-        yield
+        yield certain
     finally:
-        dense.activation = before
+        for layer, activation in before:
+            layer.activation = activation
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
 
 
 def logprobs(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """[T, V], or fewer rows if the model reads no more tokens at once. A model that predicts only after its last
     token is called once for every length."""
-    with _logits(model):
-        return _as_logprobs(_all_rows(model, tokens))
+    with _logits(model) as are_logits:
+        return _as_logprobs(_all_rows(model, tokens), are_logits)
 
 
 def _all_rows(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
@@ -277,9 +290,8 @@ def _all_rows(model: Any, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float
     return whole
 
 
-def _as_logprobs(found: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Of logits, or of probabilities."""
-    if (found >= 0).all() and np.allclose(found.sum(-1), 1, atol=1e-4):
+def _as_logprobs(found: npt.NDArray[np.float64], are_logits: bool) -> npt.NDArray[np.float64]:
+    if not are_logits and (found >= 0).all() and np.allclose(found.sum(-1), 1, atol=1e-4):
         return np.asarray(np.log(np.maximum(found, np.finfo(np.float32).tiny)))
     return float64.log_softmax(found)
 

@@ -282,7 +282,10 @@ def _are_pairs(text: Any) -> TypeGuard[list[tuple[str, str]]]:
 
 def _check_ids(text: Any) -> None:
     kind = type(text).__name__
-    wrong = TypeError(f"text: expected one str, the text itself, or a sequence of token ids, found {kind}")
+    wrong = TypeError(
+        f"text: expected one str, the text itself, or a sequence of token ids, found {kind}; for "
+        "a model with a source, a list of (source, text)"
+    )
     if isinstance(text, (bytes, bytearray)):
         raise wrong
     try:
@@ -366,7 +369,8 @@ class _Source:
         self.path = model_path(source)
         self.model = load(self.path)
         if (isinstance(text, str) or _are_pairs(text)) and self.model.tokenizer is None:
-            raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one, or give token ids")
+            else_ids = "" if _are_pairs(text) else ", or give token ids"
+            raise ValueError(f"{self.path} has no tokenizer, which a text needs: export it with one{else_ids}")
         self.weights, self.before = format.unpack_rounded(self.path)
         self._check(text, screen)
         self.types_before = {matrix.dtype for matrix in self.before.values()}
@@ -382,12 +386,12 @@ class _Source:
     def _check(self, text: Text | None, screen: bool) -> None:
         """What only some kinds of models can make use of."""
         task = self.weights.task
-        if text is not None and _are_pairs(text) != (task == "seq2seq"):
-            wanted = "sources and their texts, as a list of pairs" if task == "seq2seq" else "a text, not pairs"
-            raise ValueError(f"text: for {self.path} expected {wanted}")
         for name, asked in (("text", text is not None), ("screen", screen)):
             if asked and task == "classifier":
                 raise ValueError(f"{name}: {self.path} is a classifier, and {name} is for models that write")
+        if text is not None and _are_pairs(text) != (task == "seq2seq"):
+            wanted = "sources and their texts, as a list of pairs" if task == "seq2seq" else "a text, not pairs"
+            raise ValueError(f"text: for {self.path} expected {wanted}")
         if screen and isinstance(self.weights, Weights) and task == "seq2seq":
             if text is None:
                 raise ValueError("screen: a model with a source needs sources and their texts to make one for (text)")

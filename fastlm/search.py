@@ -152,9 +152,10 @@ class _Search:
                 chosen.update(beam.tokens[-1] for beam in group.beams)
 
     def found(self, reason: str | None) -> list[Found]:
-        """reason: why the search was broken off, if it was."""
+        """reason: why all searches were broken off, if they were."""
         found = [one for group in self.groups for one in group.finished]
-        if not found or (reason is not None and not self.over):  # what there is
+        reason = None if self.over else reason
+        if not found or reason is not None:  # what there is
             found += [_cut(self.plan, beam, reason or "length") for group in self.groups for beam in group.beams]
         found = found or [_cut(self.plan, self.start, "unsatisfiable")]
         return sorted(found, key=lambda one: one.rank)

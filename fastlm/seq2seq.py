@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -111,9 +111,12 @@ class Seq2Seq(Model):
         return [Start(self, decoder, start, plan, source) for plan, source in zip(plans, sources, strict=True)]
 
     def _read_sources(self, decoder: _engine.Decoder, ids: Sequence[array[int]]) -> list[_engine.Source]:
-        """Some at a time, so that Ctrl-C is heard between them."""
-        parts = (ids[at : at + _TOGETHER] for at in range(0, len(ids), _TOGETHER))
-        return [source for part in parts for source in decoder.read_sources(list(part))]
+        return list(self._each_source(decoder, ids))
+
+    def _each_source(self, decoder: _engine.Decoder, ids: Sequence[array[int]]) -> Iterator[_engine.Source]:
+        """Some are read at a time, so that Ctrl-C is heard between them."""
+        for at in range(0, len(ids), _TOGETHER):
+            yield from decoder.read_sources(list(ids[at : at + _TOGETHER]))
 
     # ---- what is only known of a whole text ----------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class Seq2Seq(Model):
         end = [] if self.eos is None else [self.eos]
         found = []
         with self._decoder() as decoder:
-            for text, source in zip(texts, self._read_sources(decoder, self._ids_of_each(sources)), strict=True):
+            for text, source in zip(texts, self._each_source(decoder, self._ids_of_each(sources)), strict=True):
                 state, ids = _engine.State(self._engine, source), self._said(text)
                 if isinstance(text, str):
                     decoder.feed(state, array("i", [self._begin]))

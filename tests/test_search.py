@@ -5,6 +5,7 @@ import itertools
 import re
 import time
 import tracemalloc
+from array import array
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 import fastlm
 import reference
 from conftest import LEVELS, random_weights
+from fastlm import _engine
 from fastlm.tokenizer import train_bpe, train_words
 
 VOCAB, END = 5, 0
@@ -162,11 +164,39 @@ def test_controls_and_forms_act_on_beams(lm):
     assert lm.generate(["ab", "c"], num_beams=3, max_tokens=8)[0].token_ids == plain.token_ids
 
 
+def test_many_searches_go_on_in_parts(lm):
+    prompts = ["a", "The dog", "Once"] * 15
+    options = {"num_beams": 3, "max_tokens": 4}
+    alone = {prompt: lm.generate(prompt, **options).text for prompt in prompts[:3]}
+    assert [one.text for one in lm.generate(prompts, **options)] == [alone[prompt] for prompt in prompts]
+
+
+def test_a_search_that_is_over_has_a_reason_of_its_own(lm):
+    each = [{"max_tokens": 0}, {"max_tokens": 10**5, "min_tokens": 10**5}, {"max_tokens": 1}]
+    found = lm.generate(["a", "a", "a"], each=each, num_beams=2, deadline_ms=300)
+    assert [one.finish_reason for one in found] == ["length", "deadline", "length"]
+
+
+def test_beams_keep_what_they_were_given(lm):
+    """The caller's arrays may change; what is no beam is refused."""
+    plan = lm._plan({"temperature": 0})
+    states, tokens, totals = [_engine.State(lm._engine)], array("i", [65]), array("d", [0.0])
+    beams = _engine.Beams(states, tokens, totals, plan.sampling, 3)
+    tokens[0] = 10**9
+    states.append(_engine.State(lm._engine))
+    with lm._decoder() as decoder:
+        [best] = decoder.extend([beams])
+        assert len(best) == 3
+        for wrong, error in (([None], TypeError), ([], ValueError), ([beams, beams], ValueError)):
+            with pytest.raises(error):
+                decoder.extend(wrong)
+
+
 def test_searches_side_by_side_find_what_each_finds_alone(lm):
     """Some look back at their text and some do not, and they end at different steps."""
     prompts = ["Once", "The dog", "a", "He saw the", "It was a dark night and"]
     each = [
-        {"max_tokens": 3},
+        {"max_tokens": 0},
         {"repetition_penalty": 1.3},
         {"min_tokens": 4},
         {"regex": "( [a-z]+){3}"},

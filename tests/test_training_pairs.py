@@ -2,6 +2,7 @@
 """Training on pairs: batches, the network against float64, and a model that learns to turn words round."""
 
 import random
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -285,3 +286,16 @@ def test_guesses_take_the_place_of_some_words():
     for read, source, guess in zip(np.array(inputs).T, np.array(sources).T, guessed.T, strict=True):
         assert {*guess[guess != read]} <= {*source} | {*range(tokenizer.vocab_size)}
     assert np.isfinite(float(task.loss((sources, lengths, inputs, inputs), tf.constant([0, 99], tf.int64))[0]))
+
+
+def test_a_preset_copies_where_it_can():
+    assert resolve_pairs("answer", {}).copying
+    assert not resolve_pairs("answer", {"shared_vocabulary": False}).copying
+    with pytest.raises(ValueError, match="copying: needs attention"):
+        resolve_pairs("answer", {"shared_vocabulary": False, "copying": True})
+
+
+def test_options_of_a_run_that_is_continued():
+    for given in ({"attention": "none", "tied": False}, {"attention": "dot", "units": 512, "copying": False}):
+        first = resolve_pairs("translate", given)
+        assert resolve_pairs("translate", {}, asdict(first)) == first

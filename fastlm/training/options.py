@@ -355,8 +355,11 @@ def resolve_pairs(
     }
     if task == "classify":
         return _label_options(common, o, given)
+    o["attention"] = o["attention"] or "none"  # as a run that is continued says it
     if o["attention"] not in ("dot", "general", "additive", "none"):
         raise ValueError(f"attention={o['attention']!r}: expected dot, general, additive or none")
+    if given.get("copying") is None and (o["attention"] == "none" or not o["shared_vocabulary"]):
+        o["copying"] = False  # the preset's, where it can be
     options = PairOptions(
         shared_vocabulary=_flag("shared_vocabulary", o["shared_vocabulary"]),
         encoder_units=_list_of_units("encoder_units", o["encoder_units"]),

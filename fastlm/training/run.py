@@ -408,7 +408,7 @@ def _prepare_pairs(
 ) -> WritingTask | ClassifyingTask:
     """With the tokenizers of the checkpoint ``before``, if there is one."""
     pairs = read_pairs(data, columns)
-    if isinstance(options, LabelOptions):
+    if isinstance(options, LabelOptions) and before is None:
         _check_labels(pairs)
     if valid is None:
         pairs, held = _hold_out_pairs(pairs, options)
@@ -451,7 +451,7 @@ def _check_labels(pairs: list[tuple[str, str]]) -> None:
     labels = sorted({label for _, label in pairs})
     if len(labels) < 2:
         raise ValueError(f"every text has the label {labels[0]!r}: expected at least two labels")
-    if len(labels) > max(_FEW_LABELS, len(pairs) // 2):
+    if len(labels) > max(_FEW_LABELS, 0.9 * len(pairs)):
         raise ValueError(
             f"{len(pairs):,} texts have {len(labels):,} labels, {labels[0]!r:.60} among them: expected a label to be "
             "that of several texts; if labels come before texts, say columns=(1, 0) (--columns 2 1)"

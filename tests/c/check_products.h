@@ -195,7 +195,9 @@ static void check_products(uint64_t *random) {
     static const size_t panels[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17, 23, 24, 25, 33};
     static const size_t ns[] = {1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 31, 33, 63, 64};
     enum { KS = sizeof Ks / sizeof *Ks, PANELS = sizeof panels / sizeof *panels, NS = sizeof ns / sizeof *ns };
-    for (size_t round = 0; round < rounds((size_t)20 * KS * NS * DTYPES); round++) {
+    const size_t all = (size_t)20 * KS * NS * DTYPES;
+    for (size_t done = 0; done < rounds(all); done++) {
+        const size_t round = share > 1 ? below(random, all) : done;
         product_case c = {.dtype = (fl_dtype)(round % DTYPES), .K = Ks[round / DTYPES % KS]};
         const size_t column = round / (DTYPES * KS) % NS;
         c.n = ns[column], c.width = column == 0 ? 1 : FL_WIDTH;
