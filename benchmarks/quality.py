@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import fastlm
-from fastlm.evaluation import evaluate
+from fastlm.evaluation import _MEASURES, evaluate
 from fastlm.pairs import read_pairs
 
 Pairs = list[tuple[str, str]]
@@ -137,8 +137,6 @@ def _either_answer(files: list[Path], pairs: Pairs, texts: list[str]) -> Measure
 
 def _score(task: str, pairs: Pairs, texts: list[str]) -> Measures:
     """A task's own measure of texts that are there already."""
-    from fastlm.evaluation import _MEASURES
-
     return _MEASURES[task]()(texts, [text for _, text in pairs])[0]
 
 

@@ -375,7 +375,7 @@ cdef class Judged:
 @cython.final
 cdef class Beams:
     """Texts that `Decoder.extend` looks at together: their states, the token that each reads, and what it is worth so far;
-    of the ways in which they may go on the best `most` are wanted. All is copied: what the caller changes later is his."""
+    of the ways in which they may go on the best `most` are wanted. All but the mask is copied: the caller may change his."""
     cdef list states
     cdef const int32_t[::1] tokens
     cdef const double[::1] totals
