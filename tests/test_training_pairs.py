@@ -260,7 +260,7 @@ def test_words_that_it_has_never_seen_are_copied(tmp_path):
     written = lm.generate([source for source, _ in held])
     assert sum(str(one) == text for one, (_, text) in zip(written, held, strict=True)) >= 30  # without copying: 0
     with pytest.raises(ValueError, match="copying: needs attention"):
-        train_pairs(tmp_path / "t.tsv", tmp_path / "x.gguf", **{**options, "shared_vocabulary": False})
+        train_pairs(tmp_path / "t.tsv", tmp_path / "x.gguf", **{**options, "copying": True, "shared_vocabulary": False})
 
 
 def test_guesses_take_the_place_of_some_words():
