@@ -273,6 +273,18 @@ cdef int _check_tokens(Model model, const int32_t[::1] tokens, bint of_source=Fa
     return 0
 
 
+cdef const int32_t[::1] _copied(const int32_t[::1] tokens):
+    return tokens.copy() if tokens.shape[0] else NOTHING  # an array of none cannot be copied
+
+
+cdef int _check_mask(Model model, const uint32_t[::1] allowed) except -1:
+    """Of tokens that may come: a bit each."""
+    cdef size_t words = (model.vocab_size + 31) // 32
+    if allowed is not None and <size_t>allowed.shape[0] < words:
+        raise ValueError(f"a mask of {allowed.shape[0]} words: expected {words}")
+    return 0
+
+
 @cython.final
 cdef class Source:
     """What a sequence-to-sequence model was given, read: `Decoder.read_sources`. Nothing changes it."""
@@ -392,10 +404,9 @@ cdef class Beams:
             raise ValueError(f"{tokens.shape[0]} tokens and {totals.shape[0]} totals for {n} states")
         if sampling.needs_memory or sampling.amateur is not None:
             raise ValueError("expected controls that look at nothing but the next token")
-        if allowed is not None and <size_t>allowed.shape[0] < (V + 31) // 32:
-            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(V + 31) // 32}")
+        _check_mask(sampling.model, allowed)
         _check_tokens(sampling.model, tokens)
-        self.states, self.tokens, self.totals, self.sampling = list(states), tokens.copy(), totals.copy(), sampling
+        self.states, self.tokens, self.totals, self.sampling = list(states), _copied(tokens), totals.copy() if len(states) else totals, sampling
         self.most, self.of_each, self.min_tokens, self.allowed = most, min(most, V), max(min_tokens, 0), allowed
 
     cdef list best(self, const fl_request *requests):
@@ -687,7 +698,7 @@ cdef class Decoder:
             return []
         round = Round(jobs, 1, PY_SSIZE_T_MAX)
         for i in range(round.n):
-            job = jobs[i]
+            job = round.jobs[i]
             if job._state.model is not self.model:
                 raise ValueError("the state belongs to another model")
         if draw:
@@ -1024,15 +1035,14 @@ cdef class Job:
             raise ValueError("contrastive decoding needs a second state, and nothing else does")
         if amateur is not None and amateur.model is not sampling.amateur.model:
             raise ValueError("the second state belongs to another model")
-        if allowed is not None and allowed.shape[0] < (vocab_size + 31) // 32:
-            raise ValueError(f"a mask of {allowed.shape[0]} words: expected {(vocab_size + 31) // 32}")
+        _check_mask(state_model, allowed)
         if alternatives > <uint32_t>vocab_size:
             raise ValueError(f"alternatives={alternatives}: expected at most {vocab_size}")
-        self._state, self._prompt, self._sampling, self._max = state, prompt, sampling, max_tokens
+        self._state, self._prompt, self._sampling, self._max = state, _copied(prompt), sampling, max_tokens
         self._memory, self._amateur, self._min = memory, amateur, min_tokens
         self._seed, self._index = seed, index
         self._allowed, self._guide, self._check, self._processor = allowed, guide, check, processor
-        self._always, self._asked = allowed, asked
+        self._always, self._asked = allowed, _copied(asked)
         self._alternatives, self._often = alternatives, often
         self.tokens, self.logprobs = [], [] if logprobs else None
         self.alternatives = [] if alternatives else None
@@ -1062,6 +1072,7 @@ cdef class Job:
         request.sampling, request.seed, request.index = &self._sampling._sampling, self._seed, self._index
         if self._guide is not None and request.max_tokens:
             self._allowed = self._guide.allowed()
+            _check_mask(self._state.model, self._allowed)
         request.allowed = &self._allowed[0] if self._allowed is not None else NULL
         request.min_tokens = max(self._min - written, 0)
         request.alternatives = self._alternatives
@@ -1125,8 +1136,10 @@ cdef class Round:
     def __cinit__(self, list jobs not None, Py_ssize_t chunk, Py_ssize_t read):
         cdef Job job
         cdef size_t i, most = 0
-        self.jobs, self.n = jobs, len(jobs)
-        for job in jobs:
+        self.jobs, self.n = list(jobs), len(jobs)  # the caller may change his while others run
+        for job in self.jobs:
+            if job is None:
+                raise TypeError("expected a Job, found None")
             self.reading |= job._prompt.shape[0] - job._at > read
             most = max(most, job._alternatives)
             if job._guide is not None:
@@ -1141,7 +1154,7 @@ cdef class Round:
             raise MemoryError
         self.logprobs = <float *>(self.tokens + places)
         for i in range(self.n):
-            job = jobs[i]
+            job = self.jobs[i]
             job._fill(&self.requests[i], chunk, read if self.reading else 0)
             self.requests[i].tokens = self.tokens + i * chunk
             if job.logprobs is not None:

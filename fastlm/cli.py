@@ -344,11 +344,12 @@ def _answered(
     model: fastlm.Model, texts: list[str], answer: Callable[[list[str]], list[Any]]
 ) -> Iterator[tuple[str, Any]]:
     """Each of the texts given, or of the lines of standard input, and its answer; None for an empty one. Some are
-    answered together; if one cannot be read, those before it are, and the error says which it is."""
+    answered together; if one cannot be read, those before it are, and the error says which it is. Empty lines keep
+    their place; an empty text on the command line is a mistake."""
     lines = iter(texts) if texts else (line.rstrip("\r\n") for line in sys.stdin)
     done = 0
     while part := list(itertools.islice(lines, TOGETHER)):
-        bad, why = _unreadable(model, part)
+        bad, why = _unreadable(model, part, blanks=not texts)
         full = [line for line in part[:bad] if line.strip()]
         answers = iter(answer(full) if full else ())
         yield from ((line, next(answers) if line.strip() else None) for line in part[:bad])
@@ -357,12 +358,12 @@ def _answered(
         done += len(part)
 
 
-def _unreadable(model: fastlm.Model, texts: list[str]) -> tuple[int, str]:
+def _unreadable(model: fastlm.Model, texts: list[str], blanks: bool) -> tuple[int, str]:
     """The place of the first text that the model cannot read, and why; or how many there are."""
     for place, text in enumerate(texts):
         try:
-            if text.strip():
-                model._ids(text)
+            if text.strip() or not blanks:
+                model._ids(text.strip())
         except ValueError as e:
             return place, str(e)
     return len(texts), ""
@@ -578,7 +579,7 @@ def _add_export(commands: Any) -> None:
     command.add_argument("output", help="model file to write")
     command.add_argument("--tokenizer", help="Hugging Face tokenizer.json, or 'bytes'")
     command.add_argument("--labels", nargs="+", help="of a classifier, in the order of its outputs")
-    _add_dtype(command, "f32")
+    _add_dtype(command, "f32", "held-out text, plain or .gz: what fewer bits cost (of a model with a source: quantize)")
     command.add_argument("--bos", type=int, help="token that starts a text")
     command.add_argument("--eos", type=int, help="token that ends a text")
 
@@ -587,15 +588,13 @@ def _add_quantize(commands: Any) -> None:
     command = _add(commands, "quantize", _quantize, "write a model file with its weights in fewer bits")
     command.add_argument("model", help="model file")
     command.add_argument("output", help="model file to write; may be the same")
-    _add_dtype(command, "int8")
+    _add_dtype(command, "int8", "held-out text (for a model with a source, pairs), plain or .gz: what fewer bits cost")
 
 
-def _add_dtype(command: argparse.ArgumentParser, default: str) -> None:
+def _add_dtype(command: argparse.ArgumentParser, default: str, text: str) -> None:
     types = "f32, bf16, int8, int4; or by part, as in cells=int4,output=int8,embedding=int8; or auto: the fastest"
     command.add_argument("--dtype", default=default, help=f"type of the weights: {types} (default: {default})")
-    command.add_argument(
-        "--text", help="held-out text (for a model with a source, pairs), plain or .gz: what fewer bits cost"
-    )
+    command.add_argument("--text", help=text)
     command.add_argument("--max-loss", type=float, help="auto: highest rise of perplexity in percent (default: 1)")
     command.add_argument(
         "--screen", action="store_true", help="rule most of a large vocabulary out early: the same text, faster"

@@ -794,7 +794,8 @@ class _Refused:
         self._why = why
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+        self._name = self.__name__ = name
+        self.__doc__ = f"Raises ValueError: {name} {self._why}."
 
     def __call__(self, *_: Any, **__: Any) -> NoReturn:
         raise ValueError(f"{self._name} {self._why}")
@@ -1001,7 +1002,7 @@ class _Pieces(Sequence[str]):
 class _Metadata(Mapping[str, Any]):
     """The file's keys; a value is read when it is asked for."""
 
-    def __init__(self, engine: _engine.Model, prefix_cache_bytes: int = 0) -> None:
+    def __init__(self, engine: _engine.Model) -> None:
         self._engine, self._places = engine, engine.keys()
 
     def __getitem__(self, key: str) -> Any:

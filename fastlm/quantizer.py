@@ -388,10 +388,12 @@ class _Source:
         task = self.weights.task
         for name, asked in (("text", text is not None), ("screen", screen)):
             if asked and task == "classifier":
-                raise ValueError(f"{name}: {self.path} is a classifier, and {name} is for models that write")
+                raise ValueError(f"{name}: this is a classifier, and {name} is for models that write")
         if text is not None and _are_pairs(text) != (task == "seq2seq"):
             wanted = "sources and their texts, as a list of pairs" if task == "seq2seq" else "a text, not pairs"
-            raise ValueError(f"text: for {self.path} expected {wanted}")
+            raise ValueError(
+                f"text: for a model {'with' if task == 'seq2seq' else 'without'} a source expected {wanted}"
+            )
         if screen and isinstance(self.weights, Weights) and task == "seq2seq":
             if text is None:
                 raise ValueError("screen: a model with a source needs sources and their texts to make one for (text)")

@@ -31,6 +31,20 @@ def random_weights(vocab=50, embedding=12, units=(20,), tied=False, bias=True, s
     return weights
 
 
+def damaged_files(data, places, count):
+    """A model file with numbers at some of these places overwritten, so many times; and cut off, a hundred times."""
+    r = np.random.default_rng(0)
+    for _ in range(count):
+        damaged = bytearray(data)
+        for _ in range(r.integers(1, 3)):
+            at, size = int(r.integers(places.start, places.stop)), int(r.choice([1, 4, 8]))
+            value = int(r.choice([0, 1, 2, 15, 16, 17, 255, 2**31 - 1, 2**32 - 1, 2**63]))
+            damaged[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
+        yield bytes(damaged)
+    for cut in r.integers(0, len(data), 100):
+        yield data[:cut]
+
+
 class Reader:
     """The engine below `Model`: one sequence's state, and room to compute in."""
 

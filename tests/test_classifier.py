@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fastlm
-from conftest import LEVELS
+from conftest import LEVELS, damaged_files
 from fastlm import _engine, format
 from fastlm.cli import main
 from fastlm.tokenizer import CharTokenizer, train_bpe
@@ -164,7 +164,7 @@ def test_rounded_models_stay_near_and_give_the_same_bits(pooling, tmp_path):
         assert np.concatenate(alone).tobytes() == rows[0][:5].tobytes()
     with pytest.raises(ValueError, match="stays in f32 or bf16"):
         fastlm.quantize(tmp_path / "m.gguf", tmp_path / "x.gguf", dtype="output=int8")
-    with pytest.raises(ValueError, match="is a classifier, and text is for models that write"):
+    with pytest.raises(ValueError, match="this is a classifier, and text is for models that write"):
         fastlm.quantize(tmp_path / "m.gguf", tmp_path / "x.gguf", text=[1] * 2000)
     assert not (tmp_path / "x.gguf").exists()
 
@@ -354,6 +354,8 @@ def test_the_command_says_which_line_it_cannot_read(judge, tmp_path, monkeypatch
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 69
     assert "line 70: a text of 1800" in said.err
+    assert main(["classify", "--model", str(path), "fun", ""]) == 1
+    assert "text 2: the text is empty" in capsys.readouterr().err
 
 
 def test_what_it_cannot_do_is_said(judge):
@@ -400,17 +402,8 @@ def test_damaged_files_are_refused_or_work(pooling, tmp_path):
     write(tmp_path / "m.gguf", weights_of(pooling, units=(20, 9), both=both), pooling)
     data = (tmp_path / "m.gguf").read_bytes()
     assert try_file(data) == "works"
-    r = np.random.default_rng(0)
-    end, found = data.index(b"output.weight") + 400, set()
-    for _ in range(1000):
-        damaged = bytearray(data)
-        for _ in range(r.integers(1, 3)):
-            at, size = int(r.integers(8, end)), int(r.choice([1, 4, 8]))
-            value = int(r.choice([0, 1, 2, 15, 16, 17, 255, 2**31 - 1, 2**32 - 1, 2**63]))
-            damaged[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
-        found.add(try_file(bytes(damaged))[:20])
-    for cut in r.integers(0, len(data), 100):
-        found.add(try_file(data[:cut])[:20])
+    places = range(8, data.index(b"output.weight") + 400)
+    found = {try_file(damaged)[:20] for damaged in damaged_files(data, places, 1000)}
     assert "works" in found
     assert len(found) > 10
 

@@ -184,6 +184,19 @@ def test_engine_refuses_tokens_outside_the_vocabulary(lm):
     assert reader.position == 0
 
 
+def test_jobs_keep_what_they_are_given(lm):
+    """The caller may change his arrays and lists: no token outside the vocabulary gets past the check."""
+    prompt, sampling = array("i", [1, 2, 3]), _engine.Sampling(lm._engine)
+    job = _engine.Job(_engine.State(lm._engine), prompt, sampling, 4, alternatives=2)
+    prompt[:] = array("i", [1 << 30] * 3)
+    del prompt[1:]
+    decoder = _engine.Decoder(lm._engine)
+    assert job.unread == array("i", [1, 2, 3])
+    assert len(decoder.expand([job])[0][0]) == 2
+    with pytest.raises(TypeError, match="expected a Job, found None"):
+        decoder.expand([None])
+
+
 def test_signals_are_seen_during_a_long_text(tmp_path):
     fastlm.export(random_weights(), tmp_path / "endless.gguf")
     lm = fastlm.load(tmp_path / "endless.gguf")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fastlm
+from conftest import damaged_files
 from fastlm import _engine, format
 from fastlm.cli import main
 from fastlm.tokenizer import CharTokenizer
@@ -304,17 +305,7 @@ def test_damaged_files_are_refused_or_work(attention, tmp_path):
     format.write(tmp_path / "m.gguf", Weights.from_dict(weights), {})
     data = (tmp_path / "m.gguf").read_bytes()
     assert try_file(data) == "works"
-    r = np.random.default_rng(0)
-    places, found = numbers_of(data), set()
-    for _ in range(1500):
-        damaged = bytearray(data)
-        for _ in range(r.integers(1, 3)):
-            at, size = int(r.integers(places.start, places.stop)), int(r.choice([1, 4, 8]))
-            value = int(r.choice([0, 1, 2, 15, 16, 17, 255, 2**31 - 1, 2**32 - 1, 2**63]))
-            damaged[at : at + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
-        found.add(try_file(bytes(damaged))[:20])
-    for cut in r.integers(0, len(data), 100):
-        found.add(try_file(data[:cut])[:20])
+    found = {try_file(damaged)[:20] for damaged in damaged_files(data, numbers_of(data), 1500)}
     assert "works" in found
     assert len(found) > 10
 

@@ -141,7 +141,7 @@ def test_next_tokens_are_what_is_drawn(writer):
 
 # ---- every option, everywhere --------------------------------------------------------------------------
 
-NOT_ON_THE_COMMAND_LINE = {
+NOT_OFFERED_BY_GENERATE = {
     "attention",
     "cancelled",
     "coverage_penalty",
@@ -158,7 +158,7 @@ def test_every_option_is_documented_and_on_the_command_line():
     assert [name for name in names if f"`{name}`" not in page] == []
     generate = _parser()._subparsers._group_actions[0].choices["generate"]
     offered = {action.dest for action in generate._actions}
-    assert names - offered == NOT_ON_THE_COMMAND_LINE
+    assert names - offered == NOT_OFFERED_BY_GENERATE
 
 
 def test_options_that_can_be_read_once_count_for_every_prompt(lm):
