@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wishes that a text shall fulfil, and what to do when they cannot all be had."""
+
+from fastlm.goals.conflicts import ConflictError, Verdict, check
+from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches
+
+__all__ = ["ConflictError", "Exclude", "Goal", "Include", "Length", "Matches", "Verdict", "check"]

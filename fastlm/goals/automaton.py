@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words, phrases and lengths as one automaton over characters: whether a text can be as is asked, and the shortest.
+
+Characters that no goal tells apart are one symbol, so that the automaton has as few transitions as the goals need. What
+was said of each phrase, and where in a word and in a sentence the text stands, is its state; how many characters, words
+and sentences there were is counted beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from heapq import heappop, heappush
+from typing import Any, NamedTuple, TypeAlias
+
+from fastlm.goals.kinds import Goal, Include, Length, Words
+from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, fold, is_word
+
+MOST_STATES = 50_000
+"""That are looked at for one question, all of its parts together, before nothing is said: a second or two."""
+
+FAR = 24
+"""Words and sentences that are counted one by one; more of them are known to take as much room each."""
+
+
+class Symbol(NamedTuple):
+    """Characters that are alike to the goals: one of them, and what it is."""
+
+    character: str
+    word: bool
+    space: bool
+    end: bool
+    closer: bool
+    apostrophe: bool
+
+
+def _symbol(character: str) -> Symbol:
+    groups = (character in group for group in (ENDS, CLOSERS, APOSTROPHES))
+    return Symbol(character, is_word(character), character.isspace(), *groups)
+
+
+class Phrase:
+    """How much of a phrase was said: a state is the places reached in it, whether a word character came before, and
+    whether it was said. Dead or done states say so."""
+
+    def __init__(self, phrase: str, case: bool) -> None:
+        self.said = phrase if case else "".join(map(fold, phrase))
+        self._case = case
+        self._first, self._last = is_word(phrase[0]), is_word(phrase[-1])
+        self.characters = frozenset(self.said.replace(" ", ""))
+
+    def start(self) -> frozenset[int]:
+        """Before a text."""
+        return frozenset([FREE])
+
+    def after(self, state: frozenset[int], symbol: Symbol) -> frozenset[int]:
+        """A state after a character: `DONE` once the phrase was said as a whole."""
+        size, said = len(self.said), self.said
+        if state == DONE or (size in state and not (self._last and symbol.word)):
+            return DONE
+        found = set() if symbol.word else {FREE}
+        character = symbol.character if self._case else fold(symbol.character)
+        for at in state - {size}:
+            at = max(at, 0)
+            if said[at] == " ":
+                found |= {at, at + 1} if symbol.space else set()
+            elif said[at] == character:
+                found.add(at + 1)
+        if not self._first and said[0] == character:  # a mark may stand anywhere
+            found.add(1)
+        return frozenset(found)
+
+    def at_end(self, state: frozenset[int]) -> bool:
+        """Whether the phrase is in a text that ends here."""
+        return state == DONE or len(self.said) in state
+
+
+def _within(phrase: Phrase, other: Phrase) -> bool:
+    """Whether saying the other may say a phrase, too."""
+    return bool(count_phrase(other.said, phrase.said, case=False) or count_phrase(other.said, phrase.said, case=True))
+
+
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789\u00e4\u00e9\u00f1\u00f8"
+FREE = -1  # no word character came before: a phrase may begin
+DONE = frozenset([-2])
+
+
+State: TypeAlias = "tuple[int, ...]"
+
+
+class Step(NamedTuple):
+    """Where a character leads: the state, and the words and sentences that it adds."""
+
+    state: State
+    words: int
+    sentences: int
+
+
+# A word goes on, or does so if a word character follows; the sentence has a word character; its end mark was there.
+IN_WORD, JOINT, IN_SENTENCE, ENDED = 1, 2, 4, 8
+
+
+class Automaton:
+    """Of the phrases of all goals. A state is that of each phrase, as a number, and where the text stands.
+
+    Parameters
+    ----------
+    goals : sequence of Goal
+        `Include`, `Exclude` and `Length` count here.
+    """
+
+    def __init__(self, goals: Sequence[Goal]) -> None:
+        asked = [(word, goal) for goal in goals if isinstance(goal, Words) for word in goal.words]
+        self._phrases = [Phrase(word, goal.case) for word, goal in asked]
+        self._wanted = [isinstance(goal, Include) for _, goal in asked]
+        self._cased = any(goal.case for _, goal in asked)
+        self._numbers: dict[tuple[int, frozenset[int]], int] = {}
+        self._states: list[frozenset[int]] = []
+        self._moves: dict[State, dict[Step, str]] = {}
+        self.start = (*(self._number(n, phrase.start()) for n, phrase in enumerate(self._phrases)), 0)
+
+    @cached_property
+    def _said(self) -> set[str]:
+        """Characters of the phrases; in both cases if case counts."""
+        said = {c for phrase in self._phrases for c in phrase.characters}
+        if self._cased:
+            said |= {c.upper() for c in said if len(c.upper()) == 1} | {fold(c) for c in said}
+        return said
+
+    @cached_property
+    def symbols(self) -> list[Symbol]:
+        """One for all characters that no goal tells apart; of letters that nobody asks for the first."""
+        said, kinds = self._said, dict[Symbol, Symbol]()
+        for character in f"{_LETTERS} .)'-":
+            if character not in said:
+                one = _symbol(character)
+                kinds.setdefault(one._replace(character=""), one)
+        return [*kinds.values(), *map(_symbol, sorted(said))]
+
+    @cache  # noqa: B019 - an automaton lives as long as what asks it
+    def _after(self, phrase: int, state: int, symbol: Symbol) -> int:
+        return self._number(phrase, self._phrases[phrase].after(self._states[state], symbol))
+
+    @property
+    def filler(self) -> str:
+        """A word of one letter that is part of no phrase."""
+        return next(one.character for one in self.symbols if one.word and one.character not in self._said)
+
+    def _number(self, phrase: int, state: frozenset[int]) -> int:
+        key = phrase, state
+        if key not in self._numbers:
+            self._numbers[key] = len(self._states)
+            self._states.append(state)
+        return self._numbers[key]
+
+    def moves(self, state: State) -> dict[Step, str]:
+        """All that may come behind a state, each with a character that leads there."""
+        if (found := self._moves.get(state)) is None:
+            found = self._moves[state] = {}
+            for symbol in self.symbols:
+                if (step := self._step(state, symbol)) is not None:
+                    found.setdefault(step, symbol.character)
+        return found
+
+    def _step(self, state: State, symbol: Symbol) -> Step | None:
+        after = []
+        for n, wanted in enumerate(self._wanted):
+            one = self._after(n, state[n], symbol)
+            if self._states[one] == DONE and not wanted:
+                return None
+            after.append(one)
+        place, words, sentences = state[-1], 0, 0
+        joint = JOINT if symbol.apostrophe and place & IN_WORD else 0
+        if symbol.word:
+            words = not place & (IN_WORD | JOINT)
+            place = IN_WORD | IN_SENTENCE
+        elif symbol.space:
+            sentences = bool(place & IN_SENTENCE and place & ENDED)
+            place = 0 if place & ENDED else place & IN_SENTENCE
+        else:
+            ended = ENDED if symbol.end or (symbol.closer and place & ENDED) else 0
+            place = place & IN_SENTENCE | ended | joint
+        return Step((*after, place), int(words), int(sentences))
+
+    def lacking(self, state: State, words: int, sentences: int) -> int:
+        """At least so many characters are still needed, for so many further words and sentences among others: each word
+        that is wanted and not in a longer phrase has its own place, and what is begun of one of them is there."""
+        letters = unsaid = begun = 0
+        for n, size in self._places:
+            one = self._states[state[n]]
+            if not self._phrases[n].at_end(one):
+                letters, unsaid = letters + size - 1, unsaid + 1
+                begun = max(begun, *one, 0)
+        place, words = state[-1], max(words, unsaid - (begun > 0))
+        letters -= max(0, begun - 1)
+        if sentences > 0:  # each takes its word, an end mark and a space
+            there = 2 if not place & IN_SENTENCE else 1 if place & ENDED else 0
+            return letters + 3 * sentences + 2 * max(0, words - sentences) - there
+        return letters + (2 * words - (not place & IN_WORD) if words > 0 else 0)
+
+    @cached_property
+    def _places(self) -> list[tuple[int, int]]:
+        """Wanted words that must stand by themselves, and their lengths."""
+        wanted = [
+            (n, phrase) for (n, phrase), asked in zip(enumerate(self._phrases), self._wanted, strict=True) if asked
+        ]
+        return [
+            (n, len(phrase.said))
+            for n, phrase in wanted
+            if all(map(is_word, phrase.said)) and not any(_within(phrase, other) for m, other in wanted if m != n)
+        ]
+
+    def accepts(self, state: State) -> bool:
+        """Whether a text that ends here says what it must and nothing else."""
+        pairs = zip(self._phrases, self._wanted, state, strict=False)
+        return all(phrase.at_end(self._states[one]) == wanted for phrase, wanted, one in pairs)
+
+    @staticmethod
+    def open_sentence(state: State) -> int:
+        """1 if the end of the text ends a sentence."""
+        return int(bool(state[-1] & IN_SENTENCE))
+
+
+# ---- the shortest text ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Of a length, both included; ``most`` may be None."""
+
+    least: int
+    most: int | None
+
+    @classmethod
+    def of(cls, goals: Sequence[Goal], unit: str) -> Bounds:
+        """What all goals ask for together."""
+        asked = [goal for goal in goals if isinstance(goal, Length) and goal.unit == unit]
+        most = [goal.max for goal in asked if goal.max is not None]
+        return cls(max((goal.min for goal in asked), default=0), min(most, default=None))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no length is within."""
+        return self.most is not None and self.most < self.least
+
+    def less(self, count: int) -> Bounds:
+        """For what is left when so many are taken for granted."""
+        return Bounds(max(0, self.least - count), None if self.most is None else self.most - count)
+
+    def counted(self, count: int) -> int | None:
+        """A count as far as it matters; None if it is too large."""
+        if self.most is None:
+            return min(count, self.least)
+        return count if count <= self.most else None
+
+
+class TooManyStates(Exception):
+    """Nothing was found out in reasonable time."""
+
+
+class Budget:
+    """States that may still be looked at."""
+
+    def __init__(self, states: int = MOST_STATES) -> None:
+        self.states = states
+
+    def spend(self, states: int) -> None:
+        """Raises `TooManyStates` if that is more than there is."""
+        self.states -= states
+        if self.states < 0:
+            raise TooManyStates
+
+
+def shortest(goals: Sequence[Goal], budget: Budget | None = None) -> str | None:
+    """The shortest text that has all words and lengths asked for, but for those in tokens; None if there is none.
+
+    Raises
+    ------
+    TooManyStates
+        The budget (by default `MOST_STATES`) is used up.
+    """
+    characters, words, sentences = (Bounds.of(goals, unit) for unit in ("characters", "words", "sentences"))
+    if characters.empty or words.empty or sentences.empty:
+        return None
+    machine = Automaton(goals)
+    # What goes beyond a number that any words of the goals may need takes the same room each: "a. " or "a ".
+    far = max(
+        FAR, 2 * sum(len(goal.words) + len(" ".join(goal.words).split()) for goal in goals if isinstance(goal, Words))
+    )
+    more_sentences = max(0, sentences.least - far)
+    more_words = max(0, words.least - more_sentences - 2 * far)
+    filling = machine.filler + ". "
+    filling = filling * more_sentences + (machine.filler + " ") * more_words
+    text = _search(
+        machine,
+        characters.less(len(filling)),
+        words.less(more_sentences + more_words),
+        sentences.less(more_sentences),
+        budget or Budget(),
+    )
+    if text is None:
+        return None
+    text = filling + text
+    return text + " " * max(0, characters.least - len(text))
+
+
+def _search(machine: Automaton, characters: Bounds, words: Bounds, sentences: Bounds, budget: Budget) -> str | None:
+    """The shortest text of at most so many characters: A* (Hart et al. 1968), of equal ones the longer first."""
+    first = (machine.start, 0, 0)
+    before: dict[Any, tuple[Any, str] | None] = {first: None}
+    lengths: dict[Any, int] = {first: 0}
+    queue: list[Any] = [(0, 0, 0, first)]
+    tie = 0
+    while queue:
+        _, minus, _, node = heappop(queue)
+        state, said, ended = node
+        if -minus != lengths[node]:
+            continue  # it was reached by a shorter way since
+        budget.spend(1)
+        ended_at_end = sentences.counted(ended + machine.open_sentence(state))
+        enough = said >= words.least and ended_at_end is not None and ended_at_end >= sentences.least
+        if enough and machine.accepts(state):
+            return _spelled(before, node)
+        length = 1 - minus
+        for step, character in machine.moves(state).items():
+            w, s = words.counted(said + step.words), sentences.counted(ended + step.sentences)
+            after = (step.state, w, s)
+            if w is None or s is None or lengths.get(after, length + 1) <= length:
+                continue
+            missing = words.least - w, sentences.least - s - machine.open_sentence(step.state)
+            whole = length + machine.lacking(step.state, *missing)
+            if characters.most is None or whole <= characters.most:
+                before[after], lengths[after] = (node, character), length
+                tie += 1
+                heappush(queue, (whole, -length, tie, after))
+    return None
+
+
+def _spelled(before: dict[Any, tuple[Any, str] | None], node: Any) -> str:
+    """The characters that lead to a node."""
+    found = []
+    while (step := before[node]) is not None:
+        node, character = step
+        found.append(character)
+    return "".join(reversed(found))

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether wishes can all be had; if not, which of them cannot, why, and what would have to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fastlm.goals import forms
+from fastlm.goals.automaton import Bounds, Budget, TooManyStates, shortest
+from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches, Words, quoted
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+CLOSE = 1.25
+"""So many times the shortest possible length a limit may be, and is still called close."""
+
+
+class ConflictError(ValueError):
+    """Goals that cannot all be met.
+
+    Attributes
+    ----------
+    conflict : list of Goal
+        A minimal set of them: without any one of these the others can be had.
+    relaxations : list of Goal
+        Each in the place of one of the conflict's goals makes the rest possible.
+    """
+
+    def __init__(self, conflict: Sequence[Goal], relaxations: Sequence[Goal], why: str) -> None:
+        super().__init__(why)
+        self.conflict, self.relaxations = list(conflict), list(relaxations)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is known before a text is written.
+
+    Attributes
+    ----------
+    possible : bool or None
+        Whether some text meets all hard goals; None: undecided.
+    reason : str
+        Why it is undecided, or what is worth knowing, as a limit that is close to the shortest text.
+    example : str or None
+        A text, meaningless, that meets them all, if one was made.
+    """
+
+    possible: bool | None
+    reason: str = ""
+    example: str | None = None
+
+
+def check(goals: Sequence[Goal], model: Model | None = None) -> Verdict:
+    """Whether goals can all be met, before anything is written.
+
+    Words and lengths are an automaton, whose shortest text is found; with regular expressions they are intersected by
+    ``llguidance``. A conflict's minimal set is what is left when each goal that it does without is taken away (deletion
+    filter: Chinneck & Dravnieks 1991).
+
+    Parameters
+    ----------
+    goals : sequence of Goal
+        Soft goals are looked over: of them there may always be less.
+    model : Model, optional
+        Whose tokens are counted.
+
+    Raises
+    ------
+    ConflictError
+        If no text can meet them.
+    TypeError
+        For what is no goal.
+    """
+    hard = [goal for goal in _goals(goals) if goal.hard]
+    question = _Question(model)
+    try:
+        verdict = question.ask(hard)
+        if verdict.possible is not False:
+            return verdict
+        conflict = question.least(hard)
+    except TooManyStates:
+        return Verdict(None, "there are too many combinations of these words and lengths to try them all")
+    changes = list(question.changes(hard, conflict))
+    raise ConflictError(conflict, [changed for _, changed in changes], question.why(conflict, changes))
+
+
+def _goals(given: Any) -> list[Goal]:
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        raise TypeError(f"goals: expected a list of goals, found {type(given).__name__}")
+    for place, goal in enumerate(given):
+        if not isinstance(goal, Goal):
+            raise TypeError(f"goals[{place}]={goal!r:.60}: expected a goal, such as fastlm.goals.Include('word')")
+    return list(given)
+
+
+class _Question:
+    """What is asked about some goals, all with one budget."""
+
+    def __init__(self, model: Model | None) -> None:
+        self._model, self._budget = model, Budget()
+        self._known: dict[tuple[Goal, ...], Verdict] = {}
+
+    def ask(self, goals: Sequence[Goal]) -> Verdict:
+        """Whether all can be met."""
+        key = tuple(goals)
+        if key not in self._known:
+            self._known[key] = self._answer(goals)
+        return self._known[key]
+
+    def _answer(self, goals: Sequence[Goal]) -> Verdict:
+        text = shortest(goals, self._budget)
+        if text is None:
+            return Verdict(False)
+        found = [self._with_tokens(goals, text), self._with_forms(goals)]
+        if any(one.possible is False for one in found):
+            return Verdict(False)
+        undecided = [one.reason for one in found if one.possible is None]
+        if undecided:
+            return Verdict(None, "; ".join(undecided))
+        form = any(isinstance(goal, Matches) for goal in goals)
+        return Verdict(True, _close(goals, text), None if form else found[0].example)
+
+    def _with_tokens(self, goals: Sequence[Goal], text: str) -> Verdict:
+        bounds = Bounds.of(goals, "tokens")
+        if bounds.empty:
+            return Verdict(False)
+        if bounds.least == 0 and bounds.most is None:
+            return Verdict(True, example=text)
+        if self._model is None:
+            return Verdict(None, "how many tokens a text has depends on the model")
+        return _in_tokens(self._model, goals, text, bounds)
+
+    @staticmethod
+    def _with_forms(goals: Sequence[Goal]) -> Verdict:
+        wanted = [goal for goal in goals if isinstance(goal, Matches)]
+        if not wanted:
+            return Verdict(True)
+        regular = [goal for goal in goals if not isinstance(goal, Matches) or goal.regex is not None]
+        if any(goal.regex is not None for goal in wanted) and (found := forms.possible(regular)) is not True:
+            return Verdict(found, "the regular expression and the other goals take too long to compare")
+        if len(goals) > 1 and len(regular) < len(goals):
+            return Verdict(None, "whether a grammar or schema leaves room for the other goals shows while writing")
+        counted = {goal.unit for goal in goals if isinstance(goal, Length)} & {"sentences", "tokens"}
+        if counted:
+            return Verdict(None, f"whether a form leaves room for {' and '.join(counted)} shows while writing")
+        return Verdict(True)
+
+    def least(self, goals: Sequence[Goal]) -> list[Goal]:
+        """A minimal set of goals that cannot all be met, of some that cannot."""
+        kept = list(goals)
+        for goal in goals:
+            rest = [one for one in kept if one is not goal]
+            if self.ask(rest).possible is False:
+                kept = rest
+        return kept
+
+    # ---- what would make it possible -------------------------------------------------------------------
+
+    def changes(self, goals: Sequence[Goal], conflict: Sequence[Goal]) -> Iterator[Change]:
+        """Of each goal of a conflict the smallest change with which all can be had; or, if there is another conflict,
+        with which those of this one can."""
+        for goal in conflict:
+            for others in ([one for one in goals if one is not goal], [one for one in conflict if one is not goal]):
+                try:
+                    found = list(self._changes(goal, others))
+                except TooManyStates:
+                    return
+                if found:
+                    yield from ((goal, changed) for changed in found)
+                    break
+
+    def _changes(self, goal: Goal, others: Sequence[Goal]) -> Iterator[Goal]:
+        def possible(changed: Goal) -> bool:
+            return self.ask([*others, changed]).possible is True
+
+        if isinstance(goal, Words):
+            yield from _fewer(goal, possible)
+        elif isinstance(goal, Length):
+            yield from _wider(goal, possible)
+
+    # ---- in words --------------------------------------------------------------------------------------
+
+    def why(self, conflict: Sequence[Goal], changes: Sequence[Change]) -> str:
+        """What cannot be had together, why, and what would help."""
+        said = f"no text can have all of this: {'; '.join(map(str, conflict))}"
+        if reason := self._reason(conflict):
+            said += f". {reason}"
+        helps = list(dict.fromkeys(_change(*change) for change in changes))
+        if len(helps) > _SHOWN:
+            helps = [*helps[:_SHOWN], "the like"]
+        if helps:
+            said += f". It would be possible if you {', or '.join(helps)}"
+        return said
+
+    def _reason(self, conflict: Sequence[Goal]) -> str:
+        for limit in conflict:
+            rest = [goal for goal in conflict if goal is not limit]
+            if not isinstance(limit, Length) or limit.max is None or any(isinstance(goal, Matches) for goal in rest):
+                continue
+            text = shortest(rest, self._budget) if rest else None
+            if text is not None and (length := limit.of(text, self._tokens(text))) is not None:
+                return f"The shortest text with the rest has {limit.counted(length)}, for example {text!r:.80}"
+        for goal in conflict:
+            for other in conflict:
+                if isinstance(goal, Exclude) and isinstance(other, Include):
+                    for word in other.words:
+                        if goal.said(word):
+                            return f"{word!r} is asked for, and {quoted(goal.said(word))} is ruled out"
+        return ""
+
+    def _tokens(self, text: str) -> int | None:
+        return None if self._model is None else len(self._model.encode(text))
+
+
+def _in_tokens(model: Model, goals: Sequence[Goal], text: str, bounds: Bounds) -> Verdict:
+    """Whether a text can have so many tokens: shown by an example, or by what the longest token can hold."""
+    characters = Bounds.of(goals, "characters")
+    known = model._need_tokenizer()
+    for _ in range(1 + bounds.least):
+        count = len(model.encode(text))
+        if count >= bounds.least or (characters.most is not None and len(text) >= characters.most):
+            break
+        text += " "
+    if bounds.least <= count and (bounds.most is None or count <= bounds.most):
+        return Verdict(True, example=text)
+    longest = max((len(piece) for piece in known.pieces), default=1)
+    if known.exact_pieces and bounds.most is not None and len(text.strip().encode()) > longest * bounds.most:
+        return Verdict(False)
+    return Verdict(None, "whether the words fit into so many tokens shows while writing")
+
+
+def _close(goals: Sequence[Goal], text: str) -> str:
+    """What is said of a limit that leaves little room."""
+    for goal in goals:
+        if isinstance(goal, Length) and goal.max is not None and goal.min < goal.max:
+            length = goal.of(text.rstrip())
+            if length is not None and 0 < length <= goal.max < CLOSE * length:
+                return f"{goal} leaves little room: the shortest text has {length}"
+    return ""
+
+
+Change: TypeAlias = "tuple[Goal, Goal]"
+"""A goal, and what may take its place."""
+
+_SHOWN = 4
+"""Changes that a message names."""
+
+_TRIED = 40
+"""Ways to leave words out that are tried."""
+
+_MOST = 100_000
+"""A limit that would have to be raised so far helps nobody."""
+
+
+def _change(goal: Goal, changed: Goal) -> str:
+    """What somebody would have to do."""
+    if isinstance(goal, Words) and isinstance(changed, Words):
+        dropped = quoted(word for word in goal.words if word not in changed.words)
+        return f"drop {dropped}" if isinstance(goal, Include) else f"allow {dropped}"
+    if not isinstance(goal, Length) or not isinstance(changed, Length):
+        return f"leave out: {goal}"
+    if changed.max is not None and changed.max != goal.max:
+        return f"raise max to {changed.counted(changed.max)}"
+    return f"lower min to {changed.counted(changed.min)}"
+
+
+def _fewer(goal: Words, possible: Callable[[Goal], bool]) -> Iterator[Goal]:
+    """With as few words less as it takes."""
+    ways = (left for count in range(1, len(goal.words) + 1) for left in combinations(goal.words, count))
+    least = len(goal.words)
+    for left_out in islice(ways, _TRIED):
+        changed = type(goal)([word for word in goal.words if word not in left_out], goal.case)
+        if len(left_out) <= least and possible(changed):
+            least = len(left_out)
+            yield changed
+
+
+def _wider(goal: Length, possible: Callable[[Goal], bool]) -> Iterator[Goal]:
+    """With a larger maximum, or a smaller minimum."""
+    if goal.max is not None:
+        low, high = goal.max, max(1, 2 * goal.max)
+        while high < _MOST and not possible(replace(goal, max=high)):
+            low, high = high, 2 * high
+        if high < _MOST:
+            yield replace(goal, max=_first(lambda n: possible(replace(goal, max=n)), low, high))
+    if goal.min > 0 and possible(_at_least(goal, 0)):
+        yield _at_least(goal, goal.min - _first(lambda n: possible(_at_least(goal, goal.min - n)), 0, goal.min))
+
+
+def _at_least(goal: Length, count: int) -> Goal:
+    """A length that may be anything is no goal."""
+    return replace(goal, min=count) if count or goal.max is not None else Include(())
+
+
+def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
+    """The smallest number above ``low`` for which something holds, that holds for ``high`` and all beyond."""
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

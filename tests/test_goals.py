@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wishes that conflict: verdicts against brute force, minimal sets, relaxations that help, and what is said."""
+
+import functools
+import itertools
+import random
+import re
+import time
+
+import numpy as np
+import pytest
+
+import fastlm
+from fastlm.goals import ConflictError, Exclude, Include, Length, Matches, check
+from fastlm.goals.automaton import shortest
+from fastlm.goals.texts import count_phrase, count_sentences, count_words
+
+LETTERS, MOST = "aA1 .'d", 5  # "d" is what no goal speaks of
+PHRASES = ["a", "1", "a1", "1a", "aa", "1a1", "a 1", "a1 a", "a.", "1.", "A", "aA", "a'1", ".1", "a 1 1"]
+FORMS = [r"[a1]+", r"(a1?)*", r"a.*1", r"[aA1d ]*", r"[^.]*\.", r"(a|1 1)", r".{2,4}", r"A[a1 ]*", r"a+ 1+", r"1?"]
+
+
+@functools.cache
+def world():
+    """All short texts, and what is true of each: the judge, which knows nothing of automata."""
+    texts = ["".join(one) for size in range(MOST + 1) for one in itertools.product(LETTERS, repeat=size)]
+    said = {
+        (phrase, case): np.array([count_phrase(text, phrase, case) > 0 for text in texts])
+        for phrase in PHRASES
+        for case in (False, True)
+    }
+    lengths = {
+        "characters": np.array([len(text) for text in texts]),
+        "words": np.array([count_words(text) for text in texts]),
+        "sentences": np.array([count_sentences(text) for text in texts]),
+    }
+    forms = {form: np.array([re.fullmatch(form, text) is not None for text in texts]) for form in FORMS}
+    return texts, said, lengths, forms
+
+
+def truth(goals):
+    """Which of the short texts meet all goals."""
+    texts, said, lengths, forms = world()
+    good = np.ones(len(texts), bool)
+    for goal in goals:
+        if isinstance(goal, Length):
+            length = lengths[goal.unit]
+            good &= (length >= goal.min) & (length <= (10**6 if goal.max is None else goal.max))
+        elif isinstance(goal, Matches):
+            good &= forms[goal.regex]
+        else:
+            for word in goal.words:
+                good &= said[word, goal.case] == isinstance(goal, Include)
+    return good
+
+
+def met(goal, text):
+    if isinstance(goal, Length):
+        return goal.within(goal.of(text))
+    return re.fullmatch(goal.regex, text) is not None if isinstance(goal, Matches) else goal.met(text)
+
+
+def some_goals(r, forms):
+    """A few that get into each other's way, and are all about short texts."""
+    goals = [Length("characters", max=r.randint(0, MOST))]
+    for _ in range(1 if forms else r.randint(1, 3)):
+        kind = r.choice([Include, Include, Exclude])
+        goals.append(kind(r.sample(PHRASES, 1 if forms else r.randint(1, 2)), case=r.random() < 0.3))
+    if r.random() < 0.6:
+        unit = r.choice(["words", "sentences", "characters"])
+        least = r.randint(0, 3)
+        goals.append(Length(unit, min=least, max=max(0, least + r.randint(-1, 2))))
+    if forms and r.random() < 0.9:
+        goals.append(Matches(regex=r.choice(FORMS)))
+    r.shuffle(goals)
+    return goals
+
+
+@pytest.mark.parametrize(("seed", "forms"), [(0, False), (1, False), (2, True)])
+def test_verdicts_are_those_of_brute_force(seed, forms):
+    """500 sets: none wrongly said to be possible or not, named sets are minimal, and what is proposed helps."""
+    if forms:
+        pytest.importorskip("llguidance")
+    r, counts, slowest = random.Random(seed), {True: 0, False: 0, None: 0}, 0.0
+    for _ in range(100 if forms else 200):
+        goals = some_goals(r, forms)
+        good = truth(goals)
+        begin = time.perf_counter()
+        try:
+            verdict = check(goals)
+        except ConflictError as e:
+            counts[False] += 1
+            assert not good.any(), (goals, world()[0][good.argmax()])
+            assert_minimal(goals, e)
+        else:
+            counts[verdict.possible] += 1
+            assert good.any() or verdict.possible is None, goals
+            assert (verdict.possible is None) == (verdict.reason != "" and verdict.possible is not True)
+            assert verdict.example is None or all(met(goal, verdict.example) for goal in goals)
+        slowest = max(slowest, time.perf_counter() - begin)
+    assert counts[True] > 20
+    assert counts[False] > 20
+    assert counts[None] <= (20 if forms else 0)
+    assert slowest < 10  # 2 s on an idle machine
+
+
+def assert_minimal(goals, error):
+    """The set cannot be met; without any one of its goals it can, as an example shows."""
+    assert all(goal in goals for goal in error.conflict)
+    assert not any(map(short, error.conflict)) or not truth(error.conflict).any()
+    for goal in error.conflict:
+        possible(others(error.conflict, goal))
+    for changed in error.relaxations:
+        assert any(possible([*others(error.conflict, goal), changed], may_fail=True) for goal in error.conflict)
+
+
+def others(goals, goal):
+    return [one for one in goals if one is not goal]
+
+
+def possible(goals, may_fail=False):
+    """Whether there is a text, as one shows: a short one, or that of the automaton if there is no form."""
+    if any(isinstance(goal, Matches) for goal in goals):
+        found = truth(goals).any() or (not any(map(short, goals)) and check(goals).possible is True)
+    else:
+        text = shortest(goals)
+        found = text is not None and all(met(goal, text) for goal in goals)
+    assert found or may_fail, goals
+    return found
+
+
+def short(goal):
+    """Whether brute force sees all texts that it allows."""
+    return isinstance(goal, Length) and goal.unit == "characters" and goal.max is not None and goal.max <= MOST
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_shortest_text_is_as_short_as_brute_force_finds(seed):
+    r, (texts, *_), found = random.Random(seed), world(), 0
+    for _ in range(150):
+        goals = [goal for goal in some_goals(r, False) if not (isinstance(goal, Length) and goal.unit == "characters")]
+        good, text = truth(goals), shortest(goals)
+        if good.any():  # texts are in order of their length
+            assert len(text) == len(texts[good.argmax()]), goals
+            found += 1
+        else:
+            assert text is None or len(text) > MOST, goals
+        assert text is None or all(met(goal, text) for goal in goals)
+    assert found > 50
+
+
+@pytest.mark.parametrize(
+    ("goals", "changed", "message"),
+    [
+        (
+            [Include("umbrella"), Length("characters", max=5)],
+            [Include([]), Length("characters", max=8)],
+            "The shortest text with the rest has 8 characters, for example 'umbrella'.* raise max to 8 characters",
+        ),
+        ([Length("words", min=5), Length("words", max=3)], [Length("words", 3), Length("words", max=5)], "has 5 words"),
+        ([Include("Black  cat"), Exclude("cat")], [Include([]), Exclude([])], "'Black cat' is asked for, and 'cat' is"),
+        (
+            [Include(["cat", "dog", "umbrella"]), Length("characters", max=13), Exclude("bird")],
+            [*map(Include, (["dog", "umbrella"], ["cat", "umbrella"], ["cat", "dog"])), Length("characters", max=16)],
+            "drop 'cat', or drop 'dog', or drop 'umbrella', or raise max to 16 characters",
+        ),
+        ([Length("sentences", 3), Length("words", max=2)], [Length("sentences", 2), Length("words", max=3)], "3 words"),
+        ([Length("words", 7), Length("characters", max=0)], None, "at least 7 words; at most 0 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_said(goals, changed, message):
+    with pytest.raises(ConflictError, match=message) as found:
+        check(goals)
+    assert changed is None or found.value.relaxations == changed
+
+
+def test_many_goals_are_decided_in_time():
+    words = ["umbrella", "cat", "dog", "house", "tree", "river", "sun", "moon", "wind"]
+    begin = time.perf_counter()
+    assert len(check([Include(words), Length("sentences", 20), Length("words", 400)]).example) > 800
+    with pytest.raises(ConflictError, match="raise max to 47 characters"):
+        check([Include(words), Length("characters", max=20)])
+    assert time.perf_counter() - begin < 10  # half a second on an idle machine
+
+
+def test_what_cannot_be_found_out_is_undecided():
+    phrases = [f"{a} {b}" for a in "abcdefgh" for b in "abcdefgh" if a != b]
+    verdict = check([Include(phrases), Length("characters", max=200)])
+    assert verdict.possible is None
+    assert "too many combinations" in verdict.reason
+    assert check([Length("tokens", max=9), Include("cat")]).possible is None
+
+
+def test_tokens_are_the_models(lm):
+    assert check([Include("cat"), Length("tokens", max=3)], lm).example == "cat"
+    with pytest.raises(ConflictError, match="raise max to 3 tokens"):
+        check([Include("cat"), Length("tokens", max=2)], lm)
+    assert len(check([Include("cat"), Length("tokens", min=9)], lm).example) == 9
+    with pytest.raises(ConflictError):
+        check([Length("tokens", min=3), Length("tokens", max=2)], lm)
+
+
+def test_forms_and_words():
+    pytest.importorskip("llguidance")
+    with pytest.raises(ConflictError) as found:
+        check([Matches(regex="(yes|no)"), Exclude(["yes", "no"]), Include("maybe")])
+    assert Include("maybe") in found.value.conflict
+    assert check([Matches(regex="\u2014caf\u00e9\u2014"), Include("caf\u00e9")]).possible is True
+    assert check([Matches(json_schema={"type": "integer"}), Include("7")]).possible is None
+    with pytest.raises(ValueError, match="regex"):
+        check([Matches(regex="(")])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: check("cat"), "expected a list of goals, found str"),
+        (lambda: check([Include("cat"), "dog"]), r"goals\[1\]='dog': expected a goal"),
+        (lambda: Include([3]), "Include: expected words, found 3"),
+        (lambda: Exclude(" "), "Exclude: expected words, found ' '"),
+        (lambda: Include("a", case=1), "Include: case=1: expected True or False"),
+        (lambda: Length("letters", max=3), "unit='letters': expected one of tokens, words, characters, sentences"),
+        (lambda: Length("words"), "expected min or max"),
+        (lambda: Length("words", max=-1), "max=-1: expected a whole number from 0 on"),
+        (lambda: Length("words", max=2.5), "max=2.5: expected a whole number"),
+        (lambda: Matches(), "expected one of regex, json_schema and grammar, found 0"),
+        (lambda: Matches(regex="a", grammar="b"), "found 2 of them"),
+    ],
+)
+def test_what_is_no_goal_is_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_words_and_sentences_are_counted_as_people_do():
+    text = "Don't panic! \"It's 3.14,\" she said... 'Well-known.' The end"
+    assert count_words(text) == 11
+    assert count_sentences(text) == 4
+    assert count_phrase(text, "the  end", case=False) == 1
+    assert count_phrase(text, "the end", case=True) == 0
+    assert count_phrase("concatenate cat's", "cat", case=False) == 1
+    assert fastlm.goals.check is check
