@@ -166,7 +166,7 @@ class _Question:
         for goal in conflict:
             for others in ([one for one in goals if one is not goal], [one for one in conflict if one is not goal]):
                 try:
-                    found = list(self._changes(goal, others))
+                    found = list(self._changes(goal, others)) if self.ask(others).possible else []
                 except TooManyStates:
                     return
                 if found:
@@ -202,7 +202,8 @@ class _Question:
             if not isinstance(limit, Length) or limit.max is None or any(isinstance(goal, Matches) for goal in rest):
                 continue
             text = shortest(rest, self._budget) if rest else None
-            if text is not None and (length := limit.of(text, self._tokens(text))) is not None:
+            length = None if text is None else limit.of(text, self._tokens(text))
+            if length is not None and length > limit.max:
                 return f"The shortest text with the rest has {limit.counted(length)}, for example {text!r:.80}"
         for goal in conflict:
             for other in conflict:
@@ -281,7 +282,7 @@ def _fewer(goal: Words, possible: Callable[[Goal], bool]) -> Iterator[Goal]:
 
 def _wider(goal: Length, possible: Callable[[Goal], bool]) -> Iterator[Goal]:
     """With a larger maximum, or a smaller minimum."""
-    if goal.max is not None:
+    if goal.max is not None and (goal.min == 0 or possible(replace(goal, max=None))):
         low, high = goal.max, max(1, 2 * goal.max)
         while high < _MOST and not possible(replace(goal, max=high)):
             low, high = high, 2 * high
