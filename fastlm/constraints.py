@@ -7,7 +7,7 @@ import json
 from array import array
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,6 +22,25 @@ if TYPE_CHECKING:
 
 MOST_HEALED = 4
 """Tokens of a prompt that are written anew at most."""
+
+
+class Steps(Protocol):
+    """What says, token by token, which may come in one text: a `Guide`, or the like of it."""
+
+    @property
+    def complete(self) -> bool: ...
+    @property
+    def over(self) -> bool: ...
+    def allowed(self) -> npt.NDArray[np.uint32]: ...
+    def accept(self, token: int) -> str | None: ...
+    def behind(self, token: int) -> tuple[str | None, bool]: ...
+    def copy(self) -> Steps: ...
+
+
+class Shape(Protocol):
+    """What makes them: a `Form`, or the like of it."""
+
+    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> Steps: ...
 
 
 class _Vocabulary:

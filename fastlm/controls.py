@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Form, Phrase, grammar_of, token_mask
+from fastlm.constraints import Form, Phrase, Shape, grammar_of, token_mask
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Plan:
     allowed: npt.NDArray[np.uint32] | None
     stops: tuple[str, ...]
     ends: frozenset[int]
-    form: Form | None
+    form: Shape | None
     amateur: Model | None
     phrases: tuple[Phrase, ...]
 

@@ -45,6 +45,9 @@ from fastlm.writing import Text
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from fastlm.goals import Goal
+    from fastlm.goals.guides import WishForm
+
 Prompt: TypeAlias = "str | Sequence[int]"
 
 BUNDLED = ("stories",)
@@ -92,6 +95,7 @@ class Model:
         self._idle: list[_engine.Decoder] = []
         self._plans: dict[Any, controls.Plan] = {}
         self._forms: dict[Any, Form] = {}
+        self._wishes: dict[Any, WishForm] = {}
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self.metadata: Mapping[str, Any] = _Metadata(engine)
         facts = engine.info()
@@ -245,18 +249,35 @@ class Model:
         return found
 
     @overload
-    def generate(self, prompt: str, *, each: None = None, **options: Unpack[Options]) -> Completion: ...
+    def generate(
+        self, prompt: str, *, each: None = None, goals: Sequence[Goal] | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
     @overload
     def generate(
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         *,
         each: Sequence[Options] | None = None,
+        goals: Sequence[Goal] | None = None,
         **options: Unpack[Options],
     ) -> Any: ...
     @overload
-    def generate(self, prompt: Sequence[int], *, each: None = None, **options: Unpack[Options]) -> Completion: ...
-    def generate(self, prompt: Any, *, each: Sequence[Options] | None = None, **options: Unpack[Options]) -> Any:
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        each: None = None,
+        goals: Sequence[Goal] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+    def generate(
+        self,
+        prompt: Any,
+        *,
+        each: Sequence[Options] | None = None,
+        goals: Sequence[Goal] | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
         """Writes on from a prompt.
 
         Parameters
@@ -266,6 +287,8 @@ class Model:
             empty if the model has a start of text; an empty sequence is one empty prompt, not a list of none.
         each : sequence of mappings, optional
             Of a list of prompts: for each one options of its own, on top of the others.
+        goals : sequence of fastlm.goals.Goal, optional
+            What the text shall have: see `fastlm.goals`.
         **options
             See `GenerationOptions`.
 
@@ -278,12 +301,20 @@ class Model:
         ------
         TypeError, ValueError
             For a prompt or an option that cannot be used; the message says what would be right.
+        ConflictError
+            If no text can meet the goals: a ValueError that names those which are in each other's way.
 
         Examples
         --------
         >>> import fastlm
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
+        if goals is not None:
+            from fastlm.goals.writing import generate
+
+            if each is not None:
+                raise ValueError("each: with goals, prompts have one set of options: leave it out")
+            return generate(self, prompt, goals, options)
         plan = self._plan(options)
         limits = self._limits(plan.options)
         batch = is_batch(prompt)
@@ -1130,7 +1161,9 @@ def model_path(model: str | os.PathLike[str]) -> str:
 _loaded: dict[str, Model] = {}
 
 
-def generate(prompt: Any, *, model: Any = "stories", **options: Unpack[Options]) -> Any:
+def generate(
+    prompt: Any, *, model: Any = "stories", goals: Sequence[Goal] | None = None, **options: Unpack[Options]
+) -> Any:
     """Writes on from a prompt; `Model.generate` says with what options.
 
     ``model`` is a `Model`, or what `load` takes (default: the bundled model). A bundled model stays loaded
@@ -1147,7 +1180,7 @@ def generate(prompt: Any, *, model: Any = "stories", **options: Unpack[Options])
         if model not in _loaded:
             _loaded[model] = load(model)
         model = _loaded[model]
-    return (model if isinstance(model, Model) else load(model)).generate(prompt, **options)
+    return (model if isinstance(model, Model) else load(model)).generate(prompt, goals=goals, **options)
 
 
 def cpu_info() -> dict[str, Any]:

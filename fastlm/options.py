@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fastlm.goals.writing import Outcome
     from fastlm.model import Model
 
 # Names that other engines use, so that a caller who types one is told ours.
@@ -852,6 +853,8 @@ class Completion:
         neither was.
     missing : list of str or tuple of int
         What of ``must_include`` the text lacks.
+    goals : list of fastlm.goals.Outcome
+        What became of each goal.
     seed : int
         Gives this text again.
     usage : Usage
@@ -871,6 +874,7 @@ class Completion:
     satisfied: bool | None = None
     missing: Sequence[str | tuple[int, ...]] = ()
     score: float | None = None
+    goals: Sequence[Outcome] = ()
     attention: npt.NDArray[np.float32] | None = None
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from itertools import zip_longest
 from typing import NamedTuple, TypeAlias
 
 from fastlm import _engine
-from fastlm.constraints import Guide, Wanted
+from fastlm.constraints import Steps, Wanted
 from fastlm.controls import Plan
 
 
@@ -32,7 +32,7 @@ class Beam:
     tokens: tuple[int, ...] = ()
     score: float = 0.0
     memory: _engine.Memory | None = None
-    guide: Guide | None = None
+    guide: Steps | None = None
     wanted: Wanted | None = None
 
 

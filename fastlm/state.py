@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Guide
+from fastlm.constraints import Steps
 from fastlm.controls import Plan
 from fastlm.options import Completion, check_option, timed
 from fastlm.writing import Text, Written
@@ -222,7 +222,7 @@ class Session:
         self._unread = array("i")  # remembered, but not read yet
         self._kept: deque[tuple[int, _engine.State, _engine.State | None]] = deque(maxlen=KEPT_STATES)
         self._writing: Written | None = None
-        self._guide: Guide | None = None
+        self._guide: Steps | None = None
         self._begin = 0  # where in the memory the text being written begins
         if model.bos is not None:
             self._add(array("i", [model.bos]))
@@ -322,7 +322,7 @@ class Session:
         known = self.model.tokenizer
         return Written(None if known is None else known.stream(context), self._plan.stops)
 
-    def _new_guide(self) -> Guide | None:
+    def _new_guide(self) -> Steps | None:
         return None if self._plan.form is None else self._plan.form.guide(self._plan.allowed)
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastlm import _engine
-from fastlm.constraints import Guide, Healing
+from fastlm.constraints import Healing, Steps
 from fastlm.controls import Plan
 from fastlm.tokenizer import TextStream
 
@@ -92,7 +92,7 @@ class Text:
         memory: _engine.Memory | None = None,
         amateur: _engine.State | None = None,
         limits: tuple[int, int] | None = None,
-        guide: Guide | Healing | None = None,
+        guide: Steps | Healing | None = None,
         skip: str = "",
         prompt_tokens: int | None = None,
     ) -> None:

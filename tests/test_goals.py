@@ -14,6 +14,7 @@ import fastlm
 from fastlm.goals import ConflictError, Exclude, Include, Length, Matches, check
 from fastlm.goals.automaton import shortest
 from fastlm.goals.texts import count_phrase, count_sentences, count_words
+from fastlm.goals.writing import outcome
 
 LETTERS, MOST = "aA1 .'d", 5  # "d" is what no goal speaks of
 PHRASES = ["a", "1", "a1", "1a", "aa", "1a1", "a 1", "a1 a", "a.", "1.", "A", "aA", "a'1", ".1", "a 1 1"]
@@ -240,3 +241,91 @@ def test_words_and_sentences_are_counted_as_people_do():
     assert count_phrase(text, "the end", case=True) == 0
     assert count_phrase("concatenate cat's", "cat", case=False) == 1
     assert fastlm.goals.check is check
+
+
+# ---- texts that meet them ------------------------------------------------------------------------------
+
+
+WORDS = ["fox", "river", "old man", "bear", "sea"]
+PROMPT = "Once upon a time there was a fox who"
+
+
+def some_wishes(r):
+    wishes = [Length("words", r.randint(3, 8), r.randint(10, 30))] if r.random() < 0.5 else []
+    if r.random() < 0.5:
+        wishes.append(Include(r.sample(WORDS, r.randint(1, 2))))
+    if r.random() < 0.5:
+        wishes.append(Exclude(r.sample(["the", "a", "was", "and", "said"], r.randint(1, 3))))
+    if r.random() < 0.3:
+        wishes.append(Length("sentences", 1, 2))
+    if r.random() < 0.3:
+        wishes.append(Length("characters", 40, r.randint(80, 160)))
+    return wishes or [Include("sea")]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_every_text_meets_its_goals(seed):
+    stories, r = fastlm.load("stories"), random.Random(seed)
+    for n in range(6):
+        wishes = some_wishes(r)
+        written = stories.generate(PROMPT, goals=wishes, seed=n, max_tokens=60)
+        assert written.satisfied, (wishes, str(written))
+        assert all(met(wish, str(written)) for wish in wishes), (wishes, str(written))
+        assert [one.goal for one in written.goals] == wishes
+        assert all(one.shortfall == 0 for one in written.goals)
+
+
+def test_even_noise_meets_them(lm):
+    """A model of random weights over bytes would say none of this by itself, and breaks characters."""
+    for n in range(8):
+        wishes = [Include(["cat", "old dog"]), Exclude("e"), Length("words", 4, 7), Length("characters", max=50)]
+        written = lm.generate("a", goals=wishes, seed=n, max_tokens=50)
+        assert all(met(wish, str(written)) for wish in wishes), str(written)
+
+
+def test_the_same_seed_gives_the_same_text_and_n_others():
+    stories, wishes = fastlm.load("stories"), [Length("words", 4, 9), Exclude("the")]
+    one, again = (stories.generate(PROMPT, goals=wishes, seed=5, max_tokens=40) for _ in range(2))
+    assert one.token_ids == again.token_ids
+    several = stories.generate([PROMPT, "The bear"], goals=wishes, seed=5, n=3, max_tokens=40, logprobs=True)
+    assert [len(group) for group in several] == [3, 3]
+    assert several[0][0].token_ids == one.token_ids
+    assert all(len(text.logprobs) == len(text.token_ids) for group in several for text in group)
+    assert all(text.satisfied for group in several for text in group)
+
+
+def test_a_form_and_words_together():
+    pytest.importorskip("llguidance")
+    wishes = [Matches(regex=r" [a-z ]+\."), Include("sea"), Length("words", max=9)]
+    written = fastlm.load("stories").generate(PROMPT, goals=wishes, seed=0, max_tokens=40)
+    assert all(met(wish, str(written)) for wish in wishes), str(written)
+    two = [Matches(regex="[a-z ]+"), Matches(regex=".{5,20}")]
+    assert re.fullmatch("[a-z ]{5,20}", str(fastlm.load("stories").generate(PROMPT, goals=two, seed=0)))
+
+
+def test_what_is_not_met_is_named():
+    found = (
+        outcome(Include(["cat", "dog"]), "The cat."),
+        outcome(Exclude("cat"), "The cat."),
+        outcome(Length("words", 5), "a"),
+    )
+    assert [(one.achieved, one.satisfied, one.shortfall) for one in found] == [
+        (("cat",), False, 1),
+        (("cat",), False, 1),
+        (1, False, 4),
+    ]
+    assert str(found[2]) == "at least 5 words: missed by 4"
+
+
+def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
+    stories = fastlm.load("stories")
+    with pytest.raises(ConflictError, match="raise max to 8 characters"):
+        stories.generate(PROMPT, goals=[Include("umbrella"), Length("characters", max=5)])
+    with pytest.raises(ConflictError, match="at most 4 tokens"):
+        lm.generate("a", goals=[Include("umbrella")], max_tokens=4)
+    with pytest.raises(ValueError, match="num_beams: goals are met by a search of their own"):
+        stories.generate(PROMPT, goals=[Include("sea")], num_beams=4)
+    with pytest.raises(ValueError, match="each: with goals"):
+        stories.generate([PROMPT], goals=[Include("sea")], each=[{}])
+    with pytest.raises(ValueError, match="Matches together with another form"):
+        stories.generate(PROMPT, goals=[Matches(regex="a")], regex="b")

@@ -9,13 +9,12 @@ and sentences there were is counted beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
 from fastlm.goals.kinds import Goal, Include, Length, Words
-from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, fold, is_word
+from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, count_words, fold, is_word
 
 MOST_STATES = 50_000
 """That are looked at for one question, all of its parts together, before nothing is said: a second or two."""
@@ -101,6 +100,78 @@ class Step(NamedTuple):
 IN_WORD, JOINT, IN_SENTENCE, ENDED = 1, 2, 4, 8
 
 
+class Bounds(NamedTuple):
+    """Of a length, both included; ``most`` may be None."""
+
+    least: int
+    most: int | None
+
+    @classmethod
+    def of(cls, goals: Sequence[Goal], unit: str) -> Bounds:
+        """What all goals ask for together."""
+        asked = [goal for goal in goals if isinstance(goal, Length) and goal.unit == unit]
+        most = [goal.max for goal in asked if goal.max is not None]
+        return cls(max((goal.min for goal in asked), default=0), min(most, default=None))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no length is within."""
+        return self.most is not None and self.most < self.least
+
+    def less(self, count: int) -> Bounds:
+        """For what is left when so many are taken for granted."""
+        return Bounds(max(0, self.least - count), None if self.most is None else self.most - count)
+
+    def holds(self, count: int) -> bool:
+        """Whether a count is within."""
+        return self.least <= count and (self.most is None or count <= self.most)
+
+    def counted(self, count: int) -> int | None:
+        """A count as far as it matters; None if it is too large."""
+        if self.most is None:
+            return min(count, self.least)
+        return count if count <= self.most else None
+
+
+class Lengths(NamedTuple):
+    """Bounds of a text's lengths."""
+
+    characters: Bounds
+    words: Bounds
+    sentences: Bounds
+
+    @classmethod
+    def of(cls, goals: Sequence[Goal]) -> Lengths:
+        """What all goals ask for together."""
+        return cls(*(Bounds.of(goals, unit) for unit in cls._fields))
+
+    def less(self, characters: int, words: int, sentences: int) -> Lengths:
+        """For what is left when so much is there."""
+        return Lengths(self.characters.less(characters), self.words.less(words), self.sentences.less(sentences))
+
+    @property
+    def empty(self) -> bool:
+        """Whether no text is within."""
+        return any(one.empty or (one.most is not None and one.most < 0) for one in self)
+
+
+class TooManyStates(Exception):
+    """Nothing was found out in reasonable time."""
+
+
+class Budget:
+    """States that may still be looked at."""
+
+    def __init__(self, states: int = MOST_STATES) -> None:
+        self.states = states
+
+    def spend(self, states: int) -> None:
+        """Raises `TooManyStates` if that is more than there is."""
+        self.states -= states
+        if self.states < 0:
+            raise TooManyStates
+
+
 class Automaton:
     """Of the phrases of all goals. A state is that of each phrase, as a number, and where the text stands.
 
@@ -115,9 +186,12 @@ class Automaton:
         self._phrases = [Phrase(word, goal.case) for word, goal in asked]
         self._wanted = [isinstance(goal, Include) for _, goal in asked]
         self._cased = any(goal.case for _, goal in asked)
+        self._far = max(FAR, 2 * sum(1 + count_words(word) for word, _ in asked))
         self._numbers: dict[tuple[int, frozenset[int]], int] = {}
         self._states: list[frozenset[int]] = []
         self._moves: dict[State, dict[Step, str]] = {}
+        self._symbols: dict[str, Symbol] = {}
+        self._known_steps: dict[tuple[State, Symbol], Step | None] = {}
         self.start = (*(self._number(n, phrase.start()) for n, phrase in enumerate(self._phrases)), 0)
 
     @cached_property
@@ -141,6 +215,27 @@ class Automaton:
     @cache  # noqa: B019 - an automaton lives as long as what asks it
     def _after(self, phrase: int, state: int, symbol: Symbol) -> int:
         return self._number(phrase, self._phrases[phrase].after(self._states[state], symbol))
+
+    def symbol(self, character: str) -> Symbol:
+        """That stands for any character."""
+        if (found := self._symbols.get(character)) is None:
+            own = character if self._cased else fold(character)
+            kind = _symbol(character)
+            if own in self._said:
+                found = _symbol(own)
+            else:
+                found = next(
+                    (one for one in self.symbols if one[1:] == kind[1:] and one.character not in self._said), kind
+                )
+            self._symbols[character] = found
+        return found
+
+    def step(self, state: State, character: str) -> Step | None:
+        """Behind a character; None if no text goes on so."""
+        key = state, self.symbol(character)
+        if key not in self._known_steps:
+            self._known_steps[key] = self._step(*key)
+        return self._known_steps[key]
 
     @property
     def filler(self) -> str:
@@ -211,65 +306,44 @@ class Automaton:
             if all(map(is_word, phrase.said)) and not any(_within(phrase, other) for m, other in wanted if m != n)
         ]
 
+    def completed(self, state: State, lengths: Lengths, budget: Budget) -> str | None:
+        """The shortest text with which one in this state has all that is asked for, of these further lengths; None if
+        there is none. Of the words and sentences beyond those that phrases may need each takes the same room."""
+        if lengths.empty:
+            return None
+        more_sentences = max(0, lengths.sentences.least - self._far)
+        more_words = max(0, lengths.words.least - more_sentences - 2 * self._far)
+        filling = f". {self.filler}" * more_sentences + f" {self.filler}" * more_words
+        left = lengths.less(len(filling), more_sentences + more_words, more_sentences)
+        text = None if left.empty else _search(self, state, left, budget)
+        if text is None:
+            return None
+        return text + filling + " " * max(0, lengths.characters.least - len(text) - len(filling))
+
     def accepts(self, state: State) -> bool:
         """Whether a text that ends here says what it must and nothing else."""
         pairs = zip(self._phrases, self._wanted, state, strict=False)
         return all(phrase.at_end(self._states[one]) == wanted for phrase, wanted, one in pairs)
 
+    def says_excluded(self, state: State) -> bool:
+        """Whether a text that ends here says what it must not."""
+        pairs = zip(self._phrases, self._wanted, state, strict=False)
+        return any(not wanted and phrase.at_end(self._states[one]) for phrase, wanted, one in pairs)
+
+    @staticmethod
+    def in_word(state: State) -> bool:
+        """Whether a word character would go on with a word."""
+        return bool(state[-1] & (IN_WORD | JOINT))
+
+    @staticmethod
+    def ended(state: State) -> bool:
+        """Whether the end mark of a sentence was there, and nothing but closing marks since."""
+        return bool(state[-1] & ENDED)
+
     @staticmethod
     def open_sentence(state: State) -> int:
         """1 if the end of the text ends a sentence."""
         return int(bool(state[-1] & IN_SENTENCE))
-
-
-# ---- the shortest text ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Of a length, both included; ``most`` may be None."""
-
-    least: int
-    most: int | None
-
-    @classmethod
-    def of(cls, goals: Sequence[Goal], unit: str) -> Bounds:
-        """What all goals ask for together."""
-        asked = [goal for goal in goals if isinstance(goal, Length) and goal.unit == unit]
-        most = [goal.max for goal in asked if goal.max is not None]
-        return cls(max((goal.min for goal in asked), default=0), min(most, default=None))
-
-    @property
-    def empty(self) -> bool:
-        """Whether no length is within."""
-        return self.most is not None and self.most < self.least
-
-    def less(self, count: int) -> Bounds:
-        """For what is left when so many are taken for granted."""
-        return Bounds(max(0, self.least - count), None if self.most is None else self.most - count)
-
-    def counted(self, count: int) -> int | None:
-        """A count as far as it matters; None if it is too large."""
-        if self.most is None:
-            return min(count, self.least)
-        return count if count <= self.most else None
-
-
-class TooManyStates(Exception):
-    """Nothing was found out in reasonable time."""
-
-
-class Budget:
-    """States that may still be looked at."""
-
-    def __init__(self, states: int = MOST_STATES) -> None:
-        self.states = states
-
-    def spend(self, states: int) -> None:
-        """Raises `TooManyStates` if that is more than there is."""
-        self.states -= states
-        if self.states < 0:
-            raise TooManyStates
 
 
 def shortest(goals: Sequence[Goal], budget: Budget | None = None) -> str | None:
@@ -280,42 +354,22 @@ def shortest(goals: Sequence[Goal], budget: Budget | None = None) -> str | None:
     TooManyStates
         The budget (by default `MOST_STATES`) is used up.
     """
-    characters, words, sentences = (Bounds.of(goals, unit) for unit in ("characters", "words", "sentences"))
-    if characters.empty or words.empty or sentences.empty:
-        return None
     machine = Automaton(goals)
-    # What goes beyond a number that any words of the goals may need takes the same room each: "a. " or "a ".
-    far = max(
-        FAR, 2 * sum(len(goal.words) + len(" ".join(goal.words).split()) for goal in goals if isinstance(goal, Words))
-    )
-    more_sentences = max(0, sentences.least - far)
-    more_words = max(0, words.least - more_sentences - 2 * far)
-    filling = machine.filler + ". "
-    filling = filling * more_sentences + (machine.filler + " ") * more_words
-    text = _search(
-        machine,
-        characters.less(len(filling)),
-        words.less(more_sentences + more_words),
-        sentences.less(more_sentences),
-        budget or Budget(),
-    )
-    if text is None:
-        return None
-    text = filling + text
-    return text + " " * max(0, characters.least - len(text))
+    return machine.completed(machine.start, Lengths.of(goals), budget or Budget())
 
 
-def _search(machine: Automaton, characters: Bounds, words: Bounds, sentences: Bounds, budget: Budget) -> str | None:
+def _search(machine: Automaton, start: State, lengths: Lengths, budget: Budget) -> str | None:
     """The shortest text of at most so many characters: A* (Hart et al. 1968), of equal ones the longer first."""
-    first = (machine.start, 0, 0)
+    characters, words, sentences = lengths
+    first = (start, 0, 0)
     before: dict[Any, tuple[Any, str] | None] = {first: None}
-    lengths: dict[Any, int] = {first: 0}
+    reached: dict[Any, int] = {first: 0}
     queue: list[Any] = [(0, 0, 0, first)]
     tie = 0
     while queue:
         _, minus, _, node = heappop(queue)
         state, said, ended = node
-        if -minus != lengths[node]:
+        if -minus != reached[node]:
             continue  # it was reached by a shorter way since
         budget.spend(1)
         ended_at_end = sentences.counted(ended + machine.open_sentence(state))
@@ -326,12 +380,12 @@ def _search(machine: Automaton, characters: Bounds, words: Bounds, sentences: Bo
         for step, character in machine.moves(state).items():
             w, s = words.counted(said + step.words), sentences.counted(ended + step.sentences)
             after = (step.state, w, s)
-            if w is None or s is None or lengths.get(after, length + 1) <= length:
+            if w is None or s is None or reached.get(after, length + 1) <= length:
                 continue
             missing = words.least - w, sentences.least - s - machine.open_sentence(step.state)
             whole = length + machine.lacking(step.state, *missing)
             if characters.most is None or whole <= characters.most:
-                before[after], lengths[after] = (node, character), length
+                before[after], reached[after] = (node, character), length
                 tie += 1
                 heappush(queue, (whole, -length, tie, after))
     return None

@@ -135,6 +135,20 @@ def _nonempty(terms: Sequence[str]) -> bool | None:
     return bool((mask.view(np.uint8)[0, :32] != 0).any())
 
 
+def matches(grammar: str, text: str) -> bool:
+    """Whether the whole text has a form that llguidance understands."""
+    import llguidance
+
+    matcher = llguidance.LLMatcher(_bytes(), grammar, log_level=0)
+    data = list(text.encode())
+    return matcher.try_consume_tokens(data) == len(data) and bool(matcher.is_accepting())
+
+
+def together(regexes: Sequence[str]) -> str:
+    """A grammar of the texts that match all of these."""
+    return "start: TEXT\nTEXT: " + " & ".join(f"/{_delimited(one)}/" for one in regexes) + "\n"
+
+
 class _Bytes:
     """The 256 bytes as llguidance asks for a vocabulary, and an end of text."""
 

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Texts that meet their goals: what goals ask of the decoder, and what a text has made of them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlm import _engine, controls
+from fastlm.constraints import grammar_of
+from fastlm.goals import forms
+from fastlm.goals.conflicts import check
+from fastlm.goals.guides import Continued, WishForm, WishGuide
+from fastlm.goals.kinds import Goal, Include, Length, Matches, Words
+from fastlm.model import is_batch
+from fastlm.options import FORMS, Completion, GenerationOptions, timed, used
+from fastlm.scoring import score_each
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+DRAFTS = 8
+"""Of each text, of which the best is taken."""
+
+PLACES = 24
+"""In a draft that are tried for a word."""
+
+NOISE = 0.5
+"""Of Gumbel's kind, on mean log-probabilities, so that drafts differ in where they say a word."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a goal.
+
+    Attributes
+    ----------
+    goal : Goal
+    achieved : tuple of str, int or bool
+        The words of it that the text says; its length; whether it has the form.
+    satisfied : bool
+    shortfall : int
+        By how much it is missed: words missing, or said all the same; the length's distance from what was asked for; 1
+        for a form. 0 if it is satisfied.
+    """
+
+    goal: Goal
+    achieved: Any
+    satisfied: bool
+    shortfall: int
+
+    def __str__(self) -> str:
+        return f"{self.goal}: {'met' if self.satisfied else f'missed by {self.shortfall}'}"
+
+
+def generate(model: Model, prompt: Any, goals: Sequence[Goal], given: Mapping[str, Any]) -> Any:
+    """`fastlm.Model.generate` with goals.
+
+    Raises
+    ------
+    ConflictError
+        If no text can meet the hard goals.
+    """
+    if model.info["task"] != "lm":
+        raise ValueError("goals: expected a language model, which writes on from a text")
+    options = _options(goals, given)
+    plan = model._plan(options)
+    check([*goals, Length("tokens", max=plan.options.max_tokens)], model)
+    writer = _Writer(model, goals, plan)
+    seed = secrets.randbits(63) if options.get("seed") is None else int(options["seed"])
+    if not is_batch(prompt):
+        found = writer.write(prompt, seed)
+        return found if plan.options.n > 1 else found[0]
+    each = [writer.write(one, seed) for one in prompt]
+    return each if plan.options.n > 1 else [one for [one] in each]
+
+
+def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that do what goals ask for, as far as there are some."""
+    options = dict(given)
+    limits = [goal.max for goal in goals if isinstance(goal, Length) and goal.unit == "tokens" and goal.max is not None]
+    if limits and "max_tokens" not in options:
+        options["max_tokens"] = min(limits)
+    if options.get("num_beams", 1) > 1:
+        raise ValueError("num_beams: goals are met by a search of their own: leave it out, or say must_include")
+    wanted = [goal for goal in goals if isinstance(goal, Matches)]
+    if wanted and any(options.get(name) is not None for name in FORMS):
+        raise ValueError("goals: Matches together with another form is not supported: leave one out")
+    return options | _form(wanted)
+
+
+def _form(wanted: Sequence[Matches]) -> dict[str, Any]:
+    """Forms as an option."""
+    if not wanted:
+        return {}
+    if len(wanted) == 1:
+        named = {name: getattr(wanted[0], name) for name in ("regex", "json_schema", "grammar")}
+        return {name: value for name, value in named.items() if value is not None}
+    regexes = [goal.regex for goal in wanted if goal.regex is not None]
+    if len(regexes) < len(wanted):
+        raise ValueError("goals: several forms must be regular expressions: leave a schema or grammar out")
+    return {"grammar": forms.together(regexes)}
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A text in the making: its tokens; those of the beginning that stay, behind a whole word."""
+
+    tokens: tuple[int, ...] = ()
+    kept: int = 0
+
+
+class _Writer:
+    """Writes texts that meet goals: several drafts are drawn for each; a word that a draft lacks is put where the model
+    finds it likeliest, and the draft goes on from there; of those that meet the goals the likeliest is taken.
+
+    Parameters
+    ----------
+    model : Model
+    goals : sequence of Goal
+    plan : Plan
+    """
+
+    def __init__(self, model: Model, goals: Sequence[Goal], plan: controls.Plan) -> None:
+        self._model, self._goals, self._plan = model, list(goals), plan
+        self._include = [goal for goal in goals if isinstance(goal, Include)]
+        own = [goal for goal in goals if isinstance(goal, (Words, Length))]
+        self._whole = self._wish(own)
+        self._drafted = self._wish([goal for goal in own if not isinstance(goal, Include)])
+        self._count = max(plan.options.n, plan.options.best_of or DRAFTS)
+        self._trims = bool(self._include) or any(isinstance(goal, Length) for goal in goals)
+
+    def _wish(self, goals: Sequence[Goal]) -> WishForm:
+        """Kept for the next call."""
+        plan, kept = self._plan, self._model._wishes
+        key = tuple(goals), tuple(sorted(plan.ends)), plan.options.max_tokens, id(plan.form)
+        if (found := kept.get(key)) is None:
+            found = WishForm(self._model, goals, sorted(plan.ends), plan.options.max_tokens, plan.form)
+            controls.remember(kept, controls.KEPT_FORMS, key, found)
+        return found
+
+    def write(self, prompt: Any, seed: int) -> list[Completion]:
+        """The n best of the drafts for one prompt."""
+        begin, model = time.perf_counter(), self._model
+        ids = model._ids(prompt)
+        random, limits = np.random.default_rng(seed), model._limits(self._plan.options)
+        drafts = [_Draft() for _ in range(self._count)]
+        for _ in range(sum(len(goal.words) for goal in self._include)):
+            written = self._written(ids, drafts, self._drafted, random, limits)
+            drafts = [self._with_word(ids, *pair, random) for pair in zip(written, drafts, strict=True)]
+        written = self._written(ids, drafts, self._whole, random, limits)
+        return self._best(prompt, ids, written, seed, begin)
+
+    def _written(
+        self, ids: array[int], drafts: Sequence[_Draft], form: WishForm, random: np.random.Generator, limits: Any
+    ) -> list[Completion]:
+        """Each draft from what is kept of it to an end."""
+        prompts, plans = [], []
+        for draft in drafts:
+            kept = draft.tokens[: draft.kept]
+            room = replace(self._plan.options, max_tokens=self._plan.options.max_tokens - len(kept), n=1, best_of=None)
+            plans.append(replace(self._plan, options=room, form=Continued(form, kept, closed=bool(kept))))
+            prompts.append(ids + array("i", kept))
+        seeds = random.integers(2**62, size=len(drafts)).tolist()
+        found = self._model._write(list(prompts), prompts, plans, seeds, limits)
+        whole = [[*draft.tokens[: draft.kept], *one.token_ids] for draft, [one] in zip(drafts, found, strict=True)]
+        return [replace(one, token_ids=tokens) for tokens, [one] in zip(whole, found, strict=True)]
+
+    # ---- where a word belongs --------------------------------------------------------------------------
+
+    def _with_word(self, ids: array[int], written: Completion, draft: _Draft, random: np.random.Generator) -> _Draft:
+        """The draft cut behind a word that was missing, where the model finds it likeliest; the same if none is."""
+        model, tokens = self._model, written.token_ids
+        text = model._need_tokenizer().decode(tokens, context=ids)
+        missing = [word for goal in self._include for word in goal.words if word not in goal.said(text)]
+        if not missing:
+            return _Draft(tuple(tokens), self._said_all(ids, tokens, draft.kept))
+        ways = list(self._ways(ids, tokens, draft.kept, missing))
+        if not ways:
+            return draft
+        likely = np.array([mean for _, mean in ways]) + NOISE * random.gumbel(size=len(ways))
+        best = ways[int(likely.argmax())][0]
+        return _Draft(best, len(best))
+
+    def _ways(
+        self, ids: array[int], tokens: Sequence[int], kept: int, missing: Sequence[str]
+    ) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Beginnings of a draft with a missing word behind them, wherever there is room then for what else is needed;
+        and the mean log-probability of the word's tokens."""
+        words = [array("i", self._model.encode(f" {word}")) for word in missing]
+        places = set(self._places(tokens, kept))
+        guide, state = self._whole.guide(None), _engine.State(self._model._engine)
+        with self._model._decoder() as decoder:
+            decoder.feed(state, ids)
+            for at in range(len(tokens) + 1):
+                for way in words if at in places else ():
+                    if _has_room(guide, way):
+                        yield (*tokens[:at], *way), sum(decoder.score(state.copy(), way)) / len(way)
+                if at < len(tokens):
+                    guide.accept(tokens[at])
+                    decoder.feed(state, array("i", [tokens[at]]))
+
+    def _said_all(self, ids: array[int], tokens: Sequence[int], kept: int) -> int:
+        """So many tokens of a draft say all words."""
+        known = self._model._need_tokenizer()
+        for at in range(kept, len(tokens)):
+            text = known.decode(tokens[:at], context=ids)
+            if not self._whole.in_words[tokens[at]] and all(goal.met(text) for goal in self._include):
+                return at
+        return len(tokens)
+
+    def _places(self, tokens: Sequence[int], kept: int) -> list[int]:
+        """Where a word may begin in a draft: some of them."""
+        known = self._model._need_tokenizer()
+        found = [at for at in range(kept, len(tokens)) if known.pieces[tokens[at]][:1] in (b" ", b"\n")]
+        return found[:: 1 + len(found) // PLACES] or [len(tokens)]
+
+    # ---- the best ------------------------------------------------------------------------------------------
+
+    def _best(
+        self, prompt: Any, ids: array[int], written: list[Completion], seed: int, begin: float
+    ) -> list[Completion]:
+        """Those that meet their goals, end with a sentence, and are the likeliest, in this order."""
+        ends = [self._end(one.token_ids) if self._trims else (len(one.token_ids), False) for one in written]
+        texts = [one.token_ids[:end] for one, (end, _) in zip(written, ends, strict=True)]
+        scores = list(score_each(self._model, ([*ids, *tokens] for tokens in texts)))
+        found: list[Any] = []
+        for n, one in enumerate(written):
+            tokens, logprobs, (end, whole) = texts[n], scores[n].logprobs[len(ids) :], ends[n]
+            completion = self._completion(prompt, ids, one, tokens, logprobs, seed, begin)
+            if whole and end < len(one.token_ids):
+                completion = replace(completion, finish_reason="stop", stop_reason=None)
+            likely = sum(logprobs) / max(1, len(logprobs))
+            found.append((not completion.satisfied, not whole, -likely, len(found), completion))
+        return [completion for *_, completion in sorted(found)[: self._plan.options.n]]
+
+    def _end(self, tokens: Sequence[int]) -> tuple[int, bool]:
+        """How much of a text is worth keeping, and whether that ends with a sentence: up to the last end of one where
+        all goals are met."""
+        guide, best = self._whole.guide(None), 0
+        for at, token in enumerate(tokens, 1):
+            guide.accept(token)
+            if guide.ended and guide.complete:
+                best = at
+        return (best, True) if best else (len(tokens), False)
+
+    def _completion(
+        self,
+        prompt: Any,
+        ids: array[int],
+        one: Completion,
+        tokens: list[int],
+        logprobs: Sequence[float],
+        seed: int,
+        begin: float,
+    ) -> Completion:
+        model, options = self._model, self._plan.options
+        text = model._need_tokenizer().decode(tokens, context=ids)
+        outcomes = [outcome(goal, text, len(tokens)) for goal in self._goals if goal.hard]
+        return replace(
+            one,
+            text=model._echo(prompt, ids) + text if options.echo else text,
+            token_ids=tokens,
+            logprobs=list(logprobs) if self._plan.logprobs else None,
+            seed=seed,
+            usage=used(len(ids), len(tokens)),
+            timings=timed(begin, len(ids) + len(tokens)),
+            goals=outcomes,
+            satisfied=all(outcome.satisfied for outcome in outcomes),
+        )
+
+
+# ---- what became of them -------------------------------------------------------------------------------
+
+
+def _has_room(guide: WishGuide, way: Sequence[int]) -> bool:
+    """Whether a word may be said, and all that is still needed behind it."""
+    guide = guide.copy()
+    try:
+        for token in way:
+            guide.accept(token)
+    except ValueError:  # not in this form
+        return False
+    return guide.fits
+
+
+def outcome(goal: Goal, text: str, tokens: int | None = None) -> Outcome:
+    """What a text has made of a hard goal."""
+    if isinstance(goal, Words):
+        said = goal.said(text)
+        wrong = len(goal.words) - len(said) if isinstance(goal, Include) else len(said)
+        return Outcome(goal, said, not wrong, wrong)
+    if isinstance(goal, Length):
+        length = goal.of(text, tokens)
+        assert length is not None
+        over = 0 if goal.max is None else max(0, length - goal.max)
+        return Outcome(goal, length, goal.within(length), max(over, goal.min - length, 0))
+    if isinstance(goal, Matches):
+        grammar = grammar_of(GenerationOptions(regex=goal.regex, json_schema=goal.json_schema, grammar=goal.grammar))
+        assert grammar is not None
+        met = forms.matches(grammar, text)
+        return Outcome(goal, met, met, int(not met))
+    raise TypeError(f"expected a hard goal, found {goal!r:.60}")
