@@ -51,14 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ---- commands ------------------------------------------------------------------------------------------
 
 
-def _generate(model: str, prompt: str, stats: bool, threads: int | None, **options: Any) -> int:
+def _generate(model: str, prompt: str, stats: bool, threads: int | None, goals: str | None, **options: Any) -> int:
     lm = fastlm.load(model, threads=threads)
     if prompt == "-":
         prompt = sys.stdin.read()
     options = {name: value for name, value in options.items() if value is not None}
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
-    if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams", *FORMS}:
+    if goals is not None:
+        from fastlm.goals import read_goals
+
+        options["goals"] = read_goals(goals)
+    if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams", "goals", *FORMS}:
         for piece in lm.stream(prompt, **options):
             print(piece, end="", flush=True)
         print()
@@ -66,9 +70,12 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, **optio
     for completion in lm.generate([prompt], **options):
         for one in completion if isinstance(completion, list) else [completion]:
             print(one.text, flush=True)
+            for outcome in one.goals:
+                if not outcome.satisfied:
+                    print(f"[{outcome}]", file=sys.stderr)
             if one.missing:
                 print(f"[not included: {', '.join(map(repr, one.missing))}]", file=sys.stderr)
-            elif one.satisfied is False:
+            elif one.satisfied is False and not one.goals:
                 print(f"[without the form that was asked for: {one.finish_reason}]", file=sys.stderr)
             if stats:
                 speed = (
@@ -467,6 +474,7 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--top-p", type=float, help="keep the likeliest tokens that together reach p")
     command.add_argument("--seed", type=int, help="same seed, same text (default: a new one)")
     command.add_argument("--n", type=int, help="number of texts")
+    command.add_argument("--goals", help="JSON or TOML file of what the text shall have (docs/goals.md)")
     command.add_argument(
         "--echo", action=argparse.BooleanOptionalAction, default=True, help="print the prompt in front of the text"
     )

@@ -5,13 +5,15 @@ import functools
 import itertools
 import random
 import re
+import sys
 import time
 
 import numpy as np
 import pytest
 
 import fastlm
-from fastlm.goals import ConflictError, Exclude, Include, Length, Matches, check
+from fastlm.cli import main
+from fastlm.goals import ConflictError, Exclude, Include, Length, Matches, check, read_goals
 from fastlm.goals.automaton import shortest
 from fastlm.goals.texts import count_phrase, count_sentences, count_words
 from fastlm.goals.writing import outcome
@@ -329,3 +331,42 @@ def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
         stories.generate([PROMPT], goals=[Include("sea")], each=[{}])
     with pytest.raises(ValueError, match="Matches together with another form"):
         stories.generate(PROMPT, goals=[Matches(regex="a")], regex="b")
+
+
+def test_goals_in_a_file(tmp_path, capsys):
+    (tmp_path / "g.json").write_text(
+        '{"goals": [{"include": "sea"}, {"exclude": ["the", "a"], "case": true}, {"length": "words", "max": 20}]}'
+    )
+    wanted = [Include("sea"), Exclude(["the", "a"], case=True), Length("words", max=20)]
+    assert read_goals(tmp_path / "g.json") == wanted
+    assert main(["generate", PROMPT, "--no-echo", "--goals", str(tmp_path / "g.json"), "--seed", "1"]) == 0
+    said = capsys.readouterr()
+    assert all(met(wish, said.out.rstrip("\n")) for wish in wanted)
+    assert said.err == ""
+    (tmp_path / "h.json").write_text('[{"include": "umbrella"}, {"length": "characters", "max": 5}]')
+    assert main(["generate", PROMPT, "--goals", str(tmp_path / "h.json")]) == 1
+    assert "raise max to 8 characters" in capsys.readouterr().err
+    (tmp_path / "t.toml").write_text('goals = [{ regex = "[a-z]+" }, { length = "sentences", min = 1 }]')
+    if sys.version_info >= (3, 11):
+        assert read_goals(tmp_path / "t.toml") == [Matches(regex="[a-z]+"), Length("sentences", 1)]
+    else:
+        with pytest.raises(ValueError, match=r"Python 3\.11 and newer: write JSON"):
+            read_goals(tmp_path / "t.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"bad\.json: Expecting property name"),
+        ("3", "expected a list 'goals'"),
+        ('["cat"]', "goal 1: expected a table, found 'cat'"),
+        ('[{"include": "a"}, {"words": "b"}]', "goal 2: expected one of include, .* found none in words"),
+        ('[{"include": "a", "exclude": "b"}]', "found include and exclude"),
+        ('[{"include": "a", "max": 3}]', "goal 1: .*unexpected keyword argument 'max'"),
+        ('[{"length": "words", "max": -1}]', "goal 1: Length: max=-1"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_goals(text, message, tmp_path):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_goals(tmp_path / "bad.json")
