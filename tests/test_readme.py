@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 def test_first_two_blocks_are_the_two_commands():
@@ -33,6 +33,14 @@ def test_python_examples_run(capsys):
     exec(compile(blocks("python")[0], "README", "exec"), {})
     assert len(capsys.readouterr().out) > 200
     exec(compile(blocks("python")[1], "README", "exec"), {})
+
+
+def test_the_page_of_goals_shows_what_is_said(capsys):
+    [example] = blocks("python", (ROOT / "docs" / "goals.md").read_text())
+    exec(compile(example, "goals.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert "include 'river' and 'bear': met\n" in said
+    assert "raise max to 8 characters" in said
 
 
 def test_export_example_runs(tmp_path, monkeypatch):
