@@ -309,7 +309,7 @@ class Model:
         >>> import fastlm
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
-        if goals is not None:
+        if goals is not None and not (isinstance(goals, Sequence) and len(goals) == 0):
             from fastlm.goals.writing import generate
 
             if each is not None:

@@ -325,8 +325,15 @@ def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
         stories.generate(PROMPT, goals=[Include("umbrella"), Length("characters", max=5)])
     with pytest.raises(ConflictError, match="at most 4 tokens"):
         lm.generate("a", goals=[Include("umbrella")], max_tokens=4)
-    with pytest.raises(ValueError, match="num_beams: goals are met by a search of their own"):
-        stories.generate(PROMPT, goals=[Include("sea")], num_beams=4)
+    for name, value in {"num_beams": 4, "stop": ".", "prompt_logprobs": True, "token_healing": True}.items():
+        with pytest.raises(ValueError, match=f"{name}: goals are met by a search of their own"):
+            stories.generate(PROMPT, goals=[Include("sea")], **{name: value})
+    with pytest.raises(ValueError, match="say Length"):
+        stories.generate(PROMPT, goals=[Include("sea")], min_tokens=4)
+    with pytest.raises(ValueError, match="logprobs=3"):
+        stories.generate(PROMPT, goals=[Include("sea")], logprobs=3)
+    plain = stories.generate(PROMPT, seed=1, max_tokens=9)
+    assert stories.generate(PROMPT, goals=[], seed=1, max_tokens=9).token_ids == plain.token_ids
     with pytest.raises(ValueError, match="each: with goals"):
         stories.generate([PROMPT], goals=[Include("sea")], each=[{}])
     with pytest.raises(ValueError, match="Matches together with another form"):

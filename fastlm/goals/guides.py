@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastlm.constraints import Shape, Steps, token_mask
+from fastlm.controls import remember
 from fastlm.goals.automaton import Automaton, Bounds, Budget, Lengths, State
 from fastlm.goals.kinds import Goal
 from fastlm.goals.texts import is_word
@@ -25,8 +26,14 @@ if TYPE_CHECKING:
 
     from fastlm.model import Model
 
+KEPT = 512
+"""Places of which it is kept what each token does there: 24 bytes a token."""
+
 ROOM = 8
 """Tokens beyond twice what is needed that count as room: more than one token can undo of a word."""
+
+
+_MANY = 50_000  # answers that are kept
 
 
 class Place(NamedTuple):
@@ -114,7 +121,8 @@ class WishForm:
     def lifted(self, place: Place) -> Lifted:
         """What each token does."""
         if (found := self._lifted.get(place)) is None:
-            found = self._lifted[place] = self._lift(place)
+            found = self._lift(place)
+            remember(self._lifted, KEPT, place, found)
         return found
 
     def _lift(self, place: Place) -> Lifted:
@@ -150,6 +158,8 @@ class WishForm:
         left = left._replace(characters=left.characters._replace(most=None))
         key = place.state, left
         if key not in self._needed:
+            if len(self._needed) > _MANY:
+                self._needed.clear()
             self._needed[key] = self.machine.completed(*key, Budget())
         return self._needed[key]
 
@@ -163,9 +173,11 @@ class WishForm:
 
     def size(self, text: str) -> int:
         """Tokens of a text."""
-        if text not in self._sizes:
-            self._sizes[text] = len(self.encode(text))
-        return self._sizes[text]
+        if (found := self._sizes.get(text)) is None:
+            if len(self._sizes) > _MANY:
+                self._sizes.clear()
+            found = self._sizes[text] = len(self.encode(text))
+        return found
 
     def accepts(self, place: Place, counts: Counts) -> bool:
         """Whether a text may end here."""

@@ -19,7 +19,7 @@ from fastlm.goals.conflicts import check
 from fastlm.goals.guides import Continued, WishForm, WishGuide
 from fastlm.goals.kinds import Goal, Include, Length, Matches, Words
 from fastlm.model import is_batch
-from fastlm.options import FORMS, Completion, GenerationOptions, timed, used
+from fastlm.options import FORMS, Completion, GenerationOptions, acts, timed, used
 from fastlm.scoring import score_each
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ PLACES = 24
 
 NOISE = 0.5
 """Of Gumbel's kind, on mean log-probabilities, so that drafts differ in where they say a word."""
+
+
+_WITHOUT = (
+    *("num_beams", "must_include", "without_replacement", "stop", "stop_repeats", "token_healing", "prompt_logprobs"),
+    "logits_processor",
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,13 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     limits = [goal.max for goal in goals if isinstance(goal, Length) and goal.unit == "tokens" and goal.max is not None]
     if limits and "max_tokens" not in options:
         options["max_tokens"] = min(limits)
-    if options.get("num_beams", 1) > 1:
-        raise ValueError("num_beams: goals are met by a search of their own: leave it out, or say must_include")
+    for name in _WITHOUT:
+        if acts(name, options.get(name)):
+            raise ValueError(f"{name}: goals are met by a search of their own, which has none: leave it out")
+    if options.get("min_tokens"):
+        raise ValueError('min_tokens: say Length("tokens", min=...) among the goals')
+    if options.get("logprobs") not in (None, False, True, 0):
+        raise ValueError(f"logprobs={options['logprobs']!r}: with goals there are no alternatives: say True")
     wanted = [goal for goal in goals if isinstance(goal, Matches)]
     if wanted and any(options.get(name) is not None for name in FORMS):
         raise ValueError("goals: Matches together with another form is not supported: leave one out")
@@ -267,7 +278,7 @@ class _Writer:
             one,
             text=model._echo(prompt, ids) + text if options.echo else text,
             token_ids=tokens,
-            logprobs=list(logprobs) if self._plan.logprobs else None,
+            logprobs=list(logprobs) if options.logprobs is True else None,
             seed=seed,
             usage=used(len(ids), len(tokens)),
             timings=timed(begin, len(ids) + len(tokens)),
