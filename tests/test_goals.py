@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -294,6 +295,16 @@ def test_the_same_seed_gives_the_same_text_and_n_others():
     assert several[0][0].token_ids == one.token_ids
     assert all(len(text.logprobs) == len(text.token_ids) for group in several for text in group)
     assert all(text.satisfied for group in several for text in group)
+
+
+def test_threads_share_a_model():
+    stories, wishes = fastlm.load("stories"), [Include("bear"), Length("words", 5, 12)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda seed: stories.generate(PROMPT, goals=wishes, seed=seed, max_tokens=30), [1, 2] * 3)
+        )
+    assert all(one.satisfied for one in found)
+    assert [one.token_ids for one in found[:2]] * 3 == [one.token_ids for one in found]
 
 
 def test_a_form_and_words_together():

@@ -9,6 +9,7 @@ meet its goals when it began meets them at its end.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -112,6 +113,7 @@ class WishForm:
         self._lifted: dict[Place, Lifted] = {}
         self._needed: dict[tuple[State, Lengths], str | None] = {}
         self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()  # the automaton numbers its states as they are met
 
     def guide(self, allowed: npt.NDArray[np.uint32] | None) -> WishGuide:
         """For one text. allowed: a bit for each token that may come at all."""
@@ -121,7 +123,8 @@ class WishForm:
     def lifted(self, place: Place) -> Lifted:
         """What each token does."""
         if (found := self._lifted.get(place)) is None:
-            found = self._lift(place)
+            with self._lock:
+                found = self._lift(place)
             remember(self._lifted, KEPT, place, found)
         return found
 
@@ -157,11 +160,12 @@ class WishForm:
         left = self.lengths.less(counts.characters, counts.words, counts.sentences)
         left = left._replace(characters=left.characters._replace(most=None))
         key = place.state, left
-        if key not in self._needed:
-            if len(self._needed) > _MANY:
-                self._needed.clear()
-            self._needed[key] = self.machine.completed(*key, Budget())
-        return self._needed[key]
+        with self._lock:
+            if key not in self._needed:
+                if len(self._needed) > _MANY:
+                    self._needed.clear()
+                self._needed[key] = self.machine.completed(*key, Budget())
+            return self._needed[key]
 
     def fits(self, place: Place, counts: Counts) -> bool:
         """Whether there is room for what a text still needs."""
