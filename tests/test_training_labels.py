@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training of classifiers: the network against float64, calibration, and a model that learns to tell texts apart."""
 
+import io
 import json
 import math
 import random
@@ -208,13 +209,15 @@ def test_what_is_wrong_is_said(data, tmp_path):
 
 def test_the_commands(trained, data, capsys, monkeypatch):
     path = str(trained[0])
-    assert main(["classify", "--model", path, "a great and lovely film", ""]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("a great and lovely film\n\n"))
+    assert main(["classify", "--model", path]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("good\t0.")
     assert second == ""
     assert main(["classify", "--model", path, "--explain", "a great and lovely film, it is warm"]) == 0
     assert " lovely(+" in capsys.readouterr().out
-    assert main(["classify", "--model", path, "--json", "a dull and awful film", " "]) == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("a dull and awful film\n \n"))
+    assert main(["classify", "--model", path, "--json"]) == 0
     one, none = map(json.loads, capsys.readouterr().out.splitlines())
     assert one["label"] == "bad"
     assert sum(one["probabilities"].values()) == pytest.approx(1)
