@@ -3,8 +3,8 @@
 
 The automaton of words and lengths is read a token at a time: what each of the vocabulary's tokens does in a state is
 found once and kept. While there is room, all tokens may come that lead to no dead end by themselves. Where it is tight,
-only those may behind which the shortest completion still fits, and at last that completion itself: so a text that could
-meet its goals when it began meets them at its end.
+only those may behind which the shortest completion still fits, and at last that completion itself. Limits on words and
+sentences are only looked at as they are reached.
 """
 
 from __future__ import annotations
