@@ -9,12 +9,12 @@ and sentences there were is counted beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
 from fastlm.goals.kinds import Goal, Include, Length, Words
-from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, count_words, fold, is_word
+from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, count_words, fold, folded, is_word
 
 MOST_STATES = 50_000
 """That are looked at for one question, all of its parts together, before nothing is said: a second or two."""
@@ -44,7 +44,7 @@ class Phrase:
     whether it was said. Dead or done states say so."""
 
     def __init__(self, phrase: str, case: bool) -> None:
-        self.said = phrase if case else "".join(map(fold, phrase))
+        self.said = phrase if case else folded(phrase)
         self._case = case
         self._first, self._last = is_word(phrase[0]), is_word(phrase[-1])
         self.characters = frozenset(self.said.replace(" ", ""))
@@ -189,6 +189,7 @@ class Automaton:
         self._far = max(FAR, 2 * sum(1 + count_words(word) for word, _ in asked))
         self._numbers: dict[tuple[int, frozenset[int]], int] = {}
         self._states: list[frozenset[int]] = []
+        self._afters: dict[tuple[int, Symbol], int] = {}
         self._moves: dict[State, dict[Step, str]] = {}
         self._symbols: dict[str, Symbol] = {}
         self._known_steps: dict[tuple[State, Symbol], Step | None] = {}
@@ -212,9 +213,11 @@ class Automaton:
                 kinds.setdefault(one._replace(character=""), one)
         return [*kinds.values(), *map(_symbol, sorted(said))]
 
-    @cache  # noqa: B019 - an automaton lives as long as what asks it
     def _after(self, phrase: int, state: int, symbol: Symbol) -> int:
-        return self._number(phrase, self._phrases[phrase].after(self._states[state], symbol))
+        key = state, symbol  # a state's number is that of one phrase only
+        if key not in self._afters:
+            self._afters[key] = self._number(phrase, self._phrases[phrase].after(self._states[state], symbol))
+        return self._afters[key]
 
     def symbol(self, character: str) -> Symbol:
         """That stands for any character."""
@@ -297,9 +300,7 @@ class Automaton:
     @cached_property
     def _places(self) -> list[tuple[int, int]]:
         """Wanted words that must stand by themselves, and their lengths."""
-        wanted = [
-            (n, phrase) for (n, phrase), asked in zip(enumerate(self._phrases), self._wanted, strict=True) if asked
-        ]
+        wanted = [(n, phrase) for n, phrase in enumerate(self._phrases) if self._wanted[n]]
         return [
             (n, len(phrase.said))
             for n, phrase in wanted

@@ -61,10 +61,11 @@ def _terms(goals: Sequence[Goal], own: str, loose: bool) -> list[str]:
                 found.append(said if isinstance(goal, Include) else f"~{said}")
         elif isinstance(goal, Matches) and goal.regex is not None:
             found.append(f"/{_delimited(goal.regex)}/")
-    for unit, write in (("characters", _characters), ("words", _words)):
-        bounds = Bounds.of(goals, unit)
-        if bounds.least or bounds.most is not None:
-            found.append(f"/{write(bounds, own, loose)}/")
+    characters, words = Bounds.of(goals, "characters"), Bounds.of(goals, "words")
+    if characters.least or characters.most is not None:
+        found.append(f"/{_characters(characters)}/")
+    if words.least or words.most is not None:
+        found.append(f"/{_words(words, own, loose)}/")
     return found
 
 
@@ -88,7 +89,7 @@ def _letter(character: str, case: bool) -> str:
     return f"[{_escaped(''.join(sorted(same)))}{_SAME.get(lower, '')}]"
 
 
-def _characters(bounds: Bounds, own: str, loose: bool) -> str:
+def _characters(bounds: Bounds) -> str:
     return f"{_ANY}{{{bounds.least},{'' if bounds.most is None else bounds.most}}}"
 
 

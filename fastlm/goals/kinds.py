@@ -149,9 +149,14 @@ class Matches(Goal):
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        given = [name for name in ("regex", "json_schema", "grammar") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"Matches: expected one of regex, json_schema and grammar, found {len(given)} of them")
+        if len(self.form) != 1:
+            raise ValueError(f"Matches: expected one of regex, json_schema and grammar, found {len(self.form)} of them")
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """As an option of `fastlm.Model.generate`."""
+        named = {"regex": self.regex, "json_schema": self.json_schema, "grammar": self.grammar}
+        return {name: value for name, value in named.items() if value is not None}
 
     def __str__(self) -> str:
         if self.regex is not None:

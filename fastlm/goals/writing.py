@@ -111,8 +111,7 @@ def _form(wanted: Sequence[Matches]) -> dict[str, Any]:
     if not wanted:
         return {}
     if len(wanted) == 1:
-        named = {name: getattr(wanted[0], name) for name in ("regex", "json_schema", "grammar")}
-        return {name: value for name, value in named.items() if value is not None}
+        return wanted[0].form
     regexes = [goal.regex for goal in wanted if goal.regex is not None]
     if len(regexes) < len(wanted):
         raise ValueError("goals: several forms must be regular expressions: leave a schema or grammar out")
@@ -313,7 +312,7 @@ def outcome(goal: Goal, text: str, tokens: int | None = None) -> Outcome:
         over = 0 if goal.max is None else max(0, length - goal.max)
         return Outcome(goal, length, goal.within(length), max(over, goal.min - length, 0))
     if isinstance(goal, Matches):
-        grammar = grammar_of(GenerationOptions(regex=goal.regex, json_schema=goal.json_schema, grammar=goal.grammar))
+        grammar = grammar_of(GenerationOptions.of(goal.form))
         assert grammar is not None
         met = forms.matches(grammar, text)
         return Outcome(goal, met, met, int(not met))
