@@ -309,7 +309,7 @@ class Model:
         >>> import fastlm
         >>> text = str(fastlm.load("stories").generate("Once upon a time", max_tokens=20, seed=1))
         """
-        if goals is not None and not (isinstance(goals, Sequence) and len(goals) == 0):
+        if goals is not None and (not isinstance(goals, Sequence) or goals):
             from fastlm.goals.writing import generate
 
             if each is not None:
@@ -329,7 +329,7 @@ class Model:
         self, each: Sequence[Options] | None, options: Options, plan: controls.Plan, prompts: list[Prompt] | None
     ) -> tuple[list[controls.Plan], list[int]]:
         """A plan and a seed for every prompt."""
-        seed = _seed(options)
+        seed = seed_of(options)
         if each is None:
             count = 1 if prompts is None else len(prompts)
             return [plan] * count, [seed] * count
@@ -348,7 +348,7 @@ class Model:
                     if name in own:
                         raise ValueError(f"{name} belongs to the whole call")
                 plans.append(self._plan({**shared, **own}))
-                seeds.append(_seed(own) if own.get("seed") is not None else seed)
+                seeds.append(seed_of(own) if own.get("seed") is not None else seed)
             except (TypeError, ValueError) as e:
                 raise _kind(e)(f"each[{place}]: {e}") from None
         return plans, seeds
@@ -369,7 +369,7 @@ class Model:
             self._read(decoder, starts, limits)
             if options.num_beams > 1 or options.without_replacement:
                 seeds = seeds if options.without_replacement else [0] * len(seeds)
-                found = _search(decoder, starts, seeds, _over(limits))
+                found = _search(decoder, starts, seeds, over_when(limits))
                 return self._found(decoder, prompts, starts, seeds, found, begin)
             texts = [start.texts(seed) for start, seed in zip(starts, seeds, strict=True)]
             decoder.write([text.job for group in texts for text in group], **limits)
@@ -436,9 +436,9 @@ class Model:
         with self._decoder() as decoder:
             [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], limits)
-            known = beam_searches(decoder, [(plan, start.beam())], _over(limits))[0]
+            known = beam_searches(decoder, [(plan, start.beam())], over_when(limits))[0]
             whole = [one for one in known if one.finish in ("stop", "length") and one.satisfied is not False]
-            proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), _over(limits), whole)
+            proof = exact_search(decoder, plan, start.beam(), n, int(max_steps), over_when(limits), whole)
             timings = timed(begin, len(ids) + proof.steps)
             found = [self._found_completion(decoder, prompt, start, one, 0, timings) for one in proof.found]
             return [self._finished(decoder, start, prompt, one) for one in found], proof
@@ -559,7 +559,7 @@ class Model:
         for name in plan.options.given(*_OF_A_WHOLE_TEXT):
             raise ValueError(f"stream yields one text and no {name}; use generate")
         self._need_tokenizer()
-        ids, seed, deadline = self._ids(prompt), _seed(options), _deadline(plan.options)
+        ids, seed, deadline = self._ids(prompt), seed_of(options), _deadline(plan.options)
         return self._pieces(prompt, ids, plan, seed, deadline)
 
     def _pieces(self, prompt: Prompt, ids: array[int], plan: controls.Plan, seed: int, deadline: int) -> Iterator[str]:
@@ -632,7 +632,7 @@ class Model:
             [start] = self._starts(decoder, [ids], [plan])
             self._read(decoder, [start], {})
             decoder.feed(start.state, start.unread)
-            found, logits = decoder.candidates(start.state, start.texts(_seed(options))[0].job)
+            found, logits = decoder.candidates(start.state, start.texts(seed_of(options))[0].job)
         tokens = np.frombuffer(found, np.int32)
         scaled = np.frombuffer(logits, np.float32) / np.float64(np.float32(plan.temperature) or 1)
         order = np.lexsort((tokens, -scaled))[:k]
@@ -727,7 +727,7 @@ class Model:
         for name in plan.options.given("n", "num_beams", "best_of", "echo", "prompt_logprobs", "token_healing"):
             raise ValueError(f"a session writes one text and has no {name}")
         kept = {name: getattr(plan.options, name) for name in options if name != "seed"}
-        return Session(self, plan, kept, _seed(options))
+        return Session(self, plan, kept, seed_of(options))
 
     # ---- score ---------------------------------------------------------------------------------------
 
@@ -971,7 +971,7 @@ def _check_only_falling(options: GenerationOptions) -> None:
         raise ValueError(f"{name} {sign} 0 could raise a text's score, so nothing could be proved: leave it out")
 
 
-def _over(limits: Mapping[str, Any]) -> Over:
+def over_when(limits: Mapping[str, Any]) -> Over:
     """Why a search has to end now, or None."""
     deadline, cancelled = limits["deadline"], limits["cancelled"]
 
@@ -983,7 +983,7 @@ def _over(limits: Mapping[str, Any]) -> Over:
     return over
 
 
-def _seed(options: Mapping[str, Any]) -> int:
+def seed_of(options: Mapping[str, Any]) -> int:
     seed = options.get("seed")
     if seed is None:
         return secrets.randbits(63)

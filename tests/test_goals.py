@@ -225,7 +225,7 @@ def test_forms_and_words():
         (lambda: Include("a", case=1), "Include: case=1: expected True or False"),
         (lambda: Length("letters", max=3), "unit='letters': expected one of tokens, words, characters, sentences"),
         (lambda: Length("words"), "expected min or max"),
-        (lambda: Length("words", max=-1), "max=-1: expected a whole number from 0 on"),
+        (lambda: Length("words", max=-1), "max=-1: expected a whole number from 0 to 1,000,000"),
         (lambda: Length("words", max=2.5), "max=2.5: expected a whole number"),
         (lambda: Matches(), "expected one of regex, json_schema and grammar, found 0"),
         (lambda: Matches(regex="a", grammar="b"), "found 2 of them"),

@@ -8,16 +8,30 @@ and sentences there were is counted beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from heapq import heappop, heappush
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
-from fastlm.goals.kinds import Goal, Include, Length, Words
-from fastlm.goals.texts import APOSTROPHES, CLOSERS, ENDS, count_phrase, count_words, fold, folded, is_word
+from fastlm.goals.kinds import Goal, Include, Length, Words, words_of
+from fastlm.goals.texts import (
+    APOSTROPHES,
+    CLOSERS,
+    ENDS,
+    count_phrase,
+    count_words,
+    fold,
+    folded,
+    is_word,
+    word_starts,
+)
 
-MOST_STATES = 50_000
-"""That are looked at for one question, all of its parts together, before nothing is said: a second or two."""
+MOST_STEPS = 1_000_000
+"""Of phrases behind characters, that are looked at for one question, all of its parts together, before nothing is said:
+about two seconds."""
 
 FAR = 24
 """Words and sentences that are counted one by one; more of them are known to take as much room each."""
@@ -80,7 +94,19 @@ def _within(phrase: Phrase, other: Phrase) -> bool:
     return bool(count_phrase(other.said, phrase.said, case=False) or count_phrase(other.said, phrase.said, case=True))
 
 
-_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789\u00e4\u00e9\u00f1\u00f8"
+def _parts(phrase: str) -> list[str]:
+    """Word characters in a row."""
+    return re.findall(r"\w+", folded(phrase))
+
+
+_COMMON = "abcdefghijklmnopqrstuvwxyz0123456789 .!?\u2026)\"]\u201d\u00bb'\u2019-,;:\n"
+"""Characters that stand for those of their kind, if no goal speaks of them: the first of each kind that does."""
+
+_RARE = "".join(map(chr, range(0xC0, 0x250)))
+"""Letters, for goals that speak of all common ones."""
+
+_MANY = 50_000  # answers that are kept
+
 FREE = -1  # no word character came before: a phrase may begin
 DONE = frozenset([-2])
 
@@ -126,6 +152,10 @@ class Bounds(NamedTuple):
         """Whether a count is within."""
         return self.least <= count and (self.most is None or count <= self.most)
 
+    def has(self, count: int) -> bool:
+        """Whether there is room for so much."""
+        return self.most is None or count <= self.most
+
     def counted(self, count: int) -> int | None:
         """A count as far as it matters; None if it is too large."""
         if self.most is None:
@@ -160,16 +190,24 @@ class TooManyStates(Exception):
 
 
 class Budget:
-    """States that may still be looked at."""
+    """Steps that may still be taken."""
 
-    def __init__(self, states: int = MOST_STATES) -> None:
-        self.states = states
+    def __init__(self, steps: int = MOST_STEPS) -> None:
+        self.steps = steps
 
-    def spend(self, states: int) -> None:
+    def spend(self, steps: int) -> None:
         """Raises `TooManyStates` if that is more than there is."""
-        self.states -= states
-        if self.states < 0:
+        self.steps -= steps
+        if self.steps < 0:
             raise TooManyStates
+
+
+class Filler(NamedTuple):
+    """What makes a text longer and says nothing."""
+
+    space: str
+    word: str
+    sentence: str
 
 
 class Automaton:
@@ -179,14 +217,26 @@ class Automaton:
     ----------
     goals : sequence of Goal
         `Include`, `Exclude` and `Length` count here.
+    alphabet : collection of str, optional
+        The characters that texts are made of; None: all there are.
+    plain : bool
+        For completions that are written and not only thought of: words are joined with apostrophes only where a phrase
+        does so ("cat'dog" is one word, but no good one), and words beyond those of phrases come last, so that the
+        shortest is found sooner, but for a character that a mark among the phrases might save.
     """
 
-    def __init__(self, goals: Sequence[Goal]) -> None:
+    def __init__(self, goals: Sequence[Goal], alphabet: Collection[str] | None = None, plain: bool = False) -> None:
         asked = [(word, goal) for goal in goals if isinstance(goal, Words) for word in goal.words]
         self._phrases = [Phrase(word, goal.case) for word, goal in asked]
         self._wanted = [isinstance(goal, Include) for _, goal in asked]
         self._cased = any(goal.case for _, goal in asked)
-        self._far = max(FAR, 2 * sum(1 + count_words(word) for word, _ in asked))
+        self._alphabet, self._plain = alphabet, plain
+        own = sum(count_words(word) for word in words_of(goals))
+        self._far = (
+            (1 + own, 1 + own) if plain else (max(FAR, 2 * (len(asked) + own)), 2 * max(FAR, 2 * (len(asked) + own)))
+        )
+        """Sentences and words that are counted one by one; of more each takes the same room."""
+        self._found: dict[Any, str | None] = {}
         self._numbers: dict[tuple[int, frozenset[int]], int] = {}
         self._states: list[frozenset[int]] = []
         self._afters: dict[tuple[int, Symbol], int] = {}
@@ -204,14 +254,22 @@ class Automaton:
         return said
 
     @cached_property
-    def symbols(self) -> list[Symbol]:
-        """One for all characters that no goal tells apart; of letters that nobody asks for the first."""
-        said, kinds = self._said, dict[Symbol, Symbol]()
-        for character in f"{_LETTERS} .)'-":
-            if character not in said:
-                one = _symbol(character)
-                kinds.setdefault(one._replace(character=""), one)
-        return [*kinds.values(), *map(_symbol, sorted(said))]
+    def symbols(self) -> dict[Symbol, str]:
+        """One for all characters that no goal tells apart, and the first of these."""
+        said, found, kinds = self._said, dict[Symbol, str](), set[Symbol]()
+        for character in sorted(said):
+            spellings = (character,) if self._cased else (character, character.upper())
+            if usable := [c for c in spellings if self._usable(c) and fold(c) == fold(character)]:
+                found[_symbol(character)] = usable[0]
+        for character in chain(_COMMON, _RARE if self._alphabet is None else self._alphabet):
+            kind = _symbol(character)._replace(character="")
+            if kind not in kinds and self._usable(character) and not said & {character, fold(character)}:
+                kinds.add(kind)
+                found[_symbol(character)] = character
+        return found
+
+    def _usable(self, character: str) -> bool:
+        return len(character) == 1 and (self._alphabet is None or character in self._alphabet)
 
     def _after(self, phrase: int, state: int, symbol: Symbol) -> int:
         key = state, symbol  # a state's number is that of one phrase only
@@ -223,27 +281,41 @@ class Automaton:
         """That stands for any character."""
         if (found := self._symbols.get(character)) is None:
             own = character if self._cased else fold(character)
-            kind = _symbol(character)
-            if own in self._said:
-                found = _symbol(own)
-            else:
-                found = next(
-                    (one for one in self.symbols if one[1:] == kind[1:] and one.character not in self._said), kind
-                )
-            self._symbols[character] = found
+            found = self._symbols[character] = _symbol(own)
+            if not self._said & {own, fold(own)}:
+                self._symbols[character] = found = self._kinds.get(found._replace(character=""), found)
         return found
+
+    @cached_property
+    def _kinds(self) -> dict[Symbol, Symbol]:
+        """What stands for characters that no goal speaks of, by their kind."""
+        silent = (one for one in self.symbols if not self._said & {one.character, fold(one.character)})
+        return {one._replace(character=""): one for one in silent}
 
     def step(self, state: State, character: str) -> Step | None:
         """Behind a character; None if no text goes on so."""
-        key = state, self.symbol(character)
+        return self.step_by(state, self.symbol(character))
+
+    def step_by(self, state: State, symbol: Symbol) -> Step | None:
+        """Behind a character that a symbol stands for."""
+        key = state, symbol
         if key not in self._known_steps:
             self._known_steps[key] = self._step(*key)
         return self._known_steps[key]
 
+    @cached_property
+    def filler(self) -> Filler | None:
+        """Words and sentences that say no phrase, if there are characters for them."""
+        silent = [(one, self.symbols[one]) for one in self._kinds.values()]
+        letter, space, end = (
+            next((c for one, c in silent if getattr(one, kind)), "") for kind in ("word", "space", "end")
+        )
+        return Filler(space, space + letter, end + space + letter) if letter and space and end else None
+
     @property
-    def filler(self) -> str:
-        """A word of one letter that is part of no phrase."""
-        return next(one.character for one in self.symbols if one.word and one.character not in self._said)
+    def phrases(self) -> int:
+        """How many words and phrases goals speak of."""
+        return len(self._phrases)
 
     def _number(self, phrase: int, state: frozenset[int]) -> int:
         key = phrase, state
@@ -256,10 +328,21 @@ class Automaton:
         """All that may come behind a state, each with a character that leads there."""
         if (found := self._moves.get(state)) is None:
             found = self._moves[state] = {}
-            for symbol in self.symbols:
-                if (step := self._step(state, symbol)) is not None:
-                    found.setdefault(step, symbol.character)
+            for symbol, character in self.symbols.items():
+                step = self._step(state, symbol)
+                if step is not None and not (self._plain and symbol.word and self._joins(state)):
+                    found.setdefault(step, character)
         return found
+
+    def _joins(self, state: State) -> bool:
+        """Whether a word would go on behind an apostrophe that belongs to no phrase."""
+        begun = (
+            phrase.said[at - 1] in APOSTROPHES
+            for n, phrase in enumerate(self._phrases)
+            for at in self._states[state[n]]
+            if at > 0
+        )
+        return bool(state[-1] & JOINT) and not any(begun)
 
     def _step(self, state: State, symbol: Symbol) -> Step | None:
         after = []
@@ -282,44 +365,87 @@ class Automaton:
         return Step((*after, place), int(words), int(sentences))
 
     def lacking(self, state: State, words: int, sentences: int) -> int:
-        """At least so many characters are still needed, for so many further words and sentences among others: each word
-        that is wanted and not in a longer phrase has its own place, and what is begun of one of them is there."""
-        letters = unsaid = begun = 0
-        for n, size in self._places:
+        """At least so many characters are still needed, for so many further words and sentences among others: phrases
+        that stand apart have their own places, and what is begun of one of them is there."""
+        letters, unsaid, begun, there = 0, 0, 0, 0
+        for n, starts, more in self._apart:
             one = self._states[state[n]]
             if not self._phrases[n].at_end(one):
-                letters, unsaid = letters + size - 1, unsaid + 1
-                begun = max(begun, *one, 0)
-        place, words = state[-1], max(words, unsaid - (begun > 0))
-        letters -= max(0, begun - 1)
+                letters, unsaid = letters + more, unsaid + len(starts)
+                at = max(one, default=0)
+                if at > 0:
+                    said = sum(start < at for start in starts)
+                    begun, there = max(begun, said), max(there, at - 2 * said + 1)
+        place, words, letters = state[-1], max(words, unsaid - begun), letters - there
         if sentences > 0:  # each takes its word, an end mark and a space
             there = 2 if not place & IN_SENTENCE else 1 if place & ENDED else 0
             return letters + 3 * sentences + 2 * max(0, words - sentences) - there
         return letters + (2 * words - (not place & IN_WORD) if words > 0 else 0)
 
+    def least_words(self, state: State) -> int:
+        """At least so many further words are needed, as by `lacking`, unless apostrophes join phrases."""
+        least = begun = 0
+        for n, starts, _ in self._apart:
+            one = self._states[state[n]]
+            if not self._phrases[n].at_end(one):
+                least += len(starts)
+                begun = max(begun, sum(start < max(one, default=0) for start in starts))
+        return least - begun
+
     @cached_property
-    def _places(self) -> list[tuple[int, int]]:
-        """Wanted words that must stand by themselves, and their lengths."""
+    def _apart(self) -> list[tuple[int, list[int], int]]:
+        """Wanted phrases that begin and end with a word character and have no word in common, so that none is where
+        another is: where their words begin, and how many characters they have beyond two a word, without a last space.
+        Those in longer ones are left out: they may be said with them."""
         wanted = [(n, phrase) for n, phrase in enumerate(self._phrases) if self._wanted[n]]
-        return [
-            (n, len(phrase.said))
+        longest = [
+            (n, phrase.said)
             for n, phrase in wanted
-            if all(map(is_word, phrase.said)) and not any(_within(phrase, other) for m, other in wanted if m != n)
+            if is_word(phrase.said[0]) and is_word(phrase.said[-1])
+            and not any(_within(phrase, other) for m, other in wanted if m != n)
+        ]  # fmt: skip
+        counts = Counter(part for _, said in longest for part in _parts(said))
+        return [
+            (n, starts, len(said) - 2 * len(starts) + 1)
+            for n, said in longest
+            if all(counts[part] == 1 for part in _parts(said)) and (starts := word_starts(said))
         ]
+
+    def begun(self, state: State) -> Iterator[str]:
+        """What is left to say of wanted phrases that are begun."""
+        for n, phrase in enumerate(self._phrases):
+            if self._wanted[n] and not phrase.at_end(self._states[state[n]]):
+                for at in self._states[state[n]]:
+                    if at > 0:
+                        symbols = [self.symbol(character) for character in phrase.said[at:]]
+                        yield "".join(self.symbols.get(symbol, symbol.character) for symbol in symbols)
 
     def completed(self, state: State, lengths: Lengths, budget: Budget) -> str | None:
         """The shortest text with which one in this state has all that is asked for, of these further lengths; None if
         there is none. Of the words and sentences beyond those that phrases may need each takes the same room."""
         if lengths.empty:
             return None
-        more_sentences = max(0, lengths.sentences.least - self._far)
-        more_words = max(0, lengths.words.least - more_sentences - 2 * self._far)
-        filling = f". {self.filler}" * more_sentences + f" {self.filler}" * more_words
-        left = lengths.less(len(filling), more_sentences + more_words, more_sentences)
-        text = None if left.empty else _search(self, state, left, budget)
-        if text is None:
-            return None
-        return text + filling + " " * max(0, lengths.characters.least - len(text) - len(filling))
+        filler, sentences, words = self.filler, 0, 0
+        if filler is not None:
+            sentences = max(0, lengths.sentences.least - self._far[0])
+            words = max(0, lengths.words.least - sentences - self._far[1])
+        filling = "" if filler is None else filler.sentence * sentences + filler.word * words
+        left = lengths.less(len(filling), sentences + words, sentences)
+        text = None if left.empty else self._shortest(state, left, budget)
+        missing = 0 if text is None else lengths.characters.least - len(text) - len(filling)
+        if text is None or missing <= 0:
+            return None if text is None else text + filling
+        return None if filler is None else text + filling + filler.space * missing
+
+    def _shortest(self, state: State, lengths: Lengths, budget: Budget) -> str | None:
+        key = state, lengths
+        if not self._plain:
+            return _search(self, *key, budget)
+        if key not in self._found:
+            if len(self._found) > _MANY:
+                self._found.clear()
+            self._found[key] = _search(self, *key, budget)
+        return self._found[key]
 
     def accepts(self, state: State) -> bool:
         """Whether a text that ends here says what it must and nothing else."""
@@ -347,15 +473,17 @@ class Automaton:
         return int(bool(state[-1] & IN_SENTENCE))
 
 
-def shortest(goals: Sequence[Goal], budget: Budget | None = None) -> str | None:
+def shortest(
+    goals: Sequence[Goal], budget: Budget | None = None, alphabet: Collection[str] | None = None
+) -> str | None:
     """The shortest text that has all words and lengths asked for, but for those in tokens; None if there is none.
 
     Raises
     ------
     TooManyStates
-        The budget (by default `MOST_STATES`) is used up.
+        The budget (by default `MOST_STEPS`) is used up.
     """
-    machine = Automaton(goals)
+    machine = Automaton(goals, alphabet)
     return machine.completed(machine.start, Lengths.of(goals), budget or Budget())
 
 
@@ -366,13 +494,13 @@ def _search(machine: Automaton, start: State, lengths: Lengths, budget: Budget) 
     before: dict[Any, tuple[Any, str] | None] = {first: None}
     reached: dict[Any, int] = {first: 0}
     queue: list[Any] = [(0, 0, 0, first)]
-    tie = 0
+    tie, steps = 0, (1 + machine.phrases) * len(machine.symbols)
     while queue:
         _, minus, _, node = heappop(queue)
         state, said, ended = node
         if -minus != reached[node]:
             continue  # it was reached by a shorter way since
-        budget.spend(1)
+        budget.spend(steps)
         ended_at_end = sentences.counted(ended + machine.open_sentence(state))
         enough = said >= words.least and ended_at_end is not None and ended_at_end >= sentences.least
         if enough and machine.accepts(state):

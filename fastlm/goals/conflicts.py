@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fastlm.constraints import grammar_of
 from fastlm.goals import forms
 from fastlm.goals.automaton import Bounds, Budget, TooManyStates, shortest
-from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches, Words, quoted
+from fastlm.goals.guides import Alphabet
+from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches, Words, quoted, words_of
+from fastlm.options import GenerationOptions
 
 if TYPE_CHECKING:
     from fastlm.model import Model
@@ -27,12 +30,16 @@ class ConflictError(ValueError):
     conflict : list of Goal
         A minimal set of them: without any one of these the others can be had.
     relaxations : list of Goal
-        Each in the place of one of the conflict's goals makes the rest possible.
+        Each in the place of one of the conflict's goals makes the rest possible: all goals, or where there are several
+        conflicts those of this one, as the message then says.
     """
 
     def __init__(self, conflict: Sequence[Goal], relaxations: Sequence[Goal], why: str) -> None:
         super().__init__(why)
         self.conflict, self.relaxations = list(conflict), list(relaxations)
+
+    def __reduce__(self) -> Any:  # an exception is pickled by its arguments
+        return type(self), (self.conflict, self.relaxations, str(self))
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def check(goals: Sequence[Goal], model: Model | None = None) -> Verdict:
     TypeError
         For what is no goal.
     """
-    hard = [goal for goal in _goals(goals) if goal.hard]
+    hard = [goal for goal in listed(goals) if goal.hard]
     question = _Question(model)
     try:
         verdict = question.ask(hard)
@@ -84,11 +91,12 @@ def check(goals: Sequence[Goal], model: Model | None = None) -> Verdict:
         conflict = question.least(hard)
     except TooManyStates:
         return Verdict(None, "there are too many combinations of these words and lengths to try them all")
-    changes = list(question.changes(hard, conflict))
-    raise ConflictError(conflict, [changed for _, changed in changes], question.why(conflict, changes))
+    changes, alone = question.changes(hard, conflict)
+    raise ConflictError(conflict, [changed for _, changed in changes], question.why(conflict, changes, alone))
 
 
-def _goals(given: Any) -> list[Goal]:
+def listed(given: Any) -> list[Goal]:
+    """Goals as they were given, looked over; TypeError for what is none."""
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise TypeError(f"goals: expected a list of goals, found {type(given).__name__}")
     for place, goal in enumerate(given):
@@ -102,6 +110,7 @@ class _Question:
 
     def __init__(self, model: Model | None) -> None:
         self._model, self._budget = model, Budget()
+        self._alphabet = None if model is None else Alphabet(model)
         self._known: dict[tuple[Goal, ...], Verdict] = {}
 
     def ask(self, goals: Sequence[Goal]) -> Verdict:
@@ -112,7 +121,7 @@ class _Question:
         return self._known[key]
 
     def _answer(self, goals: Sequence[Goal]) -> Verdict:
-        text = shortest(goals, self._budget)
+        text = self._shortest(goals)
         if text is None:
             return Verdict(False)
         found = [self._with_tokens(goals, text), self._with_forms(goals)]
@@ -123,6 +132,9 @@ class _Question:
             return Verdict(None, "; ".join(undecided))
         form = any(isinstance(goal, Matches) for goal in goals)
         return Verdict(True, _close(goals, text), None if form else found[0].example)
+
+    def _shortest(self, goals: Sequence[Goal]) -> str | None:
+        return shortest(goals, self._budget, self._alphabet)
 
     def _with_tokens(self, goals: Sequence[Goal], text: str) -> Verdict:
         bounds = Bounds.of(goals, "tokens")
@@ -137,41 +149,46 @@ class _Question:
     @staticmethod
     def _with_forms(goals: Sequence[Goal]) -> Verdict:
         wanted = [goal for goal in goals if isinstance(goal, Matches)]
+        for goal in wanted:
+            grammar_of(GenerationOptions.of(goal.form))  # what cannot be read is said
         if not wanted:
             return Verdict(True)
         regular = [goal for goal in goals if not isinstance(goal, Matches) or goal.regex is not None]
         if any(goal.regex is not None for goal in wanted) and (found := forms.possible(regular)) is not True:
             return Verdict(found, "the regular expression and the other goals take too long to compare")
-        if len(goals) > 1 and len(regular) < len(goals):
-            return Verdict(None, "whether a grammar or schema leaves room for the other goals shows while writing")
+        if len(regular) < len(goals):
+            return Verdict(None, "whether a grammar or schema has texts that meet all goals shows while writing")
         counted = {goal.unit for goal in goals if isinstance(goal, Length)} & {"sentences", "tokens"}
         if counted:
-            return Verdict(None, f"whether a form leaves room for {' and '.join(counted)} shows while writing")
+            return Verdict(None, f"whether a form leaves room for {' and '.join(sorted(counted))} shows while writing")
         return Verdict(True)
 
     def least(self, goals: Sequence[Goal]) -> list[Goal]:
         """A minimal set of goals that cannot all be met, of some that cannot."""
-        kept = list(goals)
-        for goal in goals:
-            rest = [one for one in kept if one is not goal]
-            if self.ask(rest).possible is False:
+        kept = list(range(len(goals)))
+        for place in range(len(goals)):
+            rest = [one for one in kept if one != place]
+            if self.ask([goals[one] for one in rest]).possible is False:
                 kept = rest
-        return kept
+        return [goals[one] for one in kept]
 
     # ---- what would make it possible -------------------------------------------------------------------
 
-    def changes(self, goals: Sequence[Goal], conflict: Sequence[Goal]) -> Iterator[Change]:
-        """Of each goal of a conflict the smallest change with which all can be had; or, if there is another conflict,
-        with which those of this one can."""
-        for goal in conflict:
-            for others in ([one for one in goals if one is not goal], [one for one in conflict if one is not goal]):
+    def changes(self, goals: Sequence[Goal], conflict: Sequence[Goal]) -> tuple[list[Change], bool]:
+        """Of each goal of a conflict the smallest changes with which all can be had; if there are none, for there is
+        another conflict, those with which the goals of this one can be, and True."""
+        found: list[Change] = []
+        for alone, among in ((False, goals), (True, conflict)):
+            for goal in conflict:
+                others = [one for one in among if one is not goal]
                 try:
-                    found = list(self._changes(goal, others)) if self.ask(others).possible else []
+                    if self.ask(others).possible:
+                        found += ((goal, changed) for changed in self._changes(goal, others))
                 except TooManyStates:
-                    return
-                if found:
-                    yield from ((goal, changed) for changed in found)
-                    break
+                    return found, alone
+            if found:
+                return found, alone
+        return [], False
 
     def _changes(self, goal: Goal, others: Sequence[Goal]) -> Iterator[Goal]:
         def possible(changed: Goal) -> bool:
@@ -184,33 +201,35 @@ class _Question:
 
     # ---- in words --------------------------------------------------------------------------------------
 
-    def why(self, conflict: Sequence[Goal], changes: Sequence[Change]) -> str:
-        """What cannot be had together, why, and what would help."""
+    def why(self, conflict: Sequence[Goal], changes: Sequence[Change], alone: bool) -> str:
+        """What cannot be had together, why, and what would help; ``alone``: these goals, but others conflict, too."""
         said = f"no text can have all of this: {'; '.join(map(str, conflict))}"
-        if reason := self._reason(conflict):
-            said += f". {reason}"
+        try:
+            reason = self._reason(conflict)
+        except TooManyStates:
+            reason = ""
         helps = list(dict.fromkeys(_change(*change) for change in changes))
         if len(helps) > _SHOWN:
             helps = [*helps[:_SHOWN], "the like"]
-        if helps:
-            said += f". It would be possible if you {', or '.join(helps)}"
-        return said
+        would = "Besides these others conflict, too; these would be possible" if alone else "It would be possible"
+        return ". ".join(filter(None, (said, reason, f"{would} if you {', or '.join(helps)}" if helps else "")))
 
     def _reason(self, conflict: Sequence[Goal]) -> str:
+        unwritten = [c for c in "".join(words_of(conflict)) if self._alphabet is not None and c not in self._alphabet]
+        if len(conflict) == 1 and unwritten:
+            return f"The model has no token for {quoted(dict.fromkeys(unwritten))}"
         for limit in conflict:
             rest = [goal for goal in conflict if goal is not limit]
             if not isinstance(limit, Length) or limit.max is None or any(isinstance(goal, Matches) for goal in rest):
                 continue
-            text = shortest(rest, self._budget) if rest else None
+            text = self._shortest(rest) if rest else None
             length = None if text is None else limit.of(text, self._tokens(text))
             if length is not None and length > limit.max:
                 return f"The shortest text with the rest has {limit.counted(length)}, for example {text!r:.80}"
         for goal in conflict:
-            for other in conflict:
-                if isinstance(goal, Exclude) and isinstance(other, Include):
-                    for word in other.words:
-                        if goal.said(word):
-                            return f"{word!r} is asked for, and {quoted(goal.said(word))} is ruled out"
+            for word in words_of(one for one in conflict if isinstance(one, Include)):
+                if isinstance(goal, Exclude) and goal.said(word):
+                    return f"{word!r} is asked for, and {quoted(goal.said(word))} is ruled out"
         return ""
 
     def _tokens(self, text: str) -> int | None:
@@ -219,13 +238,12 @@ class _Question:
 
 def _in_tokens(model: Model, goals: Sequence[Goal], text: str, bounds: Bounds) -> Verdict:
     """Whether a text can have so many tokens: shown by an example, or by what the longest token can hold."""
-    characters = Bounds.of(goals, "characters")
-    known = model._need_tokenizer()
-    for _ in range(1 + bounds.least):
+    full = Bounds.of(goals, "characters").most
+    known, count, added = model._need_tokenizer(), len(model.encode(text)), 0
+    while count < bounds.least and (full is None or len(text) < full) and added < 4 * bounds.least:
+        spaces = bounds.least - count if full is None else min(bounds.least - count, full - len(text))
+        text, added = text + " " * spaces, added + spaces  # some tokens are several
         count = len(model.encode(text))
-        if count >= bounds.least or (characters.most is not None and len(text) >= characters.most):
-            break
-        text += " "
     if bounds.least <= count and (bounds.most is None or count <= bounds.most):
         return Verdict(True, example=text)
     longest = max((len(piece) for piece in known.pieces), default=1)
@@ -250,8 +268,8 @@ Change: TypeAlias = "tuple[Goal, Goal]"
 _SHOWN = 4
 """Changes that a message names."""
 
-_TRIED = 40
-"""Ways to leave words out that are tried."""
+_TRIED = 60
+"""Ways to leave one word or two out that are tried."""
 
 _MOST = 100_000
 """A limit that would have to be raised so far helps nobody."""
@@ -270,14 +288,27 @@ def _change(goal: Goal, changed: Goal) -> str:
 
 
 def _fewer(goal: Words, possible: Callable[[Goal], bool]) -> Iterator[Goal]:
-    """With as few words less as it takes."""
-    ways = (left for count in range(1, len(goal.words) + 1) for left in combinations(goal.words, count))
-    least = len(goal.words)
-    for left_out in islice(ways, _TRIED):
-        changed = type(goal)([word for word in goal.words if word not in left_out], goal.case)
-        if len(left_out) <= least and possible(changed):
-            least = len(left_out)
-            yield changed
+    """With as few words less as it takes; if many have to go, with a choice without which none of the others can be."""
+
+    def without(left_out: Collection[str]) -> Goal:
+        return type(goal)([word for word in goal.words if word not in left_out], goal.case)
+
+    for count in (1, 2):
+        ways = islice(combinations(goal.words, count), _TRIED)
+        if found := [changed for changed in map(without, ways) if possible(changed)]:
+            yield from found
+            return
+    dropped: list[str] = []
+    for word in sorted(goal.words, key=len, reverse=True):  # the longest help most
+        dropped.append(word)
+        if possible(without(dropped)):
+            break
+    else:
+        return
+    for word in list(dropped):
+        rest = [one for one in dropped if one != word]
+        dropped = rest if possible(without(rest)) else dropped
+    yield without(dropped)
 
 
 def _wider(goal: Length, possible: Callable[[Goal], bool]) -> Iterator[Goal]:

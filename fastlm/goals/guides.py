@@ -3,36 +3,41 @@
 
 The automaton of words and lengths is read a token at a time: what each of the vocabulary's tokens does in a state is
 found once and kept. While there is room, all tokens may come that lead to no dead end by themselves. Where it is tight,
-only those may behind which the shortest completion still fits, and at last that completion itself. Limits on words and
-sentences are only looked at as they are reached.
+only those may behind which the shortest completion still fits, and at last that completion itself.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastlm.constraints import Shape, Steps, token_mask
 from fastlm.controls import remember
-from fastlm.goals.automaton import Automaton, Bounds, Budget, Lengths, State
-from fastlm.goals.kinds import Goal
-from fastlm.goals.texts import is_word
+from fastlm.goals.automaton import Automaton, Bounds, Budget, Lengths, State, Step, Symbol, TooManyStates
+from fastlm.goals.kinds import LONGEST, Goal, words_of
+from fastlm.goals.texts import count_words, folded, is_joint, is_word
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastlm.model import Model
 
-KEPT = 512
-"""Places of which it is kept what each token does there: 24 bytes a token."""
+KEPT = 64 << 20
+"""Bytes, for what each token does in the places that are kept."""
 
 ROOM = 8
 """Tokens beyond twice what is needed that count as room: more than one token can undo of a word."""
 
+LONG = 24
+"""Characters of a word that does not go on if words are scarce."""
+
+_SPARE = 3
+"""Words and sentences that a token may add or undo, beyond the words of a phrase."""
 
 _MANY = 50_000  # answers that are kept
 
@@ -61,6 +66,16 @@ class Lifted:
 
 
 @dataclass(frozen=True)
+class Needed:
+    """The shortest completion of a text: its tokens, and what they add to its lengths."""
+
+    tokens: tuple[int, ...]
+    characters: int
+    words: int
+    sentences: int
+
+
+@dataclass(frozen=True)
 class Counts:
     """Of a text so far."""
 
@@ -74,6 +89,84 @@ class Counts:
         return Counts(
             self.tokens + tokens, self.characters + characters, self.words + words, self.sentences + sentences
         )
+
+
+class Alphabet:
+    """The characters that a model's tokens can say.
+
+    Parameters
+    ----------
+    model : Model
+    pieces : sequence of bytes, optional
+        What its tokens say; empty for those that may not come.
+    """
+
+    def __init__(self, model: Model, pieces: Sequence[bytes] | None = None) -> None:
+        known = model._need_tokenizer()
+        if not known.exact_pieces:
+            raise ValueError(
+                "goals need tokens that are text as they are (characters, bytes, byte-level BPE); this model's "
+                "tokenizer joins its tokens with spaces"
+            )
+        self._encode, self._pieces = model.encode, known.pieces if pieces is None else pieces
+        self._known: dict[str, bool] = {}
+
+    def __contains__(self, character: object) -> bool:
+        if not isinstance(character, str):
+            return False
+        if character not in self._known:
+            said = b"".join(self._pieces[token] for token in self._encode(character))
+            self._known[character] = said == character.encode()
+        return self._known[character]
+
+    def __iter__(self) -> Iterator[str]:
+        """Those that are tokens."""
+        texts = (piece.decode("utf-8", "ignore") for piece in self._pieces)
+        return (text for text in texts if len(text) == 1 and text in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def spelled(self, text: str) -> list[int]:
+        """Tokens of a text, without those that may not come."""
+        tokens: list[int] = self._encode(text)
+        if all(self._pieces[token] for token in tokens):
+            return tokens
+        return [token for character in text for token in self._encode(character)]
+
+
+class _Vocabulary:
+    """Tokens behind some bytes of a character as a tree of symbols, of which many tokens have the same.
+
+    Attributes
+    ----------
+    nodes : list of (int, Symbol)
+        From the second on: what each comes behind, and by what.
+    used : list of int
+        Those that tokens end at.
+    node, characters : array of int
+        Of each token; the node is the one behind the last, -1, for those that are no text.
+    several : array of bool
+        Tokens of more than one byte.
+    left : dict
+        What tokens leave of a character that is not whole.
+    """
+
+    def __init__(self, machine: Automaton, pieces: Sequence[bytes], before: bytes) -> None:
+        known: dict[tuple[int, Symbol], int] = {}
+        self.node, self.characters = np.full(len(pieces), -1), np.zeros(len(pieces), np.int32)
+        self.several = np.array([len(piece) > 1 for piece in pieces])
+        self.left: dict[int, bytes] = {}
+        for token, piece in enumerate(pieces):
+            if not piece or (text := _whole(before + piece)) is None:
+                continue
+            at = 0
+            for character in text[0]:
+                at = known.setdefault((at, machine.symbol(character)), len(known) + 1)
+            self.node[token], self.characters[token] = at, len(text[0])
+            if text[1]:
+                self.left[token] = text[1]
+        self.nodes, self.used = list(known), np.unique(self.node[self.node >= 0]).tolist()
 
 
 class WishForm:
@@ -90,29 +183,39 @@ class WishForm:
         Tokens that there is room for.
     form : Shape, optional
         That the text has besides.
+    allowed : array of uint32, optional
+        A bit for each token that may come at all.
     """
 
-    def __init__(self, model: Model, goals: Sequence[Goal], ends: Sequence[int], most: int, form: Shape | None) -> None:
-        known = model._need_tokenizer()
-        if not known.exact_pieces:
-            raise ValueError(
-                "goals need tokens that are text as they are (characters, bytes, byte-level BPE); this model's "
-                "tokenizer joins its tokens with spaces"
-            )
-        self.machine, self.form = Automaton(goals), form
+    def __init__(
+        self,
+        model: Model,
+        goals: Sequence[Goal],
+        ends: Sequence[int],
+        most: int,
+        form: Shape | None,
+        allowed: npt.NDArray[np.uint32] | None,
+    ) -> None:
+        known, self.form = model._need_tokenizer(), form
+        self._pieces = [*known.pieces, *[b""] * (model.vocab_size - len(known.pieces))]
+        for token in _barred(model.vocab_size, [*ends, known.unknown], allowed):
+            self._pieces[token] = b""
+        self.alphabet = Alphabet(model, self._pieces)
         self.lengths, tokens = Lengths.of(goals), Bounds.of(goals, "tokens")
+        self.machine = _machine(goals, self.alphabet, self.lengths)
         self.tokens = Bounds(tokens.least, most if tokens.most is None else min(most, tokens.most))
-        self.encode = model.encode
         self.room = self.tokens.most or 0
-        unknown = [] if known.unknown is None else [known.unknown]
-        self._pieces = [b"" if token in (*ends, *unknown) else piece for token, piece in enumerate(known.pieces)]
-        self._pieces += [b""] * (model.vocab_size - len(self._pieces))
         self.ends = token_mask(model.vocab_size, ends)
-        self.in_words = np.array([is_word(piece.decode("utf-8", "ignore")[:1]) for piece in self._pieces])
-        """Tokens that begin with a word character."""
+        self.in_words = np.array([is_joint(piece.decode("utf-8", "ignore")[:1]) for piece in self._pieces])
+        """Tokens that may go on with a word."""
+        self.wordless = np.array([not any(map(is_word, piece.decode("utf-8", "ignore"))) for piece in self._pieces])
+        """Tokens without a word character."""
+        self.long = max([LONG, *map(len, words_of(goals))])
+        self.spare = _SPARE + max((count_words(word) for word in words_of(goals)), default=0)
+        self._pads = self._padding(words_of(goals))
         self._lifted: dict[Place, Lifted] = {}
-        self._needed: dict[tuple[State, Lengths], str | None] = {}
-        self._sizes: dict[str, int] = {}
+        self._kept = max(8, KEPT // (24 * model.vocab_size))
+        self._needed: dict[tuple[Place, bool, Lengths], Needed | None] = {}
         self._lock = threading.Lock()  # the automaton numbers its states as they are met
 
     def guide(self, allowed: npt.NDArray[np.uint32] | None) -> WishGuide:
@@ -120,28 +223,46 @@ class WishForm:
         inner = None if self.form is None else self.form.guide(allowed)
         return WishGuide(self, allowed, inner, Place(self.machine.start, b""), Counts())
 
+    # ---- what tokens do --------------------------------------------------------------------------------
+
     def lifted(self, place: Place) -> Lifted:
         """What each token does."""
         if (found := self._lifted.get(place)) is None:
             with self._lock:
                 found = self._lift(place)
-            remember(self._lifted, KEPT, place, found)
+            remember(self._lifted, self._kept, place, found)
         return found
 
     def _lift(self, place: Place) -> Lifted:
+        tokens = self._vocabulary if not place.left else _Vocabulary(self.machine, self._pieces, place.left)
+        steps: list[Step | None] = [Step(place.state, 0, 0)]
+        for parent, symbol in tokens.nodes:
+            before = steps[parent]
+            step = None if before is None else self.machine.step_by(before.state, symbol)
+            steps.append(
+                None
+                if before is None or step is None
+                else Step(step.state, before.words + step.words, before.sentences + step.sentences)
+            )
         numbers: dict[Place, int] = {}
-        rows = np.full((6, len(self._pieces)), -1, np.int32)
-        known: dict[str, tuple[State, int, int] | None] = {"": (place.state, 0, 0)}
-        for token, piece in enumerate(self._pieces):
-            if not piece or (text := _whole(place.left + piece)) is None:
-                continue
-            if (found := self._read(known, text[0])) is None:
-                continue
-            state, words, sentences = found
-            number = numbers.setdefault(Place(state, text[1]), len(numbers))
-            flags = self.machine.open_sentence(state), self.machine.says_excluded(state)
-            rows[:, token] = number, len(text[0]), words, sentences, *flags
-        return Lifted(list(numbers), *rows)
+        rows = np.full((6, len(steps) + 1), -1, np.int32)  # the last is that of no text
+        for node in tokens.used:
+            if (step := steps[node]) is not None:
+                number = numbers.setdefault(Place(step.state, b""), len(numbers))
+                excluded = self.machine.says_excluded(step.state) * (1 if self.machine.in_word(step.state) else 2)
+                opened = self.machine.open_sentence(step.state)
+                rows[:, node] = number, 0, step.words, step.sentences, opened, excluded
+        found = rows[:, tokens.node]
+        found[1] = np.where(found[0] < 0, -1, tokens.characters)
+        found[5] = (found[5] == 2) | (found[5] == 1) & tokens.several  # letter by letter a word may become a longer one
+        for token, left in tokens.left.items():
+            if (step := steps[tokens.node[token]]) is not None:
+                found[0, token] = numbers.setdefault(Place(step.state, left), len(numbers))
+        return Lifted(list(numbers), *found)
+
+    @cached_property
+    def _vocabulary(self) -> _Vocabulary:
+        return _Vocabulary(self.machine, self._pieces, b"")
 
     def _read(self, known: dict[str, tuple[State, int, int] | None], text: str) -> tuple[State, int, int] | None:
         """What a text does; of texts with one beginning that is looked at once."""
@@ -155,33 +276,154 @@ class WishForm:
             )
         return known[text]
 
-    def needed(self, place: Place, counts: Counts) -> str | None:
-        """The shortest completion, whatever the room; None if there is none."""
+    # ---- what a text still needs -----------------------------------------------------------------------
+
+    def needed(self, place: Place, counts: Counts, closed: bool = False) -> Needed | None:
+        """The shortest completion, whatever the room, but for characters that are only missed in number; None if there
+        is none. ``closed``: it does not begin with a word character."""
         left = self.lengths.less(counts.characters, counts.words, counts.sentences)
-        left = left._replace(characters=left.characters._replace(most=None))
-        key = place.state, left
+        words, sentences = (Bounds(one.least, None) for one in left[1:])
+        found = self._completion(place, closed, Lengths(_ANY, words, sentences))
+        if found is None or (left.words.holds(found.words) and left.sentences.holds(found.sentences)):
+            return found
+        return self._completion(place, closed, left._replace(characters=_ANY))
+
+    def _completion(self, place: Place, closed: bool, lengths: Lengths) -> Needed | None:
+        key = place, closed, lengths
         with self._lock:
             if key not in self._needed:
                 if len(self._needed) > _MANY:
                     self._needed.clear()
-                self._needed[key] = self.machine.completed(*key, Budget())
+                ways = (self._completed(start, *key) for start in self._starts(place, closed))
+                self._needed[key] = next(filter(None, ways), None)
             return self._needed[key]
 
-    def fits(self, place: Place, counts: Counts) -> bool:
-        """Whether there is room for what a text still needs."""
-        if (needed := self.needed(place, counts)) is None:
-            return False
-        full = self.lengths.characters.most
-        within = full is None or counts.characters + len(needed) <= full
-        return within and counts.tokens + self.size(needed) <= self.room
+    def _starts(self, place: Place, closed: bool) -> Iterator[bytes]:
+        """With what a completion may begin."""
+        if not place.left:
+            yield from (b"", b" ") if closed else (b"",)
+            return
+        first, size = place.left[0], len(place.left)
+        whole = 2 + (first >= 0xE0) + (first >= 0xF0)
+        second = {0xE0: 0xA0, 0xF0: 0x90}.get(first, 0x80)  # shorter characters are not written so long
+        middle = bytes([second, 0x80][size - 1 :][: whole - size - 1])
+        yield from (middle + bytes([last]) for last in _TAILS)
 
-    def size(self, text: str) -> int:
-        """Tokens of a text."""
-        if (found := self._sizes.get(text)) is None:
-            if len(self._sizes) > _MANY:
-                self._sizes.clear()
-            found = self._sizes[text] = len(self.encode(text))
+    def _completed(self, start: bytes, place: Place, closed: bool, lengths: Lengths) -> Needed | None:
+        """The shortest completion that begins so, as tokens."""
+        known: dict[str, tuple[State, int, int] | None] = {"": (place.state, 0, 0)}
+        begun = _whole(place.left + start)
+        if begun is None or (before := self._read(known, begun[0])) is None:
+            return None
+        try:
+            text = self.machine.completed(before[0], lengths.less(0, *before[1:]), Budget())
+        except TooManyStates:
+            return None
+        if text is None or (closed and not start and is_joint(text[:1])):
+            return None
+        after, tokens = self._read(known, begun[0] + text), self._spelled(start + text.encode())
+        if after is None or tokens is None:
+            return None
+        sentences = after[2] + self.machine.open_sentence(after[0])
+        return Needed(tokens, len(begun[0]) + len(text), after[1], sentences)
+
+    @cached_property
+    def _bytes(self) -> dict[bytes, int]:
+        """Tokens that are a single byte."""
+        return {piece: token for token, piece in enumerate(self._pieces) if len(piece) == 1}
+
+    def _padding(self, words: Sequence[str]) -> tuple[int | None, int]:
+        """The longest token that says nothing wherever it comes behind a text that meets its goals, if there may be
+        further words and sentences; and how many characters a token may be hoped to have where there may not."""
+        sizes = [len(piece.decode("utf-8", "ignore")) for piece in self._pieces]
+        own = {part for word in words for part in folded(word).split()}
+        free = self.lengths.words.most is None and self.lengths.sentences.most is None
+        texts = (piece.decode("utf-8", "ignore") for piece in self._pieces)
+        silent = [
+            (size, token)
+            for token, (text, size) in enumerate(zip(texts, sizes, strict=True))
+            if free and text[:1] == " " and text[1:].isalpha() and folded(text[1:]) not in own
+        ]
+        if silent:
+            size, token = max(silent)
+            return token, size
+        return None, min(_HOPED, max(sizes))
+
+    def padding(self, characters: int, tokens: int) -> tuple[int, ...]:
+        """At least so many tokens of so many characters that say nothing."""
+        token, size = self._pads
+        space = self._bytes.get(b" ")
+        wide = [] if token is None else [token] * min(characters // size, max(0, characters - tokens) // (size - 1))
+        rest = max(tokens - len(wide), characters - size * len(wide))
+        return (*wide, *([] if space is None else [space] * rest))
+
+    def pads(self, characters: Any) -> Any:
+        """How many tokens padding of so many characters takes, of an array of them: if there is a token for it, else as
+        may be hoped."""
+        token, size = self._pads
+        return -(-characters // size) if token is None else characters // size + characters % size
+
+    def fits(self, needed: Needed | None, counts: Counts, characters: Any = 0) -> Any:
+        """Whether there is room for that and padding behind a text, or each of an array of such with so many characters
+        more."""
+        if needed is None:
+            return characters < 0
+        bounds, there = self.lengths.characters, counts.characters + needed.characters + characters
+        tokens = counts.tokens + len(needed.tokens) + self.pads(np.maximum(0, bounds.least - there))
+        more = np.maximum(0, self.tokens.least - tokens)
+        fits = (tokens <= self.room) & (there <= _most(bounds)) & (there + more <= np.maximum(there, _most(bounds)))
+        return fits
+
+    def fits_behind(self, place: Place, counts: Counts, characters: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Whether there is room for what is needed behind texts of so many characters more that all end in a place.
+        Mostly what is lacking, or a completion that may not be the shortest, says so without a search."""
+        left = self.lengths.less(counts.characters, counts.words, counts.sentences)
+        lacking = self.machine.lacking(place.state, left.words.least, left.sentences.least - 1)
+        found = np.zeros(len(characters), bool)
+        if not left.words.has(self.machine.least_words(place.state)) or not left.characters.has(
+            lacking + int(characters.min())
+        ):
+            return found
+        for one in self._simple(place, counts):
+            found |= self.fits(one, counts, characters)
+            if found.all():
+                return found
+        found |= self.fits(self.needed(place, counts), counts, characters)
         return found
+
+    def _simple(self, place: Place, counts: Counts) -> Iterator[Needed]:
+        """Completions that leave the word, or go on with a phrase that is begun and then leave it; of a character that
+        is not whole those that make it one first."""
+        ways = [text.encode() for text in ("", *self.machine.begun(place.state))]
+        for way in self._starts(place, closed=False) if place.left else ways:
+            known: dict[str, tuple[State, int, int] | None] = {"": (place.state, 0, 0)}
+            found = _whole(place.left + way + b" ")
+            if found is None or (after := self._read(known, found[0])) is None:
+                continue
+            tokens = self._spelled(way + b" ")
+            rest = self.needed(Place(after[0], b""), counts.with_more(0, 0, *after[1:]))
+            if tokens is not None and rest is not None:
+                size = len(found[0]) + rest.characters
+                yield Needed((*tokens, *rest.tokens), size, after[1] + rest.words, after[2] + rest.sentences)
+
+    def _spelled(self, text: bytes) -> tuple[int, ...] | None:
+        """Tokens of a text that may begin within a character; None if there are none."""
+        start = text[: len(text) - len(text.lstrip(_CONTINUED))]
+        if not all(bytes([byte]) in self._bytes for byte in start):
+            return None
+        return *(self._bytes[bytes([byte])] for byte in start), *self.alphabet.spelled(text[len(start) :].decode())
+
+    def roomy(self, needed: Needed, counts: Counts) -> bool:
+        """Whether any token may come without a look at what would be needed behind it."""
+        characters, words, sentences = self.lengths
+        missing = max(0, characters.least - counts.characters - needed.characters)
+        tokens = len(needed.tokens) + int(self.pads(missing))
+        return (
+            self.room - counts.tokens > 2 * tokens + ROOM
+            and characters.has(counts.characters + 2 * needed.characters + 8 * ROOM)
+            and words.has(counts.words + needed.words + self.spare)
+            and sentences.has(counts.sentences + needed.sentences + self.spare)
+        )
 
     def accepts(self, place: Place, counts: Counts) -> bool:
         """Whether a text may end here."""
@@ -189,6 +431,41 @@ class WishForm:
         found = zip(self.lengths, (counts.characters, counts.words, sentences), strict=True)
         within = self.tokens.holds(counts.tokens) and all(bounds.holds(count) for bounds, count in found)
         return within and not place.left and self.machine.accepts(place.state)
+
+
+def _machine(goals: Sequence[Goal], alphabet: Alphabet, lengths: Lengths) -> Automaton:
+    """What texts that read well are completed by; unless only others will do."""
+    machine = Automaton(goals, alphabet, plain=True)
+    try:
+        plain = machine.completed(machine.start, lengths, Budget()) is not None
+    except TooManyStates:
+        plain = True
+    return machine if plain else Automaton(goals, alphabet)
+
+
+def _most(bounds: Bounds) -> int:
+    return LONGEST if bounds.most is None else bounds.most
+
+
+_ANY = Bounds(0, None)
+
+_HOPED = 3
+"""Characters that a token has at least on average, in common texts, unless all are shorter."""
+
+_CONTINUED = bytes(range(0x80, 0xC0))
+"""Bytes that go on with a character."""
+
+_TAILS = (0x80, 0xA9, 0xB0, 0x85, 0x96)
+"""Bytes that a character may end with: enough for one that no goal speaks of."""
+
+
+def _barred(vocab_size: int, ends: Sequence[int | None], allowed: npt.NDArray[np.uint32] | None) -> list[int]:
+    """Tokens that say nothing in a text."""
+    found = [token for token in ends if token is not None]
+    if allowed is None:
+        return found
+    bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")[:vocab_size]
+    return [*found, *np.flatnonzero(bits == 0).tolist()]
 
 
 def _whole(data: bytes) -> tuple[str, bytes] | None:
@@ -215,14 +492,17 @@ class WishGuide:
         counts: Counts,
         forced: tuple[int, ...] = (),
         closed: bool = False,
+        word: int = 0,
     ) -> None:
         self._form, self._allowed, self._inner = form, allowed, inner
-        self._place, self._counts, self._forced, self._closed = place, counts, forced, closed
+        self._place, self._counts, self._forced = place, counts, forced
+        self._closed, self._word = closed, word
 
     def copy(self) -> WishGuide:
         """Where it is now, for another text that goes on from here."""
         inner = None if self._inner is None else self._inner.copy()
-        return WishGuide(self._form, self._allowed, inner, self._place, self._counts, self._forced, self._closed)
+        steps = self._place, self._counts, self._forced, self._closed, self._word
+        return WishGuide(self._form, self._allowed, inner, *steps)
 
     def close_word(self) -> None:
         """No word character may come next."""
@@ -242,7 +522,8 @@ class WishGuide:
     @property
     def fits(self) -> bool:
         """Whether there is room for what is still needed."""
-        return self._form.fits(self._place, self._counts)
+        form = self._form
+        return bool(form.fits(form.needed(self._place, self._counts, self._closed), self._counts))
 
     def allowed(self) -> npt.NDArray[np.uint32]:
         """A bit for each token that may come next."""
@@ -258,9 +539,10 @@ class WishGuide:
         lifted = self._form.lifted(self._place)
         if lifted.behind[token] < 0:
             return None  # an end
-        more = (int(part[token]) for part in (lifted.characters, lifted.words, lifted.sentences))
+        more = [int(part[token]) for part in (lifted.characters, lifted.words, lifted.sentences)]
         self._counts, self._closed = self._counts.with_more(1, *more), False
         self._place = lifted.places[lifted.behind[token]]
+        self._word = (0 if more[1] else self._word) + more[0] if self._form.machine.in_word(self._place.state) else 0
         self._forced = self._forced[1:] if self._forced[:1] == (token,) else ()
         inner = None if self._inner is None else self._inner.accept(token)
         if inner is not None:
@@ -293,35 +575,39 @@ class WishGuide:
             if bounds.most is not None:
                 more = lifted.sentences + lifted.opened if unit == "sentences" else getattr(lifted, unit)
                 good &= getattr(counts, unit) + more <= bounds.most
-        needed = form.needed(self._place, counts)
-        if needed is not None and not self._roomy(needed):
+        needed = form.needed(self._place, counts, self._closed)
+        if needed is not None and not form.roomy(needed, counts):
             good = self._fitting(good, needed)
+            if needed.words and counts.words + needed.words == form.lengths.words.most:
+                good = self._going_on(good)
         return token_mask(len(good), np.flatnonzero(good).tolist())
 
-    def _roomy(self, needed: str) -> bool:
-        """Whether any token may come without a look at what would be needed behind it."""
-        tokens, characters = self._form.size(needed), self._form.lengths.characters.most
-        if self._form.room - self._counts.tokens <= 2 * tokens + ROOM:
-            return False
-        room = len(needed) + 4 * ROOM
-        return characters is None or characters - self._counts.characters > 2 * room
+    def _going_on(self, good: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Without tokens that put off the words which are all that may still come."""
+        form = self._form
+        if not form.machine.in_word(self._place.state):
+            going = good & ~form.wordless
+        elif self._word > form.long:
+            going = good & ~form.in_words
+        else:
+            return good
+        return going if going.any() else good
 
-    def _fits_behind(self, behind: int, characters: int, words: int, sentences: int) -> bool:
-        """Whether there is room for what would be needed behind a token."""
-        place = self._form.lifted(self._place).places[behind]
-        return self._form.fits(place, self._counts.with_more(1, characters, words, sentences))
-
-    def _fitting(self, good: npt.NDArray[np.bool_], needed: str) -> npt.NDArray[np.bool_]:
+    def _fitting(self, good: npt.NDArray[np.bool_], needed: Needed) -> npt.NDArray[np.bool_]:
         """The tokens behind which what is needed has room; if there are none, the next of what is needed now."""
-        form, lifted = self._form, self._form.lifted(self._place)
+        form, counts, lifted = self._form, self._counts, self._form.lifted(self._place)
         tokens = np.flatnonzero(good)
-        kinds = np.stack([lifted.behind, lifted.characters, lifted.words, lifted.sentences])[:, tokens]
+        kinds = np.stack([lifted.behind, lifted.words, lifted.sentences])[:, tokens]
         kinds, kind_of = np.unique(kinds, axis=1, return_inverse=True)
-        fits = np.array([self._fits_behind(*kind) for kind in kinds.T.tolist()], bool)
         found = np.zeros_like(good)
-        found[tokens] = fits[kind_of.ravel()] if len(tokens) else False
-        if not found.any():
-            self._forced = self._forced or tuple(form.encode(needed))
+        for kind, (behind, words, sentences) in enumerate(kinds.T.tolist()):
+            then = counts.with_more(1, 0, words, sentences)
+            alike = tokens[kind_of.ravel() == kind]
+            found[alike] = form.fits_behind(lifted.places[behind], then, lifted.characters[alike])
+        if not found.any() and not self.complete:
+            missing = form.lengths.characters.least - counts.characters - needed.characters
+            more = form.tokens.least - counts.tokens - len(needed.tokens)
+            self._forced = self._forced or (*needed.tokens, *form.padding(max(0, missing), max(0, more)))
             found[list(self._forced[:1])] = True
         return found
 

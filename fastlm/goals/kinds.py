@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastlm.goals import texts
+from fastlm.options import GenerationOptions
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,14 @@ def _phrases(goal: str, given: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+_SHOWN = 12
+
+
 def quoted(words: Iterable[str]) -> str:
-    """In a row, for a message."""
+    """In a row, for a message: not more than a dozen of them."""
     said = [repr(word) for word in words]
+    if len(said) > _SHOWN:
+        said = [*said[: _SHOWN - 1], f"{len(said) - _SHOWN + 1:,} more"]
     return " and ".join(filter(None, [", ".join(said[:-1]), *said[-1:]])) or "nothing"
 
 
@@ -67,6 +73,11 @@ class Words(Goal):
         return f"{type(self).__name__.lower()} {quoted(self.words)}{' (in this case)' if self.case else ''}"
 
 
+def words_of(goals: Iterable[Goal]) -> list[str]:
+    """All words that goals speak of."""
+    return [word for goal in goals if isinstance(goal, Words) for word in goal.words]
+
+
 class Include(Words):
     """The text says all of these words; parameters as of `Words`."""
 
@@ -84,6 +95,9 @@ class Exclude(Words):
 
 
 UNITS = ("tokens", "words", "characters", "sentences")
+
+LONGEST = 1_000_000
+"""That can be asked for, in any unit."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +122,8 @@ class Length(Goal):
         for name, value in (("min", self.min), ("max", self.max)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise TypeError(f"Length: {name}={value!r:.60}: expected a whole number")
-            if value is not None and value < 0:
-                raise ValueError(f"Length: {name}={value}: expected a whole number from 0 on")
+            if value is not None and not 0 <= value <= LONGEST:
+                raise ValueError(f"Length: {name}={value}: expected a whole number from 0 to {LONGEST:,}")
         if self.min == 0 and self.max is None:
             raise ValueError("Length: expected min or max: any text is of some length")
 
@@ -151,6 +165,7 @@ class Matches(Goal):
     def __post_init__(self) -> None:
         if len(self.form) != 1:
             raise ValueError(f"Matches: expected one of regex, json_schema and grammar, found {len(self.form)} of them")
+        GenerationOptions.of(self.form)
 
     @property
     def form(self) -> dict[str, Any]:

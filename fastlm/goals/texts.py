@@ -22,6 +22,11 @@ def is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
+def is_joint(character: str) -> bool:
+    """Whether a word may go on with it."""
+    return character in APOSTROPHES or is_word(character)
+
+
 def fold(character: str) -> str:
     """A character in lower case, if that is one."""
     lower = character.lower()
@@ -53,6 +58,11 @@ _WORD = re.compile(rf"\w+(?:[{APOSTROPHES}]\w+)*")
 def count_words(text: str) -> int:
     """Word characters in a row, joined by apostrophes."""
     return len(_WORD.findall(text))
+
+
+def word_starts(text: str) -> list[int]:
+    """Where each of these words begins."""
+    return [found.start() for found in _WORD.finditer(text)]
 
 
 _SENTENCE_END = re.compile(rf"(?<=[{re.escape(ENDS)}])[{re.escape(CLOSERS)}{re.escape(ENDS)}]*(?=\s|$)")

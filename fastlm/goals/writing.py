@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +14,11 @@ import numpy as np
 from fastlm import _engine, controls
 from fastlm.constraints import grammar_of
 from fastlm.goals import forms
-from fastlm.goals.conflicts import check
+from fastlm.goals.automaton import Bounds
+from fastlm.goals.conflicts import check, listed
 from fastlm.goals.guides import Continued, WishForm, WishGuide
-from fastlm.goals.kinds import Goal, Include, Length, Matches, Words
-from fastlm.model import is_batch
+from fastlm.goals.kinds import UNITS, Goal, Include, Length, Matches, Words, words_of
+from fastlm.model import is_batch, over_when, seed_of
 from fastlm.options import FORMS, Completion, GenerationOptions, acts, timed, used
 from fastlm.scoring import score_each
 
@@ -75,35 +75,45 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], given: Mapping[st
     """
     if model.info["task"] != "lm":
         raise ValueError("goals: expected a language model, which writes on from a text")
+    goals = listed(goals)
     options = _options(goals, given)
     plan = model._plan(options)
-    check([*goals, Length("tokens", max=plan.options.max_tokens)], model)
+    check([*goals, Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else goals, model)
     writer = _Writer(model, goals, plan)
-    seed = secrets.randbits(63) if options.get("seed") is None else int(options["seed"])
-    if not is_batch(prompt):
-        found = writer.write(prompt, seed)
-        return found if plan.options.n > 1 else found[0]
-    each = [writer.write(one, seed) for one in prompt]
-    return each if plan.options.n > 1 else [one for [one] in each]
+    # At temperature 0 only where words are put is drawn.
+    seed = seed_of({"seed": 0} | options if plan.temperature == 0 else options)
+    each = [writer.write(one, seed) for one in (prompt if is_batch(prompt) else [prompt])]
+    found = each if plan.options.n > 1 else [one for [one] in each]
+    return found if is_batch(prompt) else found[0]
 
 
 def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     """Options that do what goals ask for, as far as there are some."""
     options = dict(given)
-    limits = [goal.max for goal in goals if isinstance(goal, Length) and goal.unit == "tokens" and goal.max is not None]
-    if limits and "max_tokens" not in options:
-        options["max_tokens"] = min(limits)
+    most = Bounds.of(goals, "tokens").most
+    room = options.get("max_tokens", _room(goals))
+    options["max_tokens"] = room if most is None or not isinstance(room, int) else min(room, most)
     for name in _WITHOUT:
         if acts(name, options.get(name)):
             raise ValueError(f"{name}: goals are met by a search of their own, which has none: leave it out")
     if options.get("min_tokens"):
         raise ValueError('min_tokens: say Length("tokens", min=...) among the goals')
-    if options.get("logprobs") not in (None, False, True, 0):
+    if not isinstance(options.get("logprobs"), (bool, type(None))):
         raise ValueError(f"logprobs={options['logprobs']!r}: with goals there are no alternatives: say True")
     wanted = [goal for goal in goals if isinstance(goal, Matches)]
     if wanted and any(options.get(name) is not None for name in FORMS):
         raise ValueError("goals: Matches together with another form is not supported: leave one out")
     return options | _form(wanted)
+
+
+def _room(goals: Sequence[Goal]) -> int:
+    """Tokens that suffice for what is asked, if nobody says how many there may be."""
+    least = {unit: Bounds.of(goals, unit).least for unit in UNITS}
+    return max(128, least["tokens"], *(size * least[unit] for unit, size in _SIZES.items()))
+
+
+_SIZES = {"characters": 1, "words": 4, "sentences": 40}
+"""Tokens that one of them takes, at most for the usual."""
 
 
 def _form(wanted: Sequence[Matches]) -> dict[str, Any]:
@@ -141,6 +151,7 @@ class _Writer:
         self._model, self._goals, self._plan = model, list(goals), plan
         self._include = [goal for goal in goals if isinstance(goal, Include)]
         own = [goal for goal in goals if isinstance(goal, (Words, Length))]
+        self._limits = model._limits(plan.options)
         self._whole = self._wish(own)
         self._drafted = self._wish([goal for goal in own if not isinstance(goal, Include)])
         self._count = max(plan.options.n, plan.options.best_of or DRAFTS)
@@ -149,9 +160,10 @@ class _Writer:
     def _wish(self, goals: Sequence[Goal]) -> WishForm:
         """Kept for the next call."""
         plan, kept = self._plan, self._model._wishes
-        key = tuple(goals), tuple(sorted(plan.ends)), plan.options.max_tokens, id(plan.form)
+        allowed = None if plan.allowed is None else plan.allowed.tobytes()
+        key = tuple(goals), tuple(sorted(plan.ends)), plan.options.max_tokens, id(plan.form), allowed
         if (found := kept.get(key)) is None:
-            found = WishForm(self._model, goals, sorted(plan.ends), plan.options.max_tokens, plan.form)
+            found = WishForm(self._model, goals, sorted(plan.ends), plan.options.max_tokens, plan.form, plan.allowed)
             controls.remember(kept, controls.KEPT_FORMS, key, found)
         return found
 
@@ -159,16 +171,18 @@ class _Writer:
         """The n best of the drafts for one prompt."""
         begin, model = time.perf_counter(), self._model
         ids = model._ids(prompt)
-        random, limits = np.random.default_rng(seed), model._limits(self._plan.options)
+        random = np.random.default_rng(seed)
         drafts = [_Draft() for _ in range(self._count)]
-        for _ in range(sum(len(goal.words) for goal in self._include)):
-            written = self._written(ids, drafts, self._drafted, random, limits)
+        for _ in words_of(self._include):
+            if over_when(self._limits)():
+                break
+            written = self._written(ids, drafts, self._drafted, random)
             drafts = [self._with_word(ids, *pair, random) for pair in zip(written, drafts, strict=True)]
-        written = self._written(ids, drafts, self._whole, random, limits)
+        written = self._written(ids, drafts, self._whole, random)
         return self._best(prompt, ids, written, seed, begin)
 
     def _written(
-        self, ids: array[int], drafts: Sequence[_Draft], form: WishForm, random: np.random.Generator, limits: Any
+        self, ids: array[int], drafts: Sequence[_Draft], form: WishForm, random: np.random.Generator
     ) -> list[Completion]:
         """Each draft from what is kept of it to an end."""
         prompts, plans = [], []
@@ -178,7 +192,7 @@ class _Writer:
             plans.append(replace(self._plan, options=room, form=Continued(form, kept, closed=bool(kept))))
             prompts.append(ids + array("i", kept))
         seeds = random.integers(2**62, size=len(drafts)).tolist()
-        found = self._model._write(list(prompts), prompts, plans, seeds, limits)
+        found = self._model._write(list(prompts), prompts, plans, seeds, self._limits)
         whole = [[*draft.tokens[: draft.kept], *one.token_ids] for draft, [one] in zip(drafts, found, strict=True)]
         return [replace(one, token_ids=tokens) for tokens, [one] in zip(whole, found, strict=True)]
 
@@ -203,7 +217,7 @@ class _Writer:
     ) -> Iterator[tuple[tuple[int, ...], float]]:
         """Beginnings of a draft with a missing word behind them, wherever there is room then for what else is needed;
         and the mean log-probability of the word's tokens."""
-        words = [array("i", self._model.encode(f" {word}")) for word in missing]
+        words = [array("i", self._whole.alphabet.spelled(f" {word}")) for word in missing]
         places = set(self._places(tokens, kept))
         guide, state = self._whole.guide(None), _engine.State(self._model._engine)
         with self._model._decoder() as decoder:
@@ -297,6 +311,7 @@ def _has_room(guide: WishGuide, way: Sequence[int]) -> bool:
             guide.accept(token)
     except ValueError:  # not in this form
         return False
+    guide.close_word()
     return guide.fits
 
 

@@ -49,6 +49,12 @@ class Shape:
     copying: bool = False
 
 
+_EMBEDDING = 1.0
+"""Within which embeddings begin. From 0.1, as is common, attention does not learn to look up who does what in bAbI's
+first task in 8 epochs (perplexity 2.46, that of a guess among six places); from 1.0 it begins to in the first.
+Translations of Multi30k have perplexity 55 after one epoch, and 108 from 0.1."""
+
+
 class Copies:
     """What is copied at each place of texts: the log-odds [T, B] that a token is written, and the weights [T, B, S] of
     places of the sources, int32 [S, B], that else one is drawn from."""
@@ -99,9 +105,9 @@ class Seq2SeqNetwork:
     def _build(self) -> None:
         s = self.shape
         make = self.weights.make
-        make("embedding", s.vocab, s.embedding, limit=0.1)
+        make("embedding", s.vocab, s.embedding, limit=_EMBEDDING)
         if s.source_vocab is not None:
-            make("source.embedding", s.source_vocab, s.embedding, limit=0.1)
+            make("source.embedding", s.source_vocab, s.embedding, limit=_EMBEDDING)
         width = self.weights.make_stack("encoder", s.embedding, s.encoder, s.bidirectional)
         widths = [units * (1 + s.bidirectional) for units in s.encoder]
         inputs = s.embedding
