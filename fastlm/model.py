@@ -45,7 +45,7 @@ from fastlm.writing import Text
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from fastlm.goals import Goal
+    from fastlm.goals import Goal, Search
     from fastlm.goals.guides import WishForm
 
 Prompt: TypeAlias = "str | Sequence[int]"
@@ -250,7 +250,13 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str, *, each: None = None, goals: Sequence[Goal] | None = None, **options: Unpack[Options]
+        self,
+        prompt: str,
+        *,
+        each: None = None,
+        goals: Sequence[Goal] | None = None,
+        search: Search | None = None,
+        **options: Unpack[Options],
     ) -> Completion: ...
     @overload
     def generate(
@@ -259,6 +265,7 @@ class Model:
         *,
         each: Sequence[Options] | None = None,
         goals: Sequence[Goal] | None = None,
+        search: Search | None = None,
         **options: Unpack[Options],
     ) -> Any: ...
     @overload
@@ -268,6 +275,7 @@ class Model:
         *,
         each: None = None,
         goals: Sequence[Goal] | None = None,
+        search: Search | None = None,
         **options: Unpack[Options],
     ) -> Completion: ...
     def generate(
@@ -276,6 +284,7 @@ class Model:
         *,
         each: Sequence[Options] | None = None,
         goals: Sequence[Goal] | None = None,
+        search: Search | None = None,
         **options: Unpack[Options],
     ) -> Any:
         """Writes on from a prompt.
@@ -289,6 +298,8 @@ class Model:
             Of a list of prompts: for each one options of its own, on top of the others.
         goals : sequence of fastlm.goals.Goal, optional
             What the text shall have: see `fastlm.goals`.
+        search : fastlm.goals.Search, optional
+            How texts with much of several soft goals are found.
         **options
             See `GenerationOptions`.
 
@@ -314,7 +325,9 @@ class Model:
 
             if each is not None:
                 raise ValueError("each: with goals, prompts have one set of options: leave it out")
-            return generate(self, prompt, goals, options)
+            return generate(self, prompt, goals, search, options)
+        if search is not None:
+            raise ValueError("search: without goals there is nothing to search for")
         plan = self._plan(options)
         limits = self._limits(plan.options)
         batch = is_batch(prompt)
@@ -1162,7 +1175,12 @@ _loaded: dict[str, Model] = {}
 
 
 def generate(
-    prompt: Any, *, model: Any = "stories", goals: Sequence[Goal] | None = None, **options: Unpack[Options]
+    prompt: Any,
+    *,
+    model: Any = "stories",
+    goals: Sequence[Goal] | None = None,
+    search: Search | None = None,
+    **options: Unpack[Options],
 ) -> Any:
     """Writes on from a prompt; `Model.generate` says with what options.
 
@@ -1180,7 +1198,7 @@ def generate(
         if model not in _loaded:
             _loaded[model] = load(model)
         model = _loaded[model]
-    return (model if isinstance(model, Model) else load(model)).generate(prompt, goals=goals, **options)
+    return (model if isinstance(model, Model) else load(model)).generate(prompt, goals=goals, search=search, **options)
 
 
 def cpu_info() -> dict[str, Any]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fastlm.goals.tradeoffs import Tradeoff
     from fastlm.goals.writing import Outcome
     from fastlm.model import Model
 
@@ -855,6 +856,8 @@ class Completion:
         What of ``must_include`` the text lacks.
     goals : list of fastlm.goals.Outcome
         What became of each goal.
+    tradeoff : fastlm.goals.Tradeoff or None
+        Of soft goals: what else can be had.
     seed : int
         Gives this text again.
     usage : Usage
@@ -875,6 +878,7 @@ class Completion:
     missing: Sequence[str | tuple[int, ...]] = ()
     score: float | None = None
     goals: Sequence[Outcome] = ()
+    tradeoff: Tradeoff | None = None
     attention: npt.NDArray[np.float32] | None = None
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ import time
 import zlib
 from array import array
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -264,11 +264,7 @@ class Session:
             Of this call alone. Its text ends with a whole character, and before what may be the beginning of a stop
             text; the next call's text goes on there.
         """
-        begin = time.perf_counter()
-        text, read = self._text(max_tokens), len(self._unread)
-        self._write(text, 0, self.model._limits(self._plan.options))
-        timings = timed(begin, read + len(text.job.tokens), [text.job])
-        return self.model._completion("", text, None, self.seed, timings, self._taken(text))
+        return write_together([self], max_tokens, self.model._limits(self._plan.options))[0]
 
     def stream(self, max_tokens: int | None = None) -> Iterator[str]:
         """The same text as `generate`, piece by piece. A session whose stream is left early has what was written so
@@ -276,22 +272,13 @@ class Session:
         text = self._text(max_tokens)
         limits = self.model._limits(self._plan.options)
         while text.job.finish is None:
-            self._write(text, 1, limits)
+            _write([self], [text], 1, limits)
             over = text.job.finish not in (None, "length")
             piece = text.written.take() if not over else ""
             if piece:
                 yield piece
         if piece := self._taken(text):
             yield piece
-
-    def _write(self, text: Text, most: int, limits: Mapping[str, Any]) -> None:
-        """Writes so many tokens, 0 for all. What was written is the session's, even if something is raised."""
-        try:
-            with self.model._decoder() as decoder:
-                decoder.write([text.job], most, **limits)
-        finally:
-            self._unread = text.job.unread
-            text.written.read(text.job.tokens)
 
     def _text(self, max_tokens: int | None) -> Text:
         self.finish_reason = None
@@ -419,6 +406,31 @@ class Session:
         if facts["surprised"]:
             parts.append(surprises.tobytes())
         return _pack(_SESSION, self.model, self._state, b"".join(parts))
+
+
+def write_together(sessions: Sequence[Session], max_tokens: int | None, limits: Mapping[str, Any]) -> list[Completion]:
+    """`Session.generate` of several of one model, side by side. limits: as `Model._limits` says them."""
+    begin = time.perf_counter()
+    read = sum(len(session._unread) for session in sessions)
+    texts = [session._text(max_tokens) for session in sessions]
+    _write(sessions, texts, 0, limits)
+    timings = timed(begin, read + sum(len(text.job.tokens) for text in texts), [text.job for text in texts])
+    return [
+        session.model._completion("", text, None, session.seed, timings, session._taken(text))
+        for session, text in zip(sessions, texts, strict=True)
+    ]
+
+
+def _write(sessions: Sequence[Session], texts: Sequence[Text], most: int, limits: Mapping[str, Any]) -> None:
+    """Writes so many tokens of each, 0 for all. What was written is the sessions', even if something is raised."""
+    try:
+        if sessions:
+            with sessions[0].model._decoder() as decoder:
+                decoder.write([text.job for text in texts], most, **limits)
+    finally:
+        for session, text in zip(sessions, texts, strict=True):
+            session._unread = text.job.unread
+            text.written.read(text.job.tokens)
 
 
 def _plain(options: Mapping[str, Any]) -> list[list[Any]]:

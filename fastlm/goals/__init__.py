@@ -3,6 +3,31 @@
 
 from fastlm.goals.conflicts import ConflictError, Verdict, check
 from fastlm.goals.files import read_goals
-from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches
+from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches
+from fastlm.goals.soft import Brief, Custom, Diverse, Label, Like, Likely, Unlike
+from fastlm.goals.tradeoffs import Search, Tradeoff, hypervolume
+from fastlm.goals.writing import Outcome
 
-__all__ = ["ConflictError", "Exclude", "Goal", "Include", "Length", "Matches", "Verdict", "check", "read_goals"]
+__all__ = [
+    "Brief",
+    "ConflictError",
+    "Custom",
+    "Deadline",
+    "Diverse",
+    "Exclude",
+    "Goal",
+    "Include",
+    "Label",
+    "Length",
+    "Like",
+    "Likely",
+    "Matches",
+    "Outcome",
+    "Search",
+    "Tradeoff",
+    "Unlike",
+    "Verdict",
+    "check",
+    "hypervolume",
+    "read_goals",
+]

@@ -177,3 +177,25 @@ class Matches(Goal):
         if self.regex is not None:
             return f"match the regular expression {self.regex!r:.60}"
         return "match the JSON schema" if self.json_schema is not None else "match the grammar"
+
+
+@dataclass(frozen=True)
+class Deadline(Goal):
+    """The text is there in time: writing stops, whatever it has come to.
+
+    Parameters
+    ----------
+    ms : float
+        Milliseconds.
+    """
+
+    ms: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ms, bool) or not isinstance(self.ms, (int, float)):
+            raise TypeError(f"Deadline: ms={self.ms!r:.60}: expected a number")
+        if not 0 < self.ms < float("inf"):
+            raise ValueError(f"Deadline: ms={self.ms}: expected a finite number above 0")
+
+    def __str__(self) -> str:
+        return f"within {self.ms:,g} ms"

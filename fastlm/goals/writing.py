@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +18,23 @@ from fastlm.goals import forms
 from fastlm.goals.automaton import Bounds
 from fastlm.goals.conflicts import check, listed
 from fastlm.goals.guides import Continued, WishForm, WishGuide
-from fastlm.goals.kinds import UNITS, Goal, Include, Length, Matches, Words, words_of
+from fastlm.goals.kinds import UNITS, Deadline, Goal, Include, Length, Matches, Words, words_of
+from fastlm.goals.soft import Soft
+from fastlm.goals.tradeoffs import Lane, Search, Tradeoff, explored, front, measured, ranked
 from fastlm.model import is_batch, over_when, seed_of
 from fastlm.options import FORMS, Completion, GenerationOptions, acts, timed, used
 from fastlm.scoring import score_each
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 DRAFTS = 8
 """Of each text, of which the best is taken."""
+
+PLAIN = 4
+"""Texts without goals that say what likely ones are."""
 
 PLACES = 24
 """In a draft that are tried for a word."""
@@ -51,21 +59,27 @@ class Outcome:
     achieved : tuple of str, int or bool
         The words of it that the text says; its length; whether it has the form.
     satisfied : bool
-    shortfall : int
-        By how much it is missed: words missing, or said all the same; the length's distance from what was asked for; 1
-        for a form. 0 if it is satisfied.
+    shortfall : float
+        By how much it is missed: words missing, or said all the same; the length's distance from what was asked for;
+        milliseconds too many; 1 for a form; what a soft goal lacks of ``at_least``. 0 if it is satisfied.
+    price : float
+        By how much less likely the text is than those written without any goals: natural log-probability a token, of
+        the mean of some of these. It is that of all goals together.
     """
 
     goal: Goal
     achieved: Any
     satisfied: bool
-    shortfall: int
+    shortfall: float
+    price: float = math.nan
 
     def __str__(self) -> str:
-        return f"{self.goal}: {'met' if self.satisfied else f'missed by {self.shortfall}'}"
+        if isinstance(self.goal, Soft):
+            return f"{self.goal}: {self.achieved:.3g}" + ("" if self.satisfied else f", missed by {self.shortfall:.3g}")
+        return f"{self.goal}: {'met' if self.satisfied else f'missed by {self.shortfall:,.6g}'}"
 
 
-def generate(model: Model, prompt: Any, goals: Sequence[Goal], given: Mapping[str, Any]) -> Any:
+def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | None, given: Mapping[str, Any]) -> Any:
     """`fastlm.Model.generate` with goals.
 
     Raises
@@ -76,10 +90,14 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], given: Mapping[st
     if model.info["task"] != "lm":
         raise ValueError("goals: expected a language model, which writes on from a text")
     goals = listed(goals)
+    if search is not None and not isinstance(search, Search):
+        raise TypeError(f"search={search!r:.60}: expected a fastlm.goals.Search")
+    if search is not None and all(goal.hard for goal in goals):
+        raise ValueError("search: it is for soft goals, and there are none: leave it out")
     options = _options(goals, given)
     plan = model._plan(options)
     check([*goals, Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else goals, model)
-    writer = _Writer(model, goals, plan)
+    writer = _Writer(model, goals, plan, search or Search())
     # At temperature 0 only where words are put is drawn.
     seed = seed_of({"seed": 0} | options if plan.temperature == 0 else options)
     each = [writer.write(one, seed) for one in (prompt if is_batch(prompt) else [prompt])]
@@ -96,6 +114,10 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     for name in _WITHOUT:
         if acts(name, options.get(name)):
             raise ValueError(f"{name}: goals are met by a search of their own, which has none: leave it out")
+    if options.get("contrastive_model") is not None and not all(goal.hard for goal in goals):
+        raise ValueError("contrastive_model: say Unlike(model) among the goals")
+    if limits := [goal.ms for goal in goals if isinstance(goal, Deadline)]:
+        options["deadline_ms"] = min([*limits, *filter(None, [options.get("deadline_ms")])])
     if options.get("min_tokens"):
         raise ValueError('min_tokens: say Length("tokens", min=...) among the goals')
     if not isinstance(options.get("logprobs"), (bool, type(None))):
@@ -144,13 +166,18 @@ class _Writer:
     ----------
     model : Model
     goals : sequence of Goal
+        Of soft ones those that the drafts have most of count, and unless words are asked for the drafts are explored
+        with regard to them.
     plan : Plan
+    search : Search
     """
 
-    def __init__(self, model: Model, goals: Sequence[Goal], plan: controls.Plan) -> None:
-        self._model, self._goals, self._plan = model, list(goals), plan
+    def __init__(self, model: Model, goals: Sequence[Goal], plan: controls.Plan, search: Search) -> None:
+        self._model, self._goals, self._plan, self._search = model, list(goals), plan, search
+        self._soft = [goal for goal in goals if isinstance(goal, Soft)]
         self._include = [goal for goal in goals if isinstance(goal, Include)]
         own = [goal for goal in goals if isinstance(goal, (Words, Length))]
+        self._own = own
         self._limits = model._limits(plan.options)
         self._whole = self._wish(own)
         self._drafted = self._wish([goal for goal in own if not isinstance(goal, Include)])
@@ -169,17 +196,33 @@ class _Writer:
 
     def write(self, prompt: Any, seed: int) -> list[Completion]:
         """The n best of the drafts for one prompt."""
-        begin, model = time.perf_counter(), self._model
-        ids = model._ids(prompt)
-        random = np.random.default_rng(seed)
+        begin, ids = time.perf_counter(), self._model._ids(prompt)
+        if self._soft and not self._include:
+            written = self._explored(prompt, ids, seed, begin)
+        else:
+            written = self._drafts(ids, np.random.default_rng(seed))
+        return self._best(prompt, ids, written, seed, begin)
+
+    def _explored(self, prompt: Any, ids: array[int], seed: int, begin: float) -> list[Completion]:
+        """Texts that were forked and given up with regard to the soft goals."""
+        options = replace(self._plan.options, logprobs=True, n=1, best_of=None)
+        plan = replace(self._plan, options=options, form=self._whole if self._own else self._plan.form)
+        lanes = explored(self._model, self._said(prompt), ids, self._soft, plan, self._search, seed, self._limits)
+        timings, usage = timed(begin, len(ids)), used(len(ids), 0)
+        return [Completion("", lane.tokens, lane.finish, lane.logprobs, seed, usage, timings) for lane in lanes]
+
+    def _said(self, prompt: Any) -> str:
+        return prompt if isinstance(prompt, str) else self._model.decode(prompt)
+
+    def _drafts(self, ids: array[int], random: np.random.Generator) -> list[Completion]:
+        """Texts into which the words that are asked for were put."""
         drafts = [_Draft() for _ in range(self._count)]
         for _ in words_of(self._include):
             if over_when(self._limits)():
                 break
             written = self._written(ids, drafts, self._drafted, random)
             drafts = [self._with_word(ids, *pair, random) for pair in zip(written, drafts, strict=True)]
-        written = self._written(ids, drafts, self._whole, random)
-        return self._best(prompt, ids, written, seed, begin)
+        return self._written(ids, drafts, self._whole, random)
 
     def _written(
         self, ids: array[int], drafts: Sequence[_Draft], form: WishForm, random: np.random.Generator
@@ -253,16 +296,50 @@ class _Writer:
         """Those that meet their goals, end with a sentence, and are the likeliest, in this order."""
         ends = [self._end(one.token_ids) if self._trims else (len(one.token_ids), False) for one in written]
         texts = [one.token_ids[:end] for one, (end, _) in zip(written, ends, strict=True)]
-        scores = list(score_each(self._model, ([*ids, *tokens] for tokens in texts)))
-        found: list[Any] = []
-        for n, one in enumerate(written):
-            tokens, logprobs, (end, whole) = texts[n], scores[n].logprobs[len(ids) :], ends[n]
-            completion = self._completion(prompt, ids, one, tokens, logprobs, seed, begin)
-            if whole and end < len(one.token_ids):
-                completion = replace(completion, finish_reason="stop", stop_reason=None)
-            likely = sum(logprobs) / max(1, len(logprobs))
-            found.append((not completion.satisfied, not whole, -likely, len(found), completion))
-        return [completion for *_, completion in sorted(found)[: self._plan.options.n]]
+        scores = [one.logprobs[len(ids) :] for one in score_each(self._model, ([*ids, *tokens] for tokens in texts))]
+        plain = self._plain_mean(ids, seed)
+        found = [
+            self._completion(prompt, ids, *one, seed, begin, plain) for one in zip(written, texts, scores, strict=True)
+        ]
+        for n, (end, whole) in enumerate(ends):
+            if whole and end < len(written[n].token_ids):
+                found[n] = replace(found[n], finish_reason="stop", stop_reason=None)
+        if self._soft:
+            return self._chosen(prompt, ids, found, scores, plain)
+        keys = [(not one.satisfied, not ends[n][1], -_mean(scores[n]), n) for n, one in enumerate(found)]
+        return [found[n] for *_, n in sorted(keys)[: self._plan.options.n]]
+
+    def _chosen(
+        self, prompt: Any, ids: array[int], found: list[Completion], scores: list[Sequence[float]], plain: float
+    ) -> list[Completion]:
+        """Of those that meet the hard goals, or else of all, the ones that are chosen for what they have of the soft
+        ones."""
+        rows = [n for n, one in enumerate(found) if one.satisfied] or list(range(len(found)))
+        lanes = [Lane(self._said(prompt), ids) for _ in rows]
+        for lane, n in zip(lanes, rows, strict=True):
+            lane.extend(self._model, found[n].token_ids, scores[n])
+        values = measured(self._model, self._soft, lanes)
+        order = ranked(values, self._soft, self._search.choose)
+        best = set(front(values))
+        order = [n for n in order if n in best] + [n for n in order if n not in best]
+        texts = [self._with_soft(found[rows[n]], values[n], _mean(scores[rows[n]]), plain) for n in order]
+        tradeoff = Tradeoff(self._soft, values, texts[: len(best)], order[: len(best)])
+        return [replace(one, tradeoff=tradeoff) for one in texts[: self._plan.options.n]]
+
+    def _with_soft(self, one: Completion, values: npt.NDArray[np.float64], mean: float, plain: float) -> Completion:
+        """With what became of the soft goals, in the order of all."""
+        hard, soft = iter(one.goals), iter(zip(self._soft, values.tolist(), strict=True))
+        goals = [next(hard) if goal.hard else _soft_outcome(*next(soft), plain - mean) for goal in self._goals]
+        return replace(one, goals=goals, satisfied=all(outcome.satisfied for outcome in goals))
+
+    def _plain_mean(self, ids: array[int], seed: int) -> float:
+        """Of texts written without goals the mean log-probability of a token."""
+        options = replace(self._plan.options, logprobs=None, n=1, best_of=None)
+        plan = replace(self._plan, options=options, form=None)
+        seeds = np.random.default_rng([seed, 1]).integers(2**62, size=PLAIN).tolist()
+        groups = self._model._write([ids] * PLAIN, [ids[:]] * PLAIN, [plan] * PLAIN, seeds, self._limits)
+        texts = ([*ids, *group[0].token_ids] for group in groups)
+        return float(np.mean([_mean(one.logprobs[len(ids) :]) for one in score_each(self._model, texts)]))
 
     def _end(self, tokens: Sequence[int]) -> tuple[int, bool]:
         """How much of a text is worth keeping, and whether that ends with a sentence: up to the last end of one where
@@ -283,10 +360,12 @@ class _Writer:
         logprobs: Sequence[float],
         seed: int,
         begin: float,
+        plain: float,
     ) -> Completion:
         model, options = self._model, self._plan.options
         text = model._need_tokenizer().decode(tokens, context=ids)
-        outcomes = [outcome(goal, text, len(tokens)) for goal in self._goals if goal.hard]
+        ms, price = 1e3 * (time.perf_counter() - begin), plain - _mean(logprobs)
+        outcomes = [replace(outcome(goal, text, len(tokens), ms), price=price) for goal in self._goals if goal.hard]
         return replace(
             one,
             text=model._echo(prompt, ids) + text if options.echo else text,
@@ -315,8 +394,20 @@ def _has_room(guide: WishGuide, way: Sequence[int]) -> bool:
     return guide.fits
 
 
-def outcome(goal: Goal, text: str, tokens: int | None = None) -> Outcome:
-    """What a text has made of a hard goal."""
+def _mean(logprobs: Sequence[float]) -> float:
+    return sum(logprobs) / max(1, len(logprobs))
+
+
+def _soft_outcome(goal: Soft, value: float, price: float) -> Outcome:
+    shown = goal.shown(value)
+    lacks = 0.0 if goal.at_least is None else max(0.0, goal.at_least - shown)
+    return Outcome(goal, shown, not lacks, lacks, price)
+
+
+def outcome(goal: Goal, text: str, tokens: int | None = None, ms: float = 0.0) -> Outcome:
+    """What a text, that took so long to write, has made of a hard goal."""
+    if isinstance(goal, Deadline):
+        return Outcome(goal, ms, ms <= goal.ms, max(0.0, ms - goal.ms))
     if isinstance(goal, Words):
         said = goal.said(text)
         wrong = len(goal.words) - len(said) if isinstance(goal, Include) else len(said)
