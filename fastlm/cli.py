@@ -51,7 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ---- commands ------------------------------------------------------------------------------------------
 
 
-def _generate(model: str, prompt: str, stats: bool, threads: int | None, goals: str | None, **options: Any) -> int:
+def _generate(
+    model: str, prompt: str, stats: bool, threads: int | None, goals: str | None, choose: str | None, **options: Any
+) -> int:
     lm = fastlm.load(model, threads=threads)
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -59,9 +61,13 @@ def _generate(model: str, prompt: str, stats: bool, threads: int | None, goals: 
     if "logit_bias" in options:
         options["logit_bias"] = dict(options["logit_bias"])
     if goals is not None:
-        from fastlm.goals import read_goals
+        from fastlm.goals import Search, read_goals
 
         options["goals"] = read_goals(goals)
+        if choose is not None:
+            options["search"] = Search(choose=choose)
+    elif choose is not None:
+        raise ValueError("--choose: it is for --goals, of which there are none")
     if options.get("n", 1) == 1 and not stats and not options.keys() & {"best_of", "num_beams", "goals", *FORMS}:
         for piece in lm.stream(prompt, **options):
             print(piece, end="", flush=True)
@@ -475,6 +481,9 @@ def _add_generate(commands: Any) -> None:
     command.add_argument("--seed", type=int, help="same seed, same text (default: a new one)")
     command.add_argument("--n", type=int, help="number of texts")
     command.add_argument("--goals", help="JSON or TOML file of what the text shall have (docs/goals.md)")
+    command.add_argument(
+        "--choose", choices=("weights", "priority", "fairest"), help="by what one of several good texts is chosen"
+    )
     command.add_argument(
         "--echo", action=argparse.BooleanOptionalAction, default=True, help="print the prompt in front of the text"
     )

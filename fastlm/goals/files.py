@@ -10,17 +10,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches
+from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches
+from fastlm.goals.soft import Brief, Diverse, Label, Like, Likely, Unlike
 
-_KINDS: dict[str, Any] = {"include": Include, "exclude": Exclude, "length": Length}
+_KINDS: dict[str, Any] = {
+    "include": Include,
+    "exclude": Exclude,
+    "length": Length,
+    "deadline": Deadline,
+    "diverse": Diverse,
+    "brief": Brief,
+}
 _FORMS = ("regex", "json_schema", "grammar")
+_OTHERS = ("likely", "like", "unlike", "label")
+_ALL = (*_KINDS, *_FORMS, *_OTHERS)
 
 
 def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
     """The goals of a file.
 
-    Each is a table whose first key says what it asks for: "include", "exclude" (words), "length" (a unit), "regex",
-    "json_schema" or "grammar"; others are what the goal takes besides, as "case", "min" and "max".
+    Each is a table. One of its keys says what it asks for: "include", "exclude" (words), "length" (a unit), "deadline"
+    (milliseconds), "regex", "json_schema", "grammar"; or "likely" (true), "like", "unlike" (a model's file), "label"
+    (its name, with the "classifier"'s file), "diverse" (words of a run), "brief" (a unit). Others are what the goal
+    takes besides, as "case", "min" and "max", or "weight", "at_least" and "priority". Files are looked for beside this
+    one.
 
     Raises
     ------
@@ -39,7 +52,7 @@ def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
     found = []
     for number, row in enumerate(rows, 1):
         try:
-            found.append(_goal(row))
+            found.append(_goal(row, Path(path).parent))
         except (TypeError, ValueError) as e:
             raise ValueError(f"{path}: goal {number}: {e}") from None
     return found
@@ -55,14 +68,41 @@ def _loaded(path: Path) -> Any:
     raise ValueError("TOML is read by Python 3.11 and newer: write JSON")
 
 
-def _goal(row: Any) -> Goal:
+def _goal(row: Any, beside: Path) -> Goal:
     if not isinstance(row, Mapping):
         raise TypeError(f"expected a table, found {row!r:.60}")
-    kinds = [key for key in row if key in (*_KINDS, *_FORMS)]
+    kinds = [key for key in row if key in _ALL]
     if len(kinds) != 1:
-        expected = ", ".join((*_KINDS, *_FORMS))
+        expected = ", ".join(_ALL)
         raise ValueError(f"expected one of {expected}, found {' and '.join(kinds) or 'none'} in {', '.join(row)}")
     [kind] = kinds
     rest = {key: value for key, value in row.items() if key != kind}
-    goal: Goal = Matches(**row) if kind in _FORMS else _KINDS[kind](row[kind], **rest)
+    goal: Goal = (
+        Matches(**row)
+        if kind in _FORMS
+        else _other(kind, row[kind], rest, beside)
+        if kind in _OTHERS
+        else _KINDS[kind](row[kind], **rest)
+    )
     return goal
+
+
+def _other(kind: str, value: Any, rest: dict[str, Any], beside: Path) -> Goal:
+    """Goals that speak of models."""
+    if kind == "likely":
+        if value is not True:
+            raise ValueError(f"likely={value!r:.60}: expected true, or leave it out")
+        return Likely(**rest)
+    if kind == "label":
+        if "classifier" not in rest:
+            raise ValueError("label: expected the 'classifier', a model's file, beside it")
+        return Label(_loaded_model(rest.pop("classifier"), beside), value, **rest)
+    return (Like if kind == "like" else Unlike)(_loaded_model(value, beside), **rest)
+
+
+def _loaded_model(name: Any, beside: Path) -> Any:
+    from fastlm.model import BUNDLED, load
+
+    if not isinstance(name, str):
+        raise TypeError(f"expected a model's file, found {name!r:.60}")
+    return load(name if name in BUNDLED else str(beside / name))

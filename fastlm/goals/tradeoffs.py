@@ -53,7 +53,7 @@ class Search:
     method: str = "fork"
     choose: str = "weights"
     lanes: int = 16
-    segment: int = 6
+    segment: int = 4
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("choose", CHOICES)):
