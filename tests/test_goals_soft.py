@@ -18,6 +18,8 @@ from fastlm.goals import (
     Deadline,
     Diverse,
     Exclude,
+    Experts,
+    Fudge,
     Include,
     Label,
     Length,
@@ -218,6 +220,37 @@ def test_what_pulls_is_said_and_drawn(stories, tmp_path):
     assert (tmp_path / "front.png").stat().st_size > 5000
 
 
+# ---- published methods ---------------------------------------------------------------------------------
+
+
+def test_experts_are_a_product(stories):
+    """Of a model and itself: the logits at half the temperature; without itself: all tokens alike."""
+    options = {"seed": 1, "max_tokens": 9, "top_p": 1.0}
+    twice = stories.generate(PROMPT, logits_processor=Experts(stories, like=stories), temperature=1, **options)
+    cold = stories.generate(PROMPT, temperature=0.5, **options)
+    assert twice.token_ids == cold.token_ids
+    logits = np.random.default_rng(0).normal(size=stories.vocab_size).astype(np.float32)
+    ids = list(stories._ids(PROMPT))
+    same = Experts(stories, like=stories, unlike=stories, alpha=2)
+    for end in (5, 6, 7, len(ids)):  # a token at a time, and several
+        assert np.allclose(same(ids[:end], logits), logits, atol=1e-4)
+
+
+def test_fudge_weighs_tokens_by_the_label(stories, judge):
+    logits = np.random.default_rng(0).normal(size=stories.vocab_size).astype(np.float32)
+    ids = list(stories._ids(PROMPT))
+    fudge = Fudge(stories, judge, "good", strength=2.0, top_k=7)
+    for end in (4, len(ids) - 1, len(ids)):
+        found = fudge(ids[:end], logits)
+        top = np.argsort(-logits)[:7]
+        assert set(np.flatnonzero(found > -np.inf)) == set(top)
+        for token in top:
+            text = stories.decode([*ids[:end], int(token)])
+            assert found[token] - logits[token] == pytest.approx(2 * math.log(judge.classify(text)["good"]), abs=1e-4)
+    written = stories.generate(PROMPT, logits_processor=fudge, seed=1, max_tokens=8)
+    assert len(written.token_ids) == 8
+
+
 # ---- what is refused -----------------------------------------------------------------------------------
 
 
@@ -234,6 +267,8 @@ def test_what_pulls_is_said_and_drawn(stories, tmp_path):
         (lambda s, j: Label(j, "good", at_least=1.5), "at_least=1.5: expected a probability"),
         (lambda s, j: Like(j), "expected a language model"),
         (lambda s, j: Like("stories"), "expected a language model"),
+        (lambda s, j: Experts(s), "expected a model like which"),
+        (lambda s, j: Fudge(s, j, "good", top_k=0), "top_k=0: expected a whole number"),
         (lambda s, j: Deadline(0), "ms=0: expected a finite number above 0"),
         (lambda s, j: Search(method="magic"), "method='magic': expected one of fork, best_of_n"),
         (lambda s, j: Search(lanes=0), "lanes=0: expected a whole number"),

@@ -4,6 +4,7 @@
 from fastlm.goals.conflicts import ConflictError, Verdict, check
 from fastlm.goals.files import read_goals
 from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches
+from fastlm.goals.methods import Experts, Fudge
 from fastlm.goals.soft import Brief, Custom, Diverse, Label, Like, Likely, Unlike
 from fastlm.goals.tradeoffs import Search, Tradeoff, hypervolume
 from fastlm.goals.writing import Outcome
@@ -15,6 +16,8 @@ __all__ = [
     "Deadline",
     "Diverse",
     "Exclude",
+    "Experts",
+    "Fudge",
     "Goal",
     "Include",
     "Label",

@@ -114,10 +114,14 @@ class Like(Soft):
         super().__post_init__()
         _check_writes(self.model, type(self).__name__)
 
-    def start(self, model: Model, text: Growing) -> _Read:
-        """As `Soft.start`."""
+    def check(self, model: Model) -> None:
+        """Raises ValueError for a model that writes with another vocabulary."""
         if model is not self.model and not _same_vocabulary(model, self.model):
             raise ValueError(f"{type(self).__name__}: its model has another vocabulary than the one that writes")
+
+    def start(self, model: Model, text: Growing) -> _Read:
+        """As `Soft.start`."""
+        self.check(model)
         state = _engine.State(self.model._engine)
         with self.model._decoder() as decoder:
             decoder.feed(state, text.ids)

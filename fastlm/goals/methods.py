@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published methods that steer each token, as a ``logits_processor`` of `fastlm.Model.generate`."""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastlm import _engine
+from fastlm.goals.soft import Label, Like, Unlike
+from fastlm.goals.tradeoffs import Lane
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastlm.classifier import Classifier
+    from fastlm.model import Model
+
+    Logits = npt.NDArray[np.float32]
+
+_KEPT = 256
+"""Texts whose states are kept: those that are written side by side."""
+
+
+class _Followed:
+    """What is known of texts that grow by a token at a time; the oldest are forgotten, and begun anew if need be."""
+
+    def __init__(self, begin: Callable[[Sequence[int]], Any], extend: Callable[[Any, int], Any]) -> None:
+        self._begin, self._extend = begin, extend
+        self._known: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+
+    def __call__(self, tokens: Sequence[int]) -> Any:
+        key = tuple(tokens)
+        if key not in self._known:
+            before = self._known.get(key[:-1])
+            self._known[key] = self._begin(key) if before is None else self._extend(before, key[-1])
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        return self._known[key]
+
+
+class Experts:
+    """DExperts (Liu et al. 2021): the logits of a model like which texts shall be are added, and those of one
+    unlike which they shall be are taken away, both times ``alpha``. The first alone makes a product of experts (Hinton
+    2002).
+
+    Parameters
+    ----------
+    model : Model
+        That writes.
+    like, unlike : Model, optional
+        Of the same vocabulary.
+    alpha : float
+    """
+
+    def __init__(
+        self, model: Model, like: Model | None = None, unlike: Model | None = None, alpha: float = 1.0
+    ) -> None:
+        if like is None and unlike is None:
+            raise ValueError("Experts: expected a model like which texts shall be, or unlike which, or both")
+        self._models: list[tuple[Model, float, _Followed]] = []
+        for goal, other, sign in ((Like, like, 1), (Unlike, unlike, -1)):
+            if other is not None:
+                goal(other).check(model)
+                self._models.append((other, sign * alpha, _Followed(*_reading(other))))
+
+    def __call__(self, tokens: Sequence[int], logits: Logits) -> Logits:
+        for model, weight, followed in self._models:
+            with model._decoder() as decoder:
+                logits = logits + weight * np.frombuffer(decoder.logits(followed(tokens)), np.float32)
+        return logits
+
+
+def _reading(model: Model) -> tuple[Callable[[Sequence[int]], Any], Callable[[Any, int], Any]]:
+    """How a model's states are made and go on."""
+
+    def begin(tokens: Sequence[int]) -> _engine.State:
+        return fed(_engine.State(model._engine), tokens)
+
+    def fed(state: _engine.State, tokens: Sequence[int]) -> _engine.State:
+        with model._decoder() as decoder:
+            decoder.feed(state, array("i", tokens))
+        return state
+
+    return begin, lambda state, token: fed(state.copy(), [token])
+
+
+class Fudge:
+    """FUDGE (Yang & Klein 2021): a token's log-probability grows by that of a label, which a classifier gives the text
+    with the token, times ``strength``; of the ``top_k`` likeliest tokens, the others may not come.
+
+    Parameters
+    ----------
+    model : Model
+        That writes.
+    classifier : Classifier
+    label : str
+    strength : float
+    top_k : int
+    """
+
+    def __init__(
+        self, model: Model, classifier: Classifier, label: str, strength: float = 1.0, top_k: int = 50
+    ) -> None:
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"Fudge: top_k={top_k!r:.60}: expected a whole number from 1 on")
+        self._model, self._goal, self._strength, self._top = model, Label(classifier, label), strength, top_k
+        self._followed = _Followed(self._begin, self._extend)
+
+    def _begin(self, tokens: Sequence[int]) -> Lane:
+        lane = Lane("", array("i"))
+        lane.marks = [self._goal.start(self._model, lane)]
+        lane.extend(self._model, tokens, [])
+        return lane
+
+    def _extend(self, lane: Lane, token: int) -> Lane:
+        found = lane.copy(0)
+        found.extend(self._model, [token], [])
+        return found
+
+    def __call__(self, tokens: Sequence[int], logits: Logits) -> Logits:
+        top = np.argsort(-logits, kind="stable")[: self._top]
+        top = top[logits[top] > -np.inf]
+        lane: Lane = self._followed(tokens)
+        ways = [self._extend(lane, int(token)) for token in top]
+        odds = np.array(self._goal.values(ways, [way.marks[0] for way in ways]))
+        found = np.full_like(logits, -np.inf)
+        found[top] = logits[top] - self._strength * np.log1p(np.exp(-odds))
+        return found
