@@ -140,8 +140,8 @@ def test_weightings_are_spread_evenly():
         assert np.allclose(found.sum(1), 1)
         assert len(np.unique(found.argmax(1))) == goals
     values = np.array([[0, 3], [1, 2], [2, 1], [3, 0.0]])
-    kept = _kept(values, [Likely(), Brief()], [np.array([1, 0.0])] * 2 + [np.array([0, 1.0])] * 2)
-    assert kept == [(0, True), (0, False), (3, True), (3, False)]
+    kept = _kept(values, [Likely(), Brief()], [np.array([1, 0.0])] * 4 + [np.array([0, 1.0])])
+    assert kept == [(0, True), (1, True), (2, True), (3, True), (3, False)]
 
 
 def test_what_is_chosen():

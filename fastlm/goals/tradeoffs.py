@@ -9,6 +9,7 @@ that there are, as in decomposition: Zhang & Li 2007, "MOEA/D").
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -177,17 +178,22 @@ def _kept(
     values: npt.NDArray[np.float64], goals: Sequence[Soft], weightings: Sequence[npt.NDArray[np.float64]]
 ) -> list[tuple[int, bool]]:
     """Which lane each lane goes on from, and whether it is the first that does. Of those that are judged alike the
-    better half is kept, each twice."""
+    worst are given up for the best."""
     values = np.minimum(values, [goal.enough for goal in goals])
     spread = values.std(0)
     scores = (values - values.mean(0)) / np.where(spread > 0, spread, 1)
     found: list[int] = []
     for weights in {tuple(one): one for one in weightings}.values():
         alike = sum(np.array_equal(weights, one) for one in weightings)
-        order = np.argsort(-(scores @ weights), kind="stable")[: max(1, alike // 2)]
+        order = np.argsort(-(scores @ weights), kind="stable")[: math.ceil(_STAY * alike)]
         found += (int(order[n % len(order)]) for n in range(alike))
     first = set[int]()
     return [(n, n not in first and not first.add(n)) for n in sorted(found)]  # type: ignore[func-returns-value]
+
+
+_STAY = 0.75
+"""Share of the lanes judged alike that go on: on three pairs of goals the front has as much volume as with one half, or
+more, and its texts differ more."""
 
 
 # ---- what is better, and what is chosen ----------------------------------------------------------------
