@@ -301,7 +301,7 @@ class Tradeoff:
         try:
             from matplotlib.figure import Figure
         except ImportError as e:
-            raise ImportError("plot needs the 'matplotlib' package: pip install matplotlib") from e
+            raise ImportError("plot needs the 'matplotlib' package: pip install 'fastlm[plot]'") from e
         if len(self.goals) < 2:
             raise ValueError("plot: expected at least two soft goals")
         figure = Figure(figsize=(6, 4.5), layout="constrained")
