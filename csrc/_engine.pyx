@@ -914,6 +914,52 @@ cdef class Memory:
 
 
 @cython.final
+cdef class Index:
+    """Which runs of tokens stand in a corpus, by the bytes of a file, which are kept. Any number of threads may ask."""
+
+    cdef fl_index *_index
+    cdef const uint8_t[::1] _data
+
+    def __cinit__(self, const uint8_t[::1] data not None):
+        cdef fl_error error
+        cdef const uint8_t *begin = &data[0] if data.shape[0] else NULL
+        cdef size_t size = data.shape[0]
+        cdef fl_status status
+        self._data = data
+        with nogil:
+            status = fl_index_open(begin, size, &self._index, &error)
+        if status != FL_OK:
+            raise _error(&error, None)
+
+    def __dealloc__(self):
+        fl_index_free(self._index)
+
+    def __len__(self):
+        """Tokens of the corpus."""
+        return fl_index_tokens(self._index)
+
+    @property
+    def vocab_size(self):
+        return fl_index_vocab_size(self._index)
+
+    def count(self, const int32_t[::1] tokens not None):
+        """How often tokens, one or more, stand there in a row."""
+        if not tokens.shape[0]:
+            raise ValueError("no tokens: expected one at least")
+        return fl_index_count(self._index, &tokens[0], tokens.shape[0])
+
+    def longest(self, const int32_t[::1] tokens not None):
+        """For each token how many, it and those before it, stand there in a row at most: array of uint32."""
+        cdef size_t n = tokens.shape[0]
+        lengths = array("I", bytes(4 * n))
+        cdef uint32_t[::1] found = lengths
+        if n:
+            with nogil:
+                fl_index_longest(self._index, &tokens[0], n, &found[0])
+        return lengths
+
+
+@cython.final
 cdef class Sampling:
     """How a text is drawn: fields of fl_sampling by name, checked and without neutral steps (fastlm.controls)."""
 
@@ -932,12 +978,12 @@ cdef class Sampling:
                   float xtc_probability=0, float xtc_threshold=0, float mirostat_tau=0, float mirostat_eta=0,
                   uint32_t no_repeat_ngram_size=0, bad_words=(), Decoder amateur=None, float contrast_alpha=0,
                   float contrast_beta=0, const int32_t[::1] stop not None=NOTHING, const uint8_t[::1] pauses=None,
-                  uint32_t stop_repeats=0):
+                  uint32_t stop_repeats=0, Index corpus=None, uint32_t most_copied=0):
         cdef Py_ssize_t i
         cdef size_t end = 0
         cdef fl_sampling *s = &self._sampling
         cdef const int32_t[::1] words
-        self.model, self.amateur, self._kept = model, amateur, [bias_ids, biases, dry_breakers, stop, pauses]
+        self.model, self.amateur, self._kept = model, amateur, [bias_ids, biases, dry_breakers, stop, pauses, corpus]
         for i, step in enumerate(steps):
             s.steps[i] = CONTROLS[step]
         s.temperature = temperature
@@ -953,6 +999,10 @@ cdef class Sampling:
         s.mirostat_tau, s.mirostat_eta = mirostat_tau, mirostat_eta
         s.no_repeat_ngram_size, s.stop_repeats = no_repeat_ngram_size, stop_repeats
         s.contrast_alpha, s.contrast_beta = contrast_alpha, contrast_beta
+        if corpus is not None:
+            if corpus.vocab_size != model.vocab_size or not most_copied:
+                raise ValueError("a corpus needs the model's vocabulary, and a number of tokens that may be copied")
+            s.corpus, s.most_copied = corpus._index, most_copied
         s.amateur = NULL if amateur is None else amateur._decoder
         s.stop, s.n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]
         s.pauses = _flags(pauses, model)
@@ -977,7 +1027,7 @@ cdef class Sampling:
         steps = bytes(s.steps[:FL_CONTROLS])
         back = any(step in steps for step in (FL_PENALTIES, FL_DRY, FL_MIROSTAT))
         longer = s.n_bad_words and s.bad_ends[s.n_bad_words - 1] > s.n_bad_words
-        return bool(back or longer or s.no_repeat_ngram_size or s.stop_repeats)
+        return bool(back or longer or s.no_repeat_ngram_size or s.stop_repeats or s.corpus != NULL)
 
 
 cdef const uint8_t *_flags(const uint8_t[::1] flags, Model model) except? NULL:

@@ -177,6 +177,16 @@ cdef extern from "fastlm.h" nogil:
         FL_MIROSTAT
         FL_CONTROLS
 
+    ctypedef struct fl_index:
+        pass
+
+    fl_status fl_index_open(const void *data, size_t size, fl_index **index, fl_error *error) noexcept
+    void fl_index_free(fl_index *index) noexcept
+    size_t fl_index_vocab_size(const fl_index *index) noexcept
+    uint64_t fl_index_tokens(const fl_index *index) noexcept
+    uint64_t fl_index_count(const fl_index *index, const int32_t *tokens, size_t n) noexcept
+    void fl_index_longest(const fl_index *index, const int32_t *tokens, size_t n, uint32_t *lengths) noexcept
+
     ctypedef struct fl_sampling:
         float temperature
         uint8_t steps[14]  # FL_CONTROLS; C knows the true size
@@ -206,6 +216,8 @@ cdef extern from "fastlm.h" nogil:
         const int32_t *bad_words
         const size_t *bad_ends
         size_t n_bad_words
+        const fl_index *corpus
+        uint32_t most_copied
         fl_decoder *amateur
         float contrast_alpha
         float contrast_beta

@@ -10,7 +10,7 @@ static bool is_short(const fl_request *r) { return r->written < r->min_tokens &&
 
 bool fl_bans(const fl_request *r) {
     const fl_sampling *s = r->sampling;
-    return r->allowed || s->no_repeat_ngram_size || s->n_bad_words || is_short(r);
+    return r->allowed || s->no_repeat_ngram_size || s->n_bad_words || s->corpus || is_short(r);
 }
 
 static void ban_others(const uint32_t *allowed, size_t V, float *logits) {
@@ -48,11 +48,19 @@ static void ban_words(const fl_sampling *s, const fl_memory *m, float *logits) {
     }
 }
 
+/* What would be copied, of the tokens that were written: a prompt may stand in the corpus. */
+static void ban_copies(const fl_sampling *s, const fl_memory *m, float *logits) {
+    const size_t n = s->most_copied;
+    if (m->n < n || memchr(m->written + m->n - n, 0, n)) return;
+    fl_index_ban(s->corpus, m->tokens + m->n - n, n, logits);
+}
+
 void fl_ban(const fl_request *r, size_t V, float *logits) {
     const fl_sampling *s = r->sampling;
     if (r->allowed) ban_others(r->allowed, V, logits);
     if (s->no_repeat_ngram_size) ban_ngrams(r->memory, s->no_repeat_ngram_size, logits);
     ban_words(s, r->memory, logits);
+    if (s->corpus) ban_copies(s, r->memory, logits);
     for (size_t i = 0; is_short(r) && i < s->n_stop; i++) logits[s->stop[i]] = -INFINITY;
 }
 

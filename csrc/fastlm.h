@@ -265,6 +265,24 @@ typedef enum fl_control {
     FL_CONTROLS,
 } fl_control;
 
+/* ---- index of a corpus -------------------------------------------------------------------------- */
+
+/* Which runs of tokens stand in a corpus, exactly (docs/format.md, "The index of a corpus"). Immutable; any number of
+ * threads may ask it. */
+typedef struct fl_index fl_index;
+
+/* The data must be aligned to 8 bytes and outlive the index. */
+fl_status fl_index_open(const void *data, size_t size, fl_index **index, fl_error *error);
+void fl_index_free(fl_index *index); /* NULL is allowed */
+size_t fl_index_vocab_size(const fl_index *index);
+uint64_t fl_index_tokens(const fl_index *index);
+/* How often n ≥ 1 tokens stand there in a row. */
+uint64_t fl_index_count(const fl_index *index, const int32_t *tokens, size_t n);
+/* For each of n tokens: how many tokens, it and those before it, stand there in a row at most. */
+void fl_index_longest(const fl_index *index, const int32_t *tokens, size_t n, uint32_t *lengths);
+
+/* ---- drawing ------------------------------------------------------------------------------------ */
+
 /* How a text is drawn. All zero: greedy. A field counts only if its step is among the steps; arrays belong to the caller. */
 typedef struct fl_sampling {
     float temperature;          /* 0 to 2^60; 0: the likeliest token, lowest id among equals, and no restricting step */
@@ -292,6 +310,8 @@ typedef struct fl_sampling {
     const int32_t *bad_words;      /* one after the other, */
     const size_t *bad_ends;        /* [n_bad_words]: where each ends; longer ones than 1 need a memory */
     size_t n_bad_words;
+    const fl_index *corpus; /* NULL, or of a corpus of which no more than */
+    uint32_t most_copied;   /* ≥ 1 tokens in a row may be written; needs a memory */
 
     /* Contrastive decoding: (1 + beta) * logit - beta * the logit of a second model with the same vocabulary, for tokens
      * that the first gives at least alpha times the probability of its likeliest. */

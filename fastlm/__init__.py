@@ -19,6 +19,7 @@ except ModuleNotFoundError as e:
         "directory, or build the engine here with 'pip install -e .'"
     ) from e
 from fastlm.model import Model, cpu_info, generate, load
+from fastlm.novelty import CorpusIndex, build_index, load_index
 from fastlm.options import Completion, GenerationOptions, Score
 from fastlm.scoring import Candidate, rescore
 from fastlm.state import Session, State
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Candidate",
     "Completion",
+    "CorpusIndex",
     "ExportReport",
     "FormatError",
     "GenerationOptions",
@@ -42,10 +44,12 @@ __all__ = [
     "Session",
     "State",
     "TrainReport",
+    "build_index",
     "cpu_info",
     "export",
     "generate",
     "load",
+    "load_index",
     "quantize",
     "rescore",
     "train",

@@ -304,10 +304,15 @@ def _rounded(write: Callable[..., Any], model: str, output: str, text: Any, **op
     return 0
 
 
+def _index(corpus: list[str], model: str, output: str, documents: str | None) -> int:
+    print(fastlm.build_index(corpus, fastlm.load(model), output, documents=documents))
+    return 0
+
+
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
     *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
-    *("pooling", "pretrained"),
+    *("embedding_range", "pooling", "pretrained"),
 )
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
 
@@ -446,6 +451,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_threads_argument(command)
     _add_export(commands)
     _add_quantize(commands)
+    _add_index(commands)
     info = _add(commands, "info", _info, "show what is in a model file")
     _add_model_argument(info)
     info.add_argument("--json", dest="as_json", action="store_true", help="print JSON, with every key in full")
@@ -525,6 +531,8 @@ _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("dry-base", float, "how it grows with the repetition's length (default: 1.75)"),
     ("dry-allowed-length", int, "from what length on (default: 2)"),
     ("dry-window", int, "tokens looked back at (default: all)"),
+    ("max-copied", int, "write no more than so many tokens in a row that stand in the corpus"),
+    ("corpus", fastlm.load_index, "index of the corpus, as fastlm index writes it"),
     ("contrastive-model", fastlm.load, "a weaker model file, whose preferences are avoided"),
     ("contrastive-alpha", float, "the stronger model's say (default: 0.1)"),
     ("contrastive-beta", float, "how much they are avoided (default: 0.5)"),
@@ -606,6 +614,14 @@ def _add_quantize(commands: Any) -> None:
     command.add_argument("model", help="model file")
     command.add_argument("output", help="model file to write; may be the same")
     _add_dtype(command, "int8", "held-out text (for a model with a source, pairs), plain or .gz: what fewer bits cost")
+
+
+def _add_index(commands: Any) -> None:
+    command = _add(commands, "index", _index, "index a training text, so that hardly anything of it is copied")
+    command.add_argument("corpus", nargs="+", help="UTF-8 text files, plain or .gz")
+    command.add_argument("--model", default="stories", help="whose tokens are counted (default: stories)")
+    command.add_argument("-o", "--output", required=True, help="index file to write")
+    command.add_argument("--documents", choices=DOCUMENTS, help="how a file is cut (default: as the model's tokenizer)")
 
 
 def _add_dtype(command: argparse.ArgumentParser, default: str, text: str) -> None:
@@ -691,6 +707,7 @@ def _add_train(commands: Any) -> None:
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
+    add("--embedding-range", type=float, help="pairs: embeddings begin between this and its negative")
     add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens or labels")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")
     add("--dropout", type=float, help="share of values zeroed between layers while training")

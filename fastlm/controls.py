@@ -14,6 +14,7 @@ import numpy as np
 
 from fastlm import _engine
 from fastlm.constraints import Form, Phrase, Shape, grammar_of, token_mask
+from fastlm.novelty import CorpusIndex
 from fastlm.options import NEUTRAL, RECOMMENDABLE, SAMPLERS, GenerationOptions
 
 if TYPE_CHECKING:
@@ -105,6 +106,8 @@ def plan(model: Model, options: GenerationOptions) -> Plan:
         dry_breakers=_breakers(model, options) if "dry" in steps else None,
         mirostat_tau=settled["mirostat_tau"] or 0,
         no_repeat_ngram_size=options.no_repeat_ngram_size,
+        corpus=None if options.corpus is None else options.corpus._engine,
+        most_copied=options.max_copied or 0,
         bad_words=_bad_words(model, options.bad_words),
         amateur=None if amateur is None else _engine.Decoder(amateur._engine),
         contrast_alpha=settled["contrastive_alpha"],
@@ -172,6 +175,10 @@ def _check_against(model: Model, options: GenerationOptions) -> None:
         raise ValueError("echo=True: this model has no tokenizer, so there is no text to put a prompt before")
     if not isinstance(options.logprobs, bool) and (options.logprobs or 0) > model.vocab_size:
         raise ValueError(f"logprobs={options.logprobs}: this model has {model.vocab_size} tokens")
+    if options.corpus is not None:
+        if not isinstance(options.corpus, CorpusIndex):
+            raise TypeError(f"corpus={options.corpus!r:.60}: expected an index, as fastlm.load_index gives")
+        options.corpus.check(model)
     other = options.contrastive_model
     if other is None:
         return

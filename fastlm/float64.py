@@ -27,13 +27,14 @@ def logits(weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[
     found: Float64 = x @ output.astype(np.float64) + weights.output_bias
     if weights.attention is None or weights.attention.copy is None or source is None:
         return found
-    return _with_copies(log_softmax(found), _sigmoid(_dense(weights.attention.copy, x)), np.stack(shares), source)
+    return _with_copies(log_softmax(found), _dense(weights.attention.copy, x), np.stack(shares), source)
 
 
 def output_states(
     weights: Weights, tokens: npt.NDArray[np.int32], source: npt.NDArray[np.int32] | None = None
 ) -> tuple[Float64, list[Float64]]:
-    """What the output layer reads, [T, K], after each token; and with attention, the weights of the source's places."""
+    """What the output layer reads, [T, K], after each token; and with attention, the logarithms of the weights of the
+    source's places."""
     x = weights.embedding[tokens].astype(np.float64)
     states = [(np.zeros(layer.units), np.zeros(layer.units)) for layer in weights.layers]
     outputs = None
@@ -52,12 +53,13 @@ def _dense(dense: Dense, x: Float64) -> Float64:
     return np.asarray(x @ dense.kernel.astype(np.float64) + dense.bias)
 
 
-def _with_copies(logprobs: Float64, written: Float64, shares: Float64, source: npt.NDArray[np.int32]) -> Float64:
-    """Log-probabilities [T, V] of tokens that are written with a probability [T, 1], else copied from the source."""
-    found = written * np.exp(logprobs)
+def _with_copies(logprobs: Float64, gate: Float64, shares: Float64, source: npt.NDArray[np.int32]) -> Float64:
+    """Log-probabilities [T, V] of tokens that are written with some log-odds [T, 1], else copied from places of the
+    source, by the logarithms of their shares [T, S]."""
+    found, copied = logprobs - np.logaddexp(0, -gate), shares - np.logaddexp(0, gate)
     for place, token in enumerate(source):
-        found[:, token] += (1 - written[:, 0]) * shares[:, place]
-    return np.asarray(np.log(np.maximum(found, np.finfo(np.float64).tiny)))
+        found[:, token] = np.logaddexp(found[:, token], copied[:, place])
+    return np.asarray(found)
 
 
 def label_logits(weights: ClassifierWeights, tokens: npt.NDArray[np.int32]) -> Float64:
@@ -120,7 +122,7 @@ def _source(
 def _attended(
     weights: Weights, a: Attention, outputs: Float64, states: list[tuple[Float64, Float64]], x: Float64
 ) -> tuple[Float64, list[Float64]]:
-    """What the output layer reads, [T, A], and the weights of the source's places at each step."""
+    """What the output layer reads, [T, A], and the logarithms of the weights of the source's places at each step."""
     given, found, shares = np.zeros(a.units), [], []
     keys = outputs if a.key is None else outputs @ a.key
     first, *others = weights.layers
@@ -136,9 +138,8 @@ def _attended(
             scores = keys @ hidden
         else:
             scores = np.tanh(keys + hidden @ a.query.kernel + a.query.bias) @ a.score
-        share = np.exp(scores - scores.max())
-        shares.append(share / share.sum())
-        context = shares[-1] @ outputs
+        shares.append(log_softmax(scores))
+        context = np.exp(shares[-1]) @ outputs
         given = np.tanh(context @ a.context + hidden @ a.hidden + a.bias)
         found.append(given)
     return np.stack(found), shares

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fastlm.goals.tradeoffs import Tradeoff
     from fastlm.goals.writing import Outcome
     from fastlm.model import Model
+    from fastlm.novelty import CorpusIndex
 
 # Names that other engines use, so that a caller who types one is told ours.
 _ELSEWHERE = {
@@ -99,6 +100,8 @@ _OF_STEP = {
 
 _NEEDED_BY = {
     "penalty_window": ("repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "max_copied": ("corpus",),
+    "corpus": ("max_copied",),
     "dry_base": ("dry_multiplier",),
     "dry_allowed_length": ("dry_multiplier",),
     "dry_window": ("dry_multiplier",),
@@ -163,6 +166,8 @@ class Options(TypedDict, total=False):
     frequency_penalty: float | None
     penalty_window: int | None
     no_repeat_ngram_size: int
+    max_copied: int | None
+    corpus: CorpusIndex | None
     dry_multiplier: float | None
     dry_base: float | None
     dry_allowed_length: int | None
@@ -208,12 +213,12 @@ class GenerationOptions:
     side by side with the names of other engines.
 
     A token is drawn in these steps, whose order `samplers` can change. Tokens that may not come (``bad_words``,
-    ``allowed_token_ids``, ``no_repeat_ngram_size``, stop tokens before ``min_tokens``) are taken out. Then logits are
-    changed: by contrastive decoding, ``logit_bias``, the penalties, DRY. Then they are divided by ``temperature``,
-    and the set of tokens is restricted by ``top_n_sigma``, ``top_k``, ``top_p``, ``min_p``, ``typical_p``,
-    ``epsilon_cutoff``, ``eta_cutoff``, XTC and Mirostat, each looking at the probabilities of what the steps before
-    have left. One of the tokens that remain is drawn by its probability (Gumbel-max: Gumbel 1954, Maddison et al.
-    2014). Equal logits rank by rising id.
+    ``allowed_token_ids``, ``no_repeat_ngram_size``, ``max_copied``, stop tokens before ``min_tokens``) are taken out.
+    Then logits are changed: by contrastive decoding, ``logit_bias``, the penalties, DRY. Then they are divided by
+    ``temperature``, and the set of tokens is restricted by ``top_n_sigma``, ``top_k``, ``top_p``, ``min_p``,
+    ``typical_p``, ``epsilon_cutoff``, ``eta_cutoff``, XTC and Mirostat, each looking at the probabilities of what the
+    steps before have left. One of the tokens that remain is drawn by its probability (Gumbel-max: Gumbel 1954, Maddison
+    et al. 2014). Equal logits rank by rising id.
 
     Attributes
     ----------
@@ -263,6 +268,9 @@ class GenerationOptions:
         The last so many tokens, the prompt's among them, count for the three penalties; 0, the default: all.
     no_repeat_ngram_size : int
         No so many tokens in a row come twice, the prompt's among them; 0: they may.
+    max_copied, corpus : int, fastlm.CorpusIndex
+        Of the tokens that are written, no more than so many in a row stand in the corpus, exactly; 1 to 1000.
+        `fastlm.load_index` gives an index that `fastlm.build_index` has made.
     dry_multiplier, dry_base, dry_allowed_length, dry_window, dry_sequence_breakers :
         DRY ("don't repeat yourself", text-generation-webui pull request 5677): a token that would prolong a
         repetition of L tokens, L at least the allowed length (2), loses multiplier * base ** (L - allowed length)
@@ -369,6 +377,8 @@ class GenerationOptions:
     frequency_penalty: float | None = None
     penalty_window: int | None = None
     no_repeat_ngram_size: int = 0
+    max_copied: int | None = None
+    corpus: CorpusIndex | None = None
     dry_multiplier: float | None = None
     dry_base: float | None = None
     dry_allowed_length: int | None = None
@@ -740,6 +750,7 @@ _CHECKS: Mapping[str, _Check] = {
     "frequency_penalty": _real(-2.0, 2.0),
     "penalty_window": _whole(0, 2**31 - 1),
     "no_repeat_ngram_size": _whole(0, 2**31 - 1),
+    "max_copied": _whole(1, 1000),
     "dry_multiplier": _real(0.0, 100.0),
     "dry_base": _real(1.0, 100.0),
     "dry_allowed_length": _whole(1, 50),

@@ -386,7 +386,7 @@ class Session:
         return copies
 
     def __bytes__(self) -> bytes:
-        for name in ("cancelled", "logits_processor", "contrastive_model"):
+        for name in ("cancelled", "logits_processor", "contrastive_model", "corpus"):
             if self._options.get(name) is not None:
                 raise ValueError(f"a session with {name} cannot be stored")
         surprises = self._memory.surprises

@@ -3,7 +3,7 @@
 
 from fastlm.goals.conflicts import ConflictError, Verdict, check
 from fastlm.goals.files import read_goals
-from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches
+from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches, Novel
 from fastlm.goals.methods import Experts, Fudge
 from fastlm.goals.soft import Brief, Custom, Diverse, Label, Like, Likely, Unlike
 from fastlm.goals.tradeoffs import Search, Tradeoff, hypervolume
@@ -25,6 +25,7 @@ __all__ = [
     "Like",
     "Likely",
     "Matches",
+    "Novel",
     "Outcome",
     "Search",
     "Tradeoff",

@@ -12,7 +12,7 @@ from fastlm.constraints import grammar_of
 from fastlm.goals import forms
 from fastlm.goals.automaton import Bounds, Budget, TooManyStates, shortest
 from fastlm.goals.guides import Alphabet
-from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches, Words, quoted, words_of
+from fastlm.goals.kinds import Exclude, Goal, Include, Length, Matches, Novel, Words, quoted, words_of
 from fastlm.options import GenerationOptions
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class _Question:
         if any(one.possible is False for one in found):
             return Verdict(False)
         undecided = [one.reason for one in found if one.possible is None]
+        if any(isinstance(goal, Novel) for goal in goals):
+            undecided.append("whether the model can do without copies shows while writing")
         if undecided:
             return Verdict(None, "; ".join(undecided))
         form = any(isinstance(goal, Matches) for goal in goals)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fastlm.goals import texts
+from fastlm.novelty import CorpusIndex
 from fastlm.options import GenerationOptions
 
 
@@ -199,3 +200,26 @@ class Deadline(Goal):
 
     def __str__(self) -> str:
         return f"within {self.ms:,g} ms"
+
+
+@dataclass(frozen=True)
+class Novel(Goal):
+    """The text copies nothing from a corpus that is longer.
+
+    Parameters
+    ----------
+    max_copied : int
+        Tokens in a row that may stand there, 1 to 1000.
+    corpus : fastlm.CorpusIndex
+    """
+
+    max_copied: int
+    corpus: CorpusIndex = field(hash=False)
+
+    def __post_init__(self) -> None:
+        GenerationOptions.of({"max_copied": self.max_copied, "corpus": self.corpus})
+        if not isinstance(self.corpus, CorpusIndex):
+            raise TypeError(f"Novel: corpus={self.corpus!r:.60}: expected an index, as fastlm.load_index gives")
+
+    def __str__(self) -> str:
+        return f"copy at most {self.max_copied:,} tokens in a row"

@@ -18,7 +18,7 @@ from fastlm.goals import forms
 from fastlm.goals.automaton import Bounds
 from fastlm.goals.conflicts import check, listed
 from fastlm.goals.guides import Continued, WishForm, WishGuide
-from fastlm.goals.kinds import UNITS, Deadline, Goal, Include, Length, Matches, Words, words_of
+from fastlm.goals.kinds import UNITS, Deadline, Goal, Include, Length, Matches, Novel, Words, words_of
 from fastlm.goals.soft import Soft
 from fastlm.goals.tradeoffs import Lane, Search, Tradeoff, explored, front, measured, ranked
 from fastlm.model import is_batch, over_when, seed_of
@@ -61,7 +61,8 @@ class Outcome:
     satisfied : bool
     shortfall : float
         By how much it is missed: words missing, or said all the same; the length's distance from what was asked for;
-        milliseconds too many; 1 for a form; what a soft goal lacks of ``at_least``. 0 if it is satisfied.
+        tokens copied or milliseconds too many; 1 for a form; what a soft goal lacks of ``at_least``. 0 if it is
+        satisfied.
     price : float
         By how much less likely the text is than those written without any goals: natural log-probability a token, of
         the mean of some of these. It is that of all goals together.
@@ -118,6 +119,8 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("contrastive_model: say Unlike(model) among the goals")
     if limits := [goal.ms for goal in goals if isinstance(goal, Deadline)]:
         options["deadline_ms"] = min([*limits, *filter(None, [options.get("deadline_ms")])])
+    if novel := [goal for goal in goals if isinstance(goal, Novel)]:
+        options |= _corpus(novel, options)
     if options.get("min_tokens"):
         raise ValueError('min_tokens: say Length("tokens", min=...) among the goals')
     if not isinstance(options.get("logprobs"), (bool, type(None))):
@@ -126,6 +129,13 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     if wanted and any(options.get(name) is not None for name in FORMS):
         raise ValueError("goals: Matches together with another form is not supported: leave one out")
     return options | _form(wanted)
+
+
+def _corpus(novel: Sequence[Novel], options: Mapping[str, Any]) -> dict[str, Any]:
+    """One corpus as an option."""
+    if options.get("corpus") is not None or any(goal.corpus is not novel[0].corpus for goal in novel):
+        raise ValueError("goals: Novel takes one corpus: build an index of all files")
+    return {"max_copied": min(goal.max_copied for goal in novel), "corpus": novel[0].corpus}
 
 
 def _room(goals: Sequence[Goal]) -> int:
@@ -365,7 +375,7 @@ class _Writer:
         model, options = self._model, self._plan.options
         text = model._need_tokenizer().decode(tokens, context=ids)
         ms, price = 1e3 * (time.perf_counter() - begin), plain - _mean(logprobs)
-        outcomes = [replace(outcome(goal, text, len(tokens), ms), price=price) for goal in self._goals if goal.hard]
+        outcomes = [replace(outcome(goal, text, tokens, ms), price=price) for goal in self._goals if goal.hard]
         return replace(
             one,
             text=model._echo(prompt, ids) + text if options.echo else text,
@@ -404,8 +414,11 @@ def _soft_outcome(goal: Soft, value: float, price: float) -> Outcome:
     return Outcome(goal, shown, not lacks, lacks, price)
 
 
-def outcome(goal: Goal, text: str, tokens: int | None = None, ms: float = 0.0) -> Outcome:
+def outcome(goal: Goal, text: str, tokens: Sequence[int] = (), ms: float = 0.0) -> Outcome:
     """What a text, that took so long to write, has made of a hard goal."""
+    if isinstance(goal, Novel):
+        copied = int(goal.corpus.longest(tokens).max(initial=0))
+        return Outcome(goal, copied, copied <= goal.max_copied, max(0, copied - goal.max_copied))
     if isinstance(goal, Deadline):
         return Outcome(goal, ms, ms <= goal.ms, max(0.0, ms - goal.ms))
     if isinstance(goal, Words):
@@ -413,7 +426,7 @@ def outcome(goal: Goal, text: str, tokens: int | None = None, ms: float = 0.0) -
         wrong = len(goal.words) - len(said) if isinstance(goal, Include) else len(said)
         return Outcome(goal, said, not wrong, wrong)
     if isinstance(goal, Length):
-        length = goal.of(text, tokens)
+        length = goal.of(text, len(tokens))
         assert length is not None
         over = 0 if goal.max is None else max(0, length - goal.max)
         return Outcome(goal, length, goal.within(length), max(over, goal.min - length, 0))

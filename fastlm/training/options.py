@@ -59,9 +59,9 @@ _DEFAULT_EPOCHS = 20
 
 def differences(before: Mapping[str, Any], now: Any) -> list[str]:
     """How the options of a continued run, a dataclass, differ from those of its checkpoint, in words. Its budget and
-    rate may."""
+    rate may; what the checkpoint does not know came later and only matters at the beginning."""
     old, new = json.loads(json.dumps([before, asdict(now)]))
-    return [f"{k} was {old.get(k)!r}, now {new[k]!r}" for k in new if old.get(k) != new[k] and k not in _BUDGET]
+    return [f"{k} was {old[k]!r}, now {new[k]!r}" for k in new if k in old and old[k] != new[k] and k not in _BUDGET]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -231,6 +231,10 @@ class PairOptions(TaskOptions):
     scheduled_sampling : float
         Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
         the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
+    embedding_range : float
+        Embeddings begin evenly between this and its negative. From 0.1, as is common, attention does not learn to look
+        up who did what (bAbI, task 1: after 8 epochs perplexity 2.46, as if places were guessed); from 1 it begins to
+        in the first. With large shared vocabularies 0.1 learns sooner.
     """
 
     shared_vocabulary: bool
@@ -240,6 +244,7 @@ class PairOptions(TaskOptions):
     tied: bool
     copying: bool
     scheduled_sampling: float
+    embedding_range: float
 
 
 @dataclass(frozen=True)
@@ -268,6 +273,7 @@ _PAIRS: dict[str, Any] = {
     "tied": True,
     "copying": False,
     "scheduled_sampling": 0.0,
+    "embedding_range": 0.1,
     "dropout": 0.3,
     "label_smoothing": 0.1,
     "learning_rate": 1e-3,
@@ -280,10 +286,11 @@ _PAIRS: dict[str, Any] = {
 PAIR_PRESETS: dict[str, dict[str, Any]] = {
     "translate": _PAIRS,
     "summarize": {**_PAIRS, "shared_vocabulary": True, "copying": True},
-    # bAbI with 1,000 questions a task, an hour on a core: 57 % of the validation answers are right, and 47 % without
-    # copying and with two thirds of the units.
+    # bAbI with 10,000 questions a task, an hour and a half on a core: 90 % of the validation answers are right, and
+    # 69 % after two and a half hours with an embedding_range of 0.1.
     "answer": {
         **_PAIRS,
+        "embedding_range": 1.0,
         "shared_vocabulary": True,
         "copying": True,
         "vocab_size": 1200,
@@ -368,6 +375,7 @@ def resolve_pairs(
         tied=_flag("tied", o["tied"]),
         copying=_flag("copying", o["copying"]),
         scheduled_sampling=_share("scheduled_sampling", o["scheduled_sampling"]),
+        embedding_range=_positive("embedding_range", o["embedding_range"]),
         **common,
     )
     _check_pairs(options)

@@ -51,6 +51,7 @@ class WritingTask:
             input_feeding=options.input_feeding,
             tied=options.tied,
             copying=options.copying,
+            embedding_range=options.embedding_range,
         )
         self.network = Seq2SeqNetwork(shape, options.dropout, options.seed)
         self._batches = Batches(train, options.batch_tokens, options.seed)
