@@ -11,14 +11,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAGIC = 0x584e4c46 /* "FLNX" */, VERSION = 1, MOST_LEVELS = 31, HEADER = 64, GROUP = 128 /* bits: two words are counted at most */ };
+enum {
+    MAGIC = 0x584e4c46 /* "FLNX" */,
+    VERSION = 1,
+    MOST_LEVELS = 31,
+    HEADER = 64,
+    GROUP = 128 /* bits: two words are counted at most */
+};
 
 typedef struct block {
     size_t n, sentinel; /* tokens; the row of the transform where the corpus begins */
     const uint64_t *bits[MOST_LEVELS];
     uint32_t *ranks[MOST_LEVELS]; /* ones before each group */
     size_t zeros[MOST_LEVELS];
-    size_t *first; /* [V]: the first row of patterns that end with a token */
+    size_t *first; /* [V + 1]: the first row of patterns that end with a token, and the one behind the last */
     size_t *start; /* [V]: where its occurrences begin on the last level */
 } block;
 
@@ -66,10 +72,17 @@ static range all(const block *b) { return (range){0, b->n + 1}; }
 /* The sentinel is no token and is left out of the bits. */
 static size_t without_sentinel(const block *b, size_t row) { return row - (row > b->sentinel); }
 
+/* Both ends go down together: each level waits for memory, and so they wait at once. */
 static range read(const fl_index *x, const block *b, range r, size_t token) {
+    if (r.low == 0 && r.high == b->n + 1) return (range){b->first[token], b->first[token + 1]};
+    size_t low = without_sentinel(b, r.low), high = without_sentinel(b, r.high);
+    for (size_t level = 0; level < x->levels && low < high; level++) {
+        const size_t a = rank(b, level, low), z = rank(b, level, high);
+        const bool bit = token >> (x->levels - 1 - level) & 1;
+        low = bit ? b->zeros[level] + a : low - a, high = bit ? b->zeros[level] + z : high - z;
+    }
+    if (low >= high) return (range){0, 0};
     const size_t base = b->first[token] - b->start[token];
-    const size_t low = descend(x, b, without_sentinel(b, r.low), token);
-    const size_t high = descend(x, b, without_sentinel(b, r.high), token);
     return (range){base + low, base + high};
 }
 
@@ -182,14 +195,15 @@ static fl_status count_level(block *b, size_t level, fl_error *error) {
 
 static fl_status count_tokens(const fl_index *x, block *b, fl_error *error) {
     size_t row = 1; /* the first is the sentinel's */
-    b->first = malloc(2 * x->vocab_size * sizeof *b->first);
+    b->first = malloc((2 * x->vocab_size + 1) * sizeof *b->first);
     if (!b->first) return fl_fail(error, FL_ERROR_MEMORY, "no memory for an index of %zu tokens", x->vocab_size);
-    b->start = b->first + x->vocab_size;
+    b->start = b->first + x->vocab_size + 1;
     for (size_t token = 0; token < x->vocab_size; token++) {
         b->first[token] = row;
         b->start[token] = descend(x, b, 0, token);
         row += descend(x, b, b->n, token) - b->start[token];
     }
+    b->first[x->vocab_size] = row;
     if (row != b->n + 1) return fl_fail(error, FL_ERROR_FORMAT, "the index has tokens beyond its vocabulary");
     return FL_OK;
 }
@@ -218,9 +232,11 @@ static fl_status read_header(fl_index *x, const uint8_t *data, size_t size, fl_e
         return fl_fail(error, FL_ERROR_FORMAT, "this is no index of version %d", VERSION);
     const uint64_t vocab_size = read64(data + 8), blocks = read64(data + 16);
     if (vocab_size < 1 || vocab_size > INT32_MAX) return fl_fail(error, FL_ERROR_FORMAT, "an index of no vocabulary");
-    if (blocks > (size - HEADER) / 16) return fl_fail(error, FL_ERROR_FORMAT, "the index has fewer blocks than it says");
+    if (blocks > (size - HEADER) / 16)
+        return fl_fail(error, FL_ERROR_FORMAT, "the index has fewer blocks than it says");
     x->vocab_size = (size_t)vocab_size, x->n_blocks = (size_t)blocks, x->separator = read64(data + 24);
-    for (x->levels = 1; x->vocab_size - 1 >> x->levels; x->levels++) {}
+    for (x->levels = 1; x->vocab_size - 1 >> x->levels; x->levels++) {
+    }
     return FL_OK;
 }
 
