@@ -235,7 +235,7 @@ static fl_status read_header(fl_index *x, const uint8_t *data, size_t size, fl_e
     if (blocks > (size - HEADER) / 16)
         return fl_fail(error, FL_ERROR_FORMAT, "the index has fewer blocks than it says");
     x->vocab_size = (size_t)vocab_size, x->n_blocks = (size_t)blocks, x->separator = read64(data + 24);
-    for (x->levels = 1; x->vocab_size - 1 >> x->levels; x->levels++) {
+    for (x->levels = 1; (x->vocab_size - 1) >> x->levels; x->levels++) {
     }
     return FL_OK;
 }
