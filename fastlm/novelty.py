@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from fastlm import _engine
-from fastlm.format import atomic
 from fastlm.tokenizer import Tokenizer, read_text, split_documents
 
 if TYPE_CHECKING:
@@ -139,6 +138,8 @@ def build_index(
     OSError, ValueError
         A file cannot be read or written, or there is no text.
     """
+    from fastlm.format import atomic  # with what writing model files takes
+
     files = [corpus] if isinstance(corpus, (str, os.PathLike)) else list(corpus)
     known = model._need_tokenizer()
     if isinstance(block, bool) or not isinstance(block, int) or not 2 * MOST_COPIED <= block <= 1 << 29:
