@@ -16,6 +16,7 @@ enum {
     VERSION = 1,
     MOST_LEVELS = 31,
     HEADER = 64,
+    MOST_ROWS = 1 << 26,
     GROUP = 128 /* bits: two words are counted at most */
 };
 
@@ -231,9 +232,13 @@ static fl_status read_header(fl_index *x, const uint8_t *data, size_t size, fl_e
     if (size < HEADER || read64(data) != ((uint64_t)VERSION << 32 | MAGIC))
         return fl_fail(error, FL_ERROR_FORMAT, "this is no index of version %d", VERSION);
     const uint64_t vocab_size = read64(data + 8), blocks = read64(data + 16);
-    if (vocab_size < 1 || vocab_size > INT32_MAX) return fl_fail(error, FL_ERROR_FORMAT, "an index of no vocabulary");
     if (blocks > (size - HEADER) / 16)
         return fl_fail(error, FL_ERROR_FORMAT, "the index has fewer blocks than it says");
+    /* A file of a few bytes must not ask for all memory. */
+    if (vocab_size < 1 || blocks >= MOST_ROWS || vocab_size > MOST_ROWS / (blocks + 1))
+        return fl_fail(error, FL_ERROR_FORMAT,
+                       "%llu blocks of a vocabulary of %llu tokens: expected one token at least, and %d at most in all",
+                       (unsigned long long)blocks, (unsigned long long)vocab_size, MOST_ROWS);
     x->vocab_size = (size_t)vocab_size, x->n_blocks = (size_t)blocks, x->separator = read64(data + 24);
     for (x->levels = 1; (x->vocab_size - 1) >> x->levels; x->levels++) {
     }
