@@ -286,6 +286,12 @@ def test_even_noise_meets_them(lm):
         assert all(met(wish, str(written)) for wish in wishes), str(written)
 
 
+def test_long_texts_meet_them():
+    written = fastlm.load("stories").generate(PROMPT, goals=[Length("words", 600, 650)], seed=1, best_of=1)
+    assert written.satisfied
+    assert 600 <= count_words(str(written)) <= 650
+
+
 def test_the_same_seed_gives_the_same_text_and_n_others():
     stories, wishes = fastlm.load("stories"), [Length("words", 4, 9), Exclude("the")]
     one, again = (stories.generate(PROMPT, goals=wishes, seed=5, max_tokens=40) for _ in range(2))

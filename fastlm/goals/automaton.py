@@ -121,6 +121,10 @@ class Step(NamedTuple):
     words: int
     sentences: int
 
+    def then(self, step: Step) -> Step:
+        """Where both lead, one behind the other."""
+        return Step(step.state, self.words + step.words, self.sentences + step.sentences)
+
 
 # A word goes on, or does so if a word character follows; the sentence has a word character; its end mark was there.
 IN_WORD, JOINT, IN_SENTENCE, ENDED = 1, 2, 4, 8
@@ -232,9 +236,8 @@ class Automaton:
         self._cased = any(goal.case for _, goal in asked)
         self._alphabet, self._plain = alphabet, plain
         own = sum(count_words(word) for word in words_of(goals))
-        self._far = (
-            (1 + own, 1 + own) if plain else (max(FAR, 2 * (len(asked) + own)), 2 * max(FAR, 2 * (len(asked) + own)))
-        )
+        far = max(FAR, 2 * (len(asked) + own))
+        self._far = (1 + own, 1 + own) if plain else (far, 2 * far)
         """Sentences and words that are counted one by one; of more each takes the same room."""
         self._found: dict[Any, str | None] = {}
         self._numbers: dict[tuple[int, frozenset[int]], int] = {}
@@ -303,6 +306,15 @@ class Automaton:
             self._known_steps[key] = self._step(*key)
         return self._known_steps[key]
 
+    def read(self, state: State, text: str) -> Step | None:
+        """Behind a text; None if no text goes on so."""
+        found = Step(state, 0, 0)
+        for character in text:
+            if (step := self.step(found.state, character)) is None:
+                return None
+            found = found.then(step)
+        return found
+
     @cached_property
     def filler(self) -> Filler | None:
         """Words and sentences that say no phrase, if there are characters for them."""
@@ -367,30 +379,29 @@ class Automaton:
     def lacking(self, state: State, words: int, sentences: int) -> int:
         """At least so many characters are still needed, for so many further words and sentences among others: phrases
         that stand apart have their own places, and what is begun of one of them is there."""
-        letters, unsaid, begun, there = 0, 0, 0, 0
-        for n, starts, more in self._apart:
-            one = self._states[state[n]]
-            if not self._phrases[n].at_end(one):
-                letters, unsaid = letters + more, unsaid + len(starts)
-                at = max(one, default=0)
-                if at > 0:
-                    said = sum(start < at for start in starts)
-                    begun, there = max(begun, said), max(there, at - 2 * said + 1)
-        place, words, letters = state[-1], max(words, unsaid - begun), letters - there
+        letters, unsaid = self._unsaid(state)
+        place, words = state[-1], max(words, unsaid)
         if sentences > 0:  # each takes its word, an end mark and a space
             there = 2 if not place & IN_SENTENCE else 1 if place & ENDED else 0
             return letters + 3 * sentences + 2 * max(0, words - sentences) - there
         return letters + (2 * words - (not place & IN_WORD) if words > 0 else 0)
 
     def least_words(self, state: State) -> int:
-        """At least so many further words are needed, as by `lacking`, unless apostrophes join phrases."""
-        least = begun = 0
-        for n, starts, _ in self._apart:
+        """At least so many further words are needed, unless apostrophes join phrases."""
+        return self._unsaid(state)[1]
+
+    def _unsaid(self, state: State) -> tuple[int, int]:
+        """Of phrases that stand apart: characters beyond two a word, and words, but for what is begun of one."""
+        letters = words = begun = there = 0
+        for n, starts, more in self._apart:
             one = self._states[state[n]]
             if not self._phrases[n].at_end(one):
-                least += len(starts)
-                begun = max(begun, sum(start < max(one, default=0) for start in starts))
-        return least - begun
+                letters, words = letters + more, words + len(starts)
+                at = max(one, default=0)
+                if at > 0:
+                    said = sum(start < at for start in starts)
+                    begun, there = max(begun, said), max(there, at - 2 * said + 1)
+        return letters - there, words - begun
 
     @cached_property
     def _apart(self) -> list[tuple[int, list[int], int]]:

@@ -206,17 +206,18 @@ class WishForm:
         self.tokens = Bounds(tokens.least, most if tokens.most is None else min(most, tokens.most))
         self.room = self.tokens.most or 0
         self.ends = token_mask(model.vocab_size, ends)
-        self.in_words = np.array([is_joint(piece.decode("utf-8", "ignore")[:1]) for piece in self._pieces])
+        texts, words = [piece.decode("utf-8", "ignore") for piece in self._pieces], words_of(goals)
+        self.in_words = np.array([is_joint(text[:1]) for text in texts])
         """Tokens that may go on with a word."""
-        self.wordless = np.array([not any(map(is_word, piece.decode("utf-8", "ignore"))) for piece in self._pieces])
+        self.wordless = np.array([not any(map(is_word, text)) for text in texts])
         """Tokens without a word character."""
-        self.long = max([LONG, *map(len, words_of(goals))])
-        self.spare = _SPARE + max((count_words(word) for word in words_of(goals)), default=0)
-        self._pads = self._padding(words_of(goals))
+        self.long = max([LONG, *map(len, words)])
+        self.spare = _SPARE + max(map(count_words, words), default=0)
+        self._pads = self._padding(texts, words)
         self._lifted: dict[Place, Lifted] = {}
         self._kept = max(8, KEPT // (24 * model.vocab_size))
         self._needed: dict[tuple[Place, bool, Lengths], Needed | None] = {}
-        self._lock = threading.Lock()  # the automaton numbers its states as they are met
+        self._lock = threading.RLock()  # the automaton numbers its states as they are met
 
     def guide(self, allowed: npt.NDArray[np.uint32] | None) -> WishGuide:
         """For one text. allowed: a bit for each token that may come at all."""
@@ -239,11 +240,7 @@ class WishForm:
         for parent, symbol in tokens.nodes:
             before = steps[parent]
             step = None if before is None else self.machine.step_by(before.state, symbol)
-            steps.append(
-                None
-                if before is None or step is None
-                else Step(step.state, before.words + step.words, before.sentences + step.sentences)
-            )
+            steps.append(None if before is None or step is None else before.then(step))
         numbers: dict[Place, int] = {}
         rows = np.full((6, len(steps) + 1), -1, np.int32)  # the last is that of no text
         for node in tokens.used:
@@ -264,17 +261,10 @@ class WishForm:
     def _vocabulary(self) -> _Vocabulary:
         return _Vocabulary(self.machine, self._pieces, b"")
 
-    def _read(self, known: dict[str, tuple[State, int, int] | None], text: str) -> tuple[State, int, int] | None:
-        """What a text does; of texts with one beginning that is looked at once."""
-        if text not in known:
-            before = self._read(known, text[:-1])
-            step = None if before is None else self.machine.step(before[0], text[-1])
-            known[text] = (
-                None
-                if before is None or step is None
-                else (step.state, before[1] + step.words, before[2] + step.sentences)
-            )
-        return known[text]
+    def _read(self, place: Place, text: str) -> Step | None:
+        """Behind a text."""
+        with self._lock:
+            return self.machine.read(place.state, text)
 
     # ---- what a text still needs -----------------------------------------------------------------------
 
@@ -311,43 +301,40 @@ class WishForm:
 
     def _completed(self, start: bytes, place: Place, closed: bool, lengths: Lengths) -> Needed | None:
         """The shortest completion that begins so, as tokens."""
-        known: dict[str, tuple[State, int, int] | None] = {"": (place.state, 0, 0)}
         begun = _whole(place.left + start)
-        if begun is None or (before := self._read(known, begun[0])) is None:
+        if begun is None or (before := self._read(place, begun[0])) is None:
             return None
         try:
-            text = self.machine.completed(before[0], lengths.less(0, *before[1:]), Budget())
+            text = self.machine.completed(before.state, lengths.less(0, before.words, before.sentences), Budget())
         except TooManyStates:
             return None
         if text is None or (closed and not start and is_joint(text[:1])):
             return None
-        after, tokens = self._read(known, begun[0] + text), self._spelled(start + text.encode())
+        after, tokens = self._read(place, begun[0] + text), self._spelled(start + text.encode())
         if after is None or tokens is None:
             return None
-        sentences = after[2] + self.machine.open_sentence(after[0])
-        return Needed(tokens, len(begun[0]) + len(text), after[1], sentences)
+        sentences = after.sentences + self.machine.open_sentence(after.state)
+        return Needed(tokens, len(begun[0]) + len(text), after.words, sentences)
 
     @cached_property
     def _bytes(self) -> dict[bytes, int]:
         """Tokens that are a single byte."""
         return {piece: token for token, piece in enumerate(self._pieces) if len(piece) == 1}
 
-    def _padding(self, words: Sequence[str]) -> tuple[int | None, int]:
+    def _padding(self, texts: Sequence[str], words: Sequence[str]) -> tuple[int | None, int]:
         """The longest token that says nothing wherever it comes behind a text that meets its goals, if there may be
         further words and sentences; and how many characters a token may be hoped to have where there may not."""
-        sizes = [len(piece.decode("utf-8", "ignore")) for piece in self._pieces]
         own = {part for word in words for part in folded(word).split()}
         free = self.lengths.words.most is None and self.lengths.sentences.most is None
-        texts = (piece.decode("utf-8", "ignore") for piece in self._pieces)
         silent = [
-            (size, token)
-            for token, (text, size) in enumerate(zip(texts, sizes, strict=True))
+            (len(text), token)
+            for token, text in enumerate(texts)
             if free and text[:1] == " " and text[1:].isalpha() and folded(text[1:]) not in own
         ]
         if silent:
             size, token = max(silent)
             return token, size
-        return None, min(_HOPED, max(sizes))
+        return None, min(_HOPED, max(map(len, texts)))
 
     def padding(self, characters: int, tokens: int) -> tuple[int, ...]:
         """At least so many tokens of so many characters that say nothing."""
@@ -396,15 +383,14 @@ class WishForm:
         is not whole those that make it one first."""
         ways = [text.encode() for text in ("", *self.machine.begun(place.state))]
         for way in self._starts(place, closed=False) if place.left else ways:
-            known: dict[str, tuple[State, int, int] | None] = {"": (place.state, 0, 0)}
             found = _whole(place.left + way + b" ")
-            if found is None or (after := self._read(known, found[0])) is None:
+            if found is None or (after := self._read(place, found[0])) is None:
                 continue
             tokens = self._spelled(way + b" ")
-            rest = self.needed(Place(after[0], b""), counts.with_more(0, 0, *after[1:]))
+            rest = self.needed(Place(after.state, b""), counts.with_more(0, 0, after.words, after.sentences))
             if tokens is not None and rest is not None:
-                size = len(found[0]) + rest.characters
-                yield Needed((*tokens, *rest.tokens), size, after[1] + rest.words, after[2] + rest.sentences)
+                words, sentences = after.words + rest.words, after.sentences + rest.sentences
+                yield Needed((*tokens, *rest.tokens), len(found[0]) + rest.characters, words, sentences)
 
     def _spelled(self, text: bytes) -> tuple[int, ...] | None:
         """Tokens of a text that may begin within a character; None if there are none."""

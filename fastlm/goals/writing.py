@@ -217,12 +217,11 @@ class _Writer:
         """Texts that were forked and given up with regard to the soft goals."""
         options = replace(self._plan.options, logprobs=True, n=1, best_of=None)
         plan = replace(self._plan, options=options, form=self._whole if self._own else self._plan.form)
-        lanes = explored(self._model, self._said(prompt), ids, self._soft, plan, self._search, seed, self._limits)
+        lanes = explored(
+            self._model, self._model._echo(prompt, ids), ids, self._soft, plan, self._search, seed, self._limits
+        )
         timings, usage = timed(begin, len(ids)), used(len(ids), 0)
         return [Completion("", lane.tokens, lane.finish, lane.logprobs, seed, usage, timings) for lane in lanes]
-
-    def _said(self, prompt: Any) -> str:
-        return prompt if isinstance(prompt, str) else self._model.decode(prompt)
 
     def _drafts(self, ids: array[int], random: np.random.Generator) -> list[Completion]:
         """Texts into which the words that are asked for were put."""
@@ -325,7 +324,7 @@ class _Writer:
         """Of those that meet the hard goals, or else of all, the ones that are chosen for what they have of the soft
         ones."""
         rows = [n for n, one in enumerate(found) if one.satisfied] or list(range(len(found)))
-        lanes = [Lane(self._said(prompt), ids) for _ in rows]
+        lanes = [Lane(self._model._echo(prompt, ids), ids) for _ in rows]
         for lane, n in zip(lanes, rows, strict=True):
             lane.extend(self._model, found[n].token_ids, scores[n])
         values = measured(self._model, self._soft, lanes)
