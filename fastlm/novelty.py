@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from fastlm import _engine
+from fastlm.options import check_whole
 from fastlm.tokenizer import Tokenizer, read_text, split_documents
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ class CorpusIndex:
 
     def copies(self, tokens: Sequence[int], least: int) -> list[Copy]:
         """Runs of at least so many tokens that stand there, each as long as it is, the longest first."""
-        if isinstance(least, bool) or not isinstance(least, int) or least < 1:
-            raise ValueError(f"least={least!r:.60}: expected a whole number from 1 on")
+        check_whole("least", least, 1)
         lengths = self.longest(tokens).astype(np.int64)
         ends = np.flatnonzero((lengths >= least) & (np.append(lengths[1:], 0) <= lengths))
         found = [Copy(int(end - lengths[end] + 1), int(lengths[end])) for end in ends]
@@ -142,8 +142,7 @@ def build_index(
 
     files = [corpus] if isinstance(corpus, (str, os.PathLike)) else list(corpus)
     known = model._need_tokenizer()
-    if isinstance(block, bool) or not isinstance(block, int) or not 2 * MOST_COPIED <= block <= 1 << 29:
-        raise ValueError(f"block={block!r:.60}: expected a whole number from {2 * MOST_COPIED:,} to {1 << 29:,}")
+    check_whole("block", block, 2 * MOST_COPIED, 1 << 29)
     separator = next((token for token in (model.eos, model.bos) if token is not None), model.vocab_size)
     stream = _tokens(files, known, separator, model.vocab_size, documents or known.documents)
     with atomic(path) as temporary, open(temporary, "wb") as file:

@@ -796,6 +796,14 @@ def check_option(name: str, value: Any, called: str | None = None) -> Any:
     return _CHECKS[name](called or name, value)
 
 
+def check_whole(called: str, value: Any, least: int, most: int | None = None) -> int:
+    """A whole number within bounds; raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        wanted = f"from {least:,} on" if most is None else f"from {least:,} to {most:,}"
+        raise ValueError(f"{called}={value!r:.60}: expected a whole number {wanted}")
+    return value
+
+
 # ---- results -------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from fastlm import _engine
 from fastlm.goals.soft import Label, Like, Unlike
 from fastlm.goals.tradeoffs import Lane
+from fastlm.options import check_whole
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -106,8 +107,7 @@ class Fudge:
     def __init__(
         self, model: Model, classifier: Classifier, label: str, strength: float = 1.0, top_k: int = 50
     ) -> None:
-        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"Fudge: top_k={top_k!r:.60}: expected a whole number from 1 on")
+        check_whole("Fudge: top_k", top_k, 1)
         self._model, self._goal, self._strength, self._top = model, Label(classifier, label), strength, top_k
         self._followed = _Followed(self._begin, self._extend)
 

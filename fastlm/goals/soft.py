@@ -14,6 +14,7 @@ from fastlm import _engine
 from fastlm.classifier import Classifier, named
 from fastlm.goals.kinds import UNITS, Goal
 from fastlm.goals.texts import count_sentences, count_words, folded
+from fastlm.options import check_whole
 
 if TYPE_CHECKING:
     from fastlm.model import Model
@@ -201,8 +202,7 @@ class Diverse(Soft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Diverse: n={self.n!r:.60}: expected a whole number from 1 on")
+        check_whole("Diverse: n", self.n, 1)
 
     def values(self, texts: Sequence[Growing], marks: Sequence[Any]) -> list[float]:
         """As `Soft.values`."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlm.goals.soft import Soft
-from fastlm.options import Completion
+from fastlm.options import Completion, check_whole
 from fastlm.state import Session, write_together
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ class Search:
             if getattr(self, name) not in known:
                 raise ValueError(f"Search: {name}={getattr(self, name)!r:.60}: expected one of {', '.join(known)}")
         for name in ("lanes", "segment"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-                raise ValueError(f"Search: {name}={value!r:.60}: expected a whole number from 1 to 4096")
+            check_whole(f"Search: {name}", getattr(self, name), 1, 4096)
 
 
 class Lane:
@@ -159,7 +157,7 @@ def _weightings(goals: Sequence[Soft], search: Search) -> list[npt.NDArray[np.fl
 def _lattice(goals: int, count: int) -> Iterator[npt.NDArray[np.float64]]:
     """So many weightings, evenly spread (Das & Dennis 1998); the corners, where one goal counts alone, first."""
     parts = 1
-    while _ways(goals, parts + 1) <= count:
+    while math.comb(parts + goals, goals - 1) <= count:
         parts += 1
     found = []
     for bars in combinations(range(parts + goals - 1), goals - 1):
@@ -168,10 +166,6 @@ def _lattice(goals: int, count: int) -> Iterator[npt.NDArray[np.float64]]:
     found.sort(key=lambda one: -int(one.max()))
     for n in range(count):
         yield found[n % len(found)] / parts
-
-
-def _ways(goals: int, parts: int) -> int:
-    return len(list(combinations(range(parts + goals - 1), goals - 1)))
 
 
 def _kept(
