@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -181,8 +181,8 @@ def _kept(
         alike = sum(np.array_equal(weights, one) for one in weightings)
         order = np.argsort(-(scores @ weights), kind="stable")[: math.ceil(_STAY * alike)]
         found += (int(order[n % len(order)]) for n in range(alike))
-    first = set[int]()
-    return [(n, n not in first and not first.add(n)) for n in sorted(found)]  # type: ignore[func-returns-value]
+    found.sort()
+    return [(n, at == 0 or found[at - 1] != n) for at, n in enumerate(found)]
 
 
 _STAY = 0.75
@@ -232,15 +232,17 @@ def ranked(values: npt.NDArray[np.float64], goals: Sequence[Soft], choose: str) 
     lacks = np.where(np.isfinite(enough), np.maximum(0, enough - values), 0) / scale
     shares = (np.minimum(values, enough) - values.min(0)) / scale
     weights = np.array([goal.weight for goal in goals])
-    keys: Callable[[int], Any]
-    if choose == "weights":
-        keys = lambda n: (-float(shares[n] @ weights),)  # noqa: E731
-    elif choose == "fairest":
-        keys = lambda n: (-float((shares[n] / weights).min()), -float(shares[n] @ weights))  # noqa: E731
-    else:
-        order = sorted(range(len(goals)), key=lambda g: -goals[g].priority)
-        keys = lambda n: tuple(-round(float(shares[n, g]) * _STEPS) for g in order)  # noqa: E731
-    return sorted(range(len(values)), key=lambda n: (round(float(lacks[n].sum()), 9), *keys(n)))
+    order = sorted(range(len(goals)), key=lambda g: -goals[g].priority)
+
+    def key(n: int) -> tuple[float, ...]:
+        lacking, whole = round(float(lacks[n].sum()), 9), -float(shares[n] @ weights)
+        if choose == "weights":
+            return lacking, whole
+        if choose == "fairest":
+            return lacking, -float((shares[n] / weights).min()), whole
+        return lacking, *(-round(float(shares[n, g]) * _STEPS) for g in order)
+
+    return sorted(range(len(values)), key=key)
 
 
 _STEPS = 20
