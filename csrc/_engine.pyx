@@ -918,14 +918,15 @@ cdef class Index:
     """Which runs of tokens stand in a corpus, by the bytes of a file, which are kept. Any number of threads may ask."""
 
     cdef fl_index *_index
-    cdef const uint8_t[::1] _data
+    cdef bytes _data  # whose counts are kept, so that nobody may change them
 
-    def __cinit__(self, const uint8_t[::1] data not None):
+    def __cinit__(self, bytes given not None):
         cdef fl_error error
+        cdef const uint8_t[::1] data = given
         cdef const uint8_t *begin = &data[0] if data.shape[0] else NULL
         cdef size_t size = data.shape[0]
         cdef fl_status status
-        self._data = data
+        self._data = given
         with nogil:
             status = fl_index_open(begin, size, &self._index, &error)
         if status != FL_OK:
@@ -944,9 +945,12 @@ cdef class Index:
 
     def count(self, const int32_t[::1] tokens not None):
         """How often tokens, one or more, stand there in a row."""
+        cdef uint64_t found
         if not tokens.shape[0]:
             raise ValueError("no tokens: expected one at least")
-        return fl_index_count(self._index, &tokens[0], tokens.shape[0])
+        with nogil:
+            found = fl_index_count(self._index, &tokens[0], tokens.shape[0])
+        return found
 
     def longest(self, const int32_t[::1] tokens not None):
         """For each token how many, it and those before it, stand there in a row at most: array of uint32."""
@@ -1000,8 +1004,8 @@ cdef class Sampling:
         s.no_repeat_ngram_size, s.stop_repeats = no_repeat_ngram_size, stop_repeats
         s.contrast_alpha, s.contrast_beta = contrast_alpha, contrast_beta
         if corpus is not None:
-            if corpus.vocab_size != model.vocab_size or not most_copied:
-                raise ValueError("a corpus needs the model's vocabulary, and a number of tokens that may be copied")
+            if not most_copied:
+                raise ValueError("a corpus needs a number of tokens that may be copied")
             s.corpus, s.most_copied = corpus._index, most_copied
         s.amateur = NULL if amateur is None else amateur._decoder
         s.stop, s.n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]

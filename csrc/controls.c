@@ -49,10 +49,10 @@ static void ban_words(const fl_sampling *s, const fl_memory *m, float *logits) {
 }
 
 /* What would be copied, of the tokens that were written: a prompt may stand in the corpus. */
-static void ban_copies(const fl_sampling *s, const fl_memory *m, float *logits) {
+static void ban_copies(const fl_sampling *s, const fl_memory *m, size_t V, float *logits) {
     const size_t n = s->most_copied;
     if (m->n < n || memchr(m->written + m->n - n, 0, n)) return;
-    fl_index_ban(s->corpus, m->tokens + m->n - n, n, logits);
+    fl_index_ban(s->corpus, m->tokens + m->n - n, n, logits, V);
 }
 
 void fl_ban(const fl_request *r, size_t V, float *logits) {
@@ -60,7 +60,7 @@ void fl_ban(const fl_request *r, size_t V, float *logits) {
     if (r->allowed) ban_others(r->allowed, V, logits);
     if (s->no_repeat_ngram_size) ban_ngrams(r->memory, s->no_repeat_ngram_size, logits);
     ban_words(s, r->memory, logits);
-    if (s->corpus) ban_copies(s, r->memory, logits);
+    if (s->corpus) ban_copies(s, r->memory, V, logits);
     for (size_t i = 0; is_short(r) && i < s->n_stop; i++) logits[s->stop[i]] = -INFINITY;
 }
 

@@ -276,7 +276,7 @@ fl_status fl_index_open(const void *data, size_t size, fl_index **index, fl_erro
 void fl_index_free(fl_index *index); /* NULL is allowed */
 size_t fl_index_vocab_size(const fl_index *index);
 uint64_t fl_index_tokens(const fl_index *index);
-/* How often n ≥ 1 tokens stand there in a row. */
+/* How often n ≥ 1 tokens stand there in a row; what blocks share is counted in each. */
 uint64_t fl_index_count(const fl_index *index, const int32_t *tokens, size_t n);
 /* For each of n tokens: how many tokens, it and those before it, stand there in a row at most. */
 void fl_index_longest(const fl_index *index, const int32_t *tokens, size_t n, uint32_t *lengths);

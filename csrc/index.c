@@ -5,7 +5,7 @@
  * a bit of each token on each level. What the file holds are bits alone; all else is computed from them here, so that no
  * file, whatever its bits, leads out of bounds: any bits are the transform of something.
  *
- * A corpus is several blocks of whole documents, so that it can be built in little memory. */
+ * A corpus is several blocks, so that it can be built in little memory. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -16,6 +16,7 @@ enum {
     VERSION = 1,
     MOST_LEVELS = 31,
     HEADER = 64,
+    OVERLAP = 1000, /* tokens of the block before that a block begins with */
     MOST_ROWS = 1 << 26,
     GROUP = 128 /* bits: two words are counted at most */
 };
@@ -31,7 +32,7 @@ typedef struct block {
 
 struct fl_index {
     size_t vocab_size, levels, n_blocks;
-    uint64_t separator; /* the token between documents: no text; V or more: none */
+    uint64_t separator; /* the token between documents: no text */
     uint64_t tokens;
     block *blocks;
 };
@@ -110,14 +111,19 @@ uint64_t fl_index_count(const fl_index *x, const int32_t *tokens, size_t n) {
     return found;
 }
 
+static bool stands(const fl_index *x, const block *b, const int32_t *tokens, size_t n) {
+    const range r = read_all(x, b, tokens, n);
+    return r.low < r.high;
+}
+
 /* The least begin behind the first of n tokens, so that those from there on stand in the block: n if none does. Where a
- * longer run stands, a shorter one does. */
+ * longer run stands, a shorter one does; steps double, for mostly a near one is found. */
 static size_t least_begin(const fl_index *x, const block *b, const int32_t *tokens, size_t n) {
-    size_t from = 1, to = n;
-    while (from < to) {
+    size_t from = 1, step = 1, to;
+    while (to = from + step - 1, to < n && !stands(x, b, tokens + to, n - to)) from = to + 1, step *= 2;
+    for (to = to < n ? to : n; from < to;) {
         const size_t middle = from + (to - from) / 2;
-        const range r = read_all(x, b, tokens + middle, n - middle);
-        if (r.low < r.high)
+        if (stands(x, b, tokens + middle, n - middle))
             to = middle;
         else
             from = middle + 1;
@@ -148,23 +154,24 @@ void fl_index_longest(const fl_index *x, const int32_t *tokens, size_t n, uint32
 /* ---- what may not follow ----------------------------------------------------------------------------- */
 
 /* Bans each token that stands in a range of places of a level, of which the upper bits are known. */
-static void ban_range(const fl_index *x, const block *b, size_t level, range r, size_t token, float *logits) {
+static void ban_range(const fl_index *x, const block *b, size_t level, range r, size_t token, float *logits,
+                      size_t vocab_size) {
     if (r.low >= r.high) return;
     if (level == x->levels) {
-        if (token < x->vocab_size && token != x->separator) logits[token] = -INFINITY;
+        if (token < vocab_size && token != x->separator) logits[token] = -INFINITY;
         return;
     }
     const size_t low = rank(b, level, r.low), high = rank(b, level, r.high), zeros = b->zeros[level];
-    ban_range(x, b, level + 1, (range){r.low - low, r.high - high}, token << 1, logits);
-    ban_range(x, b, level + 1, (range){zeros + low, zeros + high}, token << 1 | 1, logits);
+    ban_range(x, b, level + 1, (range){r.low - low, r.high - high}, token << 1, logits, vocab_size);
+    ban_range(x, b, level + 1, (range){zeros + low, zeros + high}, token << 1 | 1, logits, vocab_size);
 }
 
-void fl_index_ban(const fl_index *x, const int32_t *tokens, size_t n, float *logits) {
+void fl_index_ban(const fl_index *x, const int32_t *tokens, size_t n, float *logits, size_t vocab_size) {
     for (size_t i = 0; i < x->n_blocks; i++) {
         const block *b = &x->blocks[i];
         const range r = read_all(x, b, tokens, n);
         if (r.low < r.high)
-            ban_range(x, b, 0, (range){without_sentinel(b, r.low), without_sentinel(b, r.high)}, 0, logits);
+            ban_range(x, b, 0, (range){without_sentinel(b, r.low), without_sentinel(b, r.high)}, 0, logits, vocab_size);
     }
 }
 
@@ -214,7 +221,7 @@ static fl_status open_block(const fl_index *x, block *b, const uint8_t **at, con
     if (end - data < 16) return fl_fail(error, FL_ERROR_FORMAT, "the index ends within a block");
     const uint64_t n = read64(data), sentinel = read64(data + 8);
     const size_t left = (size_t)(end - data) - 16;
-    if (n >= UINT32_MAX || sentinel > n || words_of((size_t)n) > left / 8 / x->levels)
+    if (n == 0 || n >= UINT32_MAX || sentinel > n || words_of((size_t)n) > left / 8 / x->levels)
         return fl_fail(error, FL_ERROR_FORMAT, "a block of %llu tokens, begun at %llu: the index has %zu bytes left",
                        (unsigned long long)n, (unsigned long long)sentinel, left);
     b->n = (size_t)n, b->sentinel = (size_t)sentinel;
@@ -252,7 +259,8 @@ static fl_status open_blocks(fl_index *x, const uint8_t *data, size_t size, fl_e
     for (size_t i = 0; i < x->n_blocks; i++) {
         fl_status status = open_block(x, &x->blocks[i], &at, data + size, error);
         if (status != FL_OK) return status;
-        x->tokens += x->blocks[i].n;
+        const size_t again = i ? OVERLAP : 0; /* not more than are there, whatever the file says */
+        x->tokens += x->blocks[i].n - (again < x->blocks[i].n ? again : x->blocks[i].n);
     }
     if (at != data + size) return fl_fail(error, FL_ERROR_FORMAT, "the index has bytes behind its last block");
     return FL_OK;

@@ -503,7 +503,7 @@ void fl_likeliest(const fl_model *model, const fl_scratch *scratch, const float 
 /* Bans: tokens that may not come become minus infinity. */
 bool fl_bans(const fl_request *request);
 /* What follows n tokens anywhere in the corpus may not come. */
-void fl_index_ban(const fl_index *index, const int32_t *tokens, size_t n, float *logits);
+void fl_index_ban(const fl_index *index, const int32_t *tokens, size_t n, float *logits, size_t vocab_size);
 void fl_ban(const fl_request *request, size_t V, float *logits);
 /* One of the steps that change logits. */
 void fl_change(fl_control step, const fl_request *request, float *logits);

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class CorpusIndex:
         Of the file.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: bytes) -> None:
         self._engine = _engine.Index(data)
         *_, self.separator, self._tokenizer = _HEADER.unpack_from(data)
         self.tokens, self.bytes = len(self._engine), len(data)
@@ -57,11 +57,13 @@ class CorpusIndex:
     def check(self, model: Model) -> None:
         """Raises ValueError if the model's tokens are not those of the index."""
         known = model._need_tokenizer()
-        if self._engine.vocab_size != model.vocab_size or self._tokenizer != _digest(known):
+        expected = max(self.separator + 1, model.vocab_size)
+        if self._engine.vocab_size != expected or self._tokenizer != _digest(known):
             raise ValueError("the index is of another tokenizer: build one with this model (fastlm index)")
 
     def count(self, tokens: Sequence[int]) -> int:
-        """How often tokens, one or more, stand there in a row."""
+        """How often tokens, one or more, stand there in a row; twice what lies in `MOST_COPIED` tokens that blocks of
+        the index share."""
         return self._engine.count(array("i", tokens))
 
     def longest(self, tokens: Sequence[int]) -> npt.NDArray[np.uint32]:
@@ -86,7 +88,7 @@ class Copy:
 
 
 def load_index(path: str | os.PathLike[str]) -> CorpusIndex:
-    """An index that `build_index` wrote; the file is used where it lies.
+    """An index that `build_index` wrote, read into memory.
 
     Raises
     ------
@@ -95,12 +97,8 @@ def load_index(path: str | os.PathLike[str]) -> CorpusIndex:
     fastlm.FormatError
         If it is no index, or is damaged.
     """
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise _engine.FormatError(f"{path}: the file is empty")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        return CorpusIndex(data)
+        return CorpusIndex(Path(path).read_bytes())
     except _engine.FormatError as e:
         raise _engine.FormatError(f"{path}: {e}") from None
 
@@ -144,14 +142,15 @@ def build_index(
     known = model._need_tokenizer()
     check_whole("block", block, 2 * MOST_COPIED, 1 << 29)
     separator = next((token for token in (model.eos, model.bos) if token is not None), model.vocab_size)
-    stream = _tokens(files, known, separator, model.vocab_size, documents or known.documents)
+    vocab_size = max(separator + 1, model.vocab_size)
+    stream = _tokens(files, known, separator, documents or known.documents)
     with atomic(path) as temporary, open(temporary, "wb") as file:
         file.write(bytes(_HEADER.size))
-        blocks = sum(1 for tokens in _blocks(stream, block) if _write(file, tokens, model.vocab_size))
+        blocks = sum(1 for tokens in _blocks(stream, block) if _write(file, tokens, vocab_size))
         if not blocks:
             raise ValueError(f"{', '.join(map(str, files)) or 'corpus'}: no text found")
         file.seek(0)
-        file.write(_HEADER.pack(_MAGIC, model.vocab_size, blocks, separator, _digest(known)))
+        file.write(_HEADER.pack(_MAGIC, vocab_size, blocks, separator, _digest(known)))
     return load_index(path)
 
 
@@ -160,15 +159,14 @@ def _digest(known: Tokenizer) -> bytes:
 
 
 def _tokens(
-    files: Sequence[str | os.PathLike[str]], known: Tokenizer, separator: int, vocab_size: int, documents: str
+    files: Sequence[str | os.PathLike[str]], known: Tokenizer, separator: int, documents: str
 ) -> Iterator[npt.NDArray[np.int32]]:
-    """Of all documents, each with the separator behind it, if there is one."""
+    """Of all documents, each with the separator behind it."""
     for file in files:
         for document in split_documents(read_text(file), documents):
             for part in _parts(document):
                 yield np.array(known.encode(part), np.int32)
-            if separator < vocab_size:
-                yield np.array([separator], np.int32)
+            yield np.array([separator], np.int32)
 
 
 def _parts(text: str) -> Iterator[str]:

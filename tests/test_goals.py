@@ -342,6 +342,9 @@ def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
         stories.generate(PROMPT, goals=[Include("umbrella"), Length("characters", max=5)])
     with pytest.raises(ConflictError, match="at most 4 tokens"):
         lm.generate("a", goals=[Include("umbrella")], max_tokens=4)
+    with pytest.raises(ConflictError) as e:  # of a grammar it is not known before
+        check([Include("umbrella"), Length("characters", max=5), Matches(grammar="start: /[a-z]+/")], stories)
+    assert "Nothing would rule it out if you drop 'umbrella', or raise max to 8 characters" in str(e.value)
     for name, value in {"num_beams": 4, "stop": ".", "prompt_logprobs": True, "token_healing": True}.items():
         with pytest.raises(ValueError, match=f"{name}: goals are met by a search of their own"):
             stories.generate(PROMPT, goals=[Include("sea")], **{name: value})
@@ -383,6 +386,8 @@ def test_goals_in_a_file(tmp_path, capsys):
     [
         ("{", r"bad\.json: Expecting property name"),
         ("3", "expected a list 'goals'"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"novel": 3}]', "goal 1: novel: expected the 'corpus'"),
         ('["cat"]', "goal 1: expected a table, found 'cat'"),
         ('[{"include": "a"}, {"words": "b"}]', "goal 2: expected one of include, .* found none in words"),
         ('[{"include": "a", "exclude": "b"}]', "found include and exclude"),

@@ -103,7 +103,7 @@ def test_texts_are_measured_as_people_would():
         [-1, -2, 0],
     ]
     assert Custom(lambda text: text.count("a")).values(lanes, [None] * 3) == [4, 0, 0]
-    with pytest.raises(ValueError, match="expected a number, the function gave 'x'"):
+    with pytest.raises(ValueError, match="expected a finite number, the function gave 'x'"):
         Custom(lambda text: "x").values(lanes, [None] * 3)
 
 
@@ -153,6 +153,9 @@ def test_what_is_chosen():
     assert ranked(values, [Likely(priority=1), Brief()], "priority")[0] == 2
     assert ranked(values, [Likely(), Brief(priority=1)], "priority")[0] == 0
     assert ranked(values, [Likely(at_least=4), Brief(at_least=4)], "weights")[0] == 1
+    # What comes first is had as far as is wanted, whatever others lack.
+    assert ranked(values, [Likely(at_least=10, priority=1), Brief(at_least=4)], "priority")[0] == 2
+    assert ranked(values, [Likely(at_least=4, priority=1), Brief()], "priority")[0] == 1
 
 
 def test_forked_texts_have_more_than_drafts(stories, judge):
@@ -177,6 +180,8 @@ def test_the_same_seed_gives_the_same_text(stories, judge):
     goals = [Label(judge, "good", at_least=0.7), Likely()]
     one, again = (stories.generate(PROMPT, goals=goals, seed=3, max_tokens=16) for _ in range(2))
     assert one.token_ids == again.token_ids
+    few = stories.generate(PROMPT, goals=goals, seed=3, max_tokens=6, n=5, search=Search(lanes=2))
+    assert len(few) == 5
     texts = stories.generate([PROMPT, [5, 6, 7]], goals=goals, seed=3, max_tokens=16, n=2)
     assert texts[0][0].token_ids == one.token_ids
     assert len({tuple(text.token_ids) for group in texts for text in group}) == 4
@@ -207,6 +212,7 @@ def test_prices_and_deadlines(stories):
     assert late.finish_reason == "deadline"
     assert not late.goals[0].satisfied
     assert str(late.goals[0]).startswith("within 1 ms: missed by ")
+    assert math.isnan(late.goals[0].price)
     assert stories.generate(PROMPT, goals=[Deadline(60_000)], seed=1, max_tokens=5).satisfied
 
 
@@ -260,6 +266,10 @@ def test_fudge_weighs_tokens_by_the_label(stories, judge):
         (lambda s, j: Likely(weight=0), "weight=0: expected a number above 0"),
         (lambda s, j: Likely(weight="much"), "weight='much': expected a number"),
         (lambda s, j: Brief("lines"), "unit='lines': expected one of tokens"),
+        (lambda s, j: Likely(weight=10**400), "expected a finite number"),
+        (lambda s, j: s.generate("a", goals=[Custom(lambda text: math.inf)], max_tokens=4), "gave inf"),
+        (lambda s, j: s.generate("a", goals=[Likely()], best_of=20), r"best_of: with soft goals say Search\(lanes"),
+        (lambda s, j: s.generate("a", goals=[Likely()], temperature=0), "temperature=0: of soft goals"),
         (lambda s, j: Diverse(0), "n=0: expected a whole number from 1 on"),
         (lambda s, j: Custom(3), "expected a function of a text"),
         (lambda s, j: Label(j, "fine"), "label='fine': the classifier knows bad, good"),
@@ -320,4 +330,6 @@ def test_soft_goals_in_a_file(tmp_path, capsys):
 def test_probabilities_and_odds_go_together(judge):
     goal = Label(judge, "good", at_least=0.9)
     assert goal.shown(goal.enough) == pytest.approx(0.9)
+    assert [goal.shown(odds) for odds in (-800, 0, 800)] == [0, 0.5, 1]
+    assert Label(judge, "good", at_least=1 - 1e-12).enough < 21  # not more than any text can have
     assert math.isinf(Likely().enough)

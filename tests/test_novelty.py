@@ -3,17 +3,19 @@
 
 import random
 import struct
+import time
 
 import numpy as np
 import pytest
 
 import fastlm
-from conftest import damaged_files
+from conftest import damaged_files, random_weights
 from fastlm import build_index, load_index
 from fastlm.cli import main
 from fastlm.goals import Exclude, Include, Novel, check
 from fastlm.goals.conflicts import Verdict
 from fastlm.novelty import MOST_COPIED, Copy, _blocks, _transformed
+from fastlm.tokenizer import HuggingFaceTokenizer
 
 pytest.importorskip("pydivsufsort")
 
@@ -87,6 +89,33 @@ def test_longest_runs_are_those_of_brute_force(byte_model, tmp_path, values, blo
         expected.append(at + 1 - begin)
     assert index.longest(query).tolist() == expected
     assert index.longest([]).tolist() == []
+    assert index.tokens == len(tokens) + 1
+
+
+def test_documents_are_apart_without_a_token_between_them(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    known = library.Tokenizer(library.models.WordLevel({c: n for n, c in enumerate("abcdefz ")}, unk_token="z"))
+    known.pre_tokenizer = library.pre_tokenizers.Split("", "isolated")
+    tokenizer = HuggingFaceTokenizer(known.to_str())
+    fastlm.export(random_weights(tokenizer.vocab_size, 8, (16,)), tmp_path / "m.gguf", tokenizer=tokenizer)
+    model = fastlm.load(tmp_path / "m.gguf")
+    assert model.eos is None
+    assert model.bos is None
+    (tmp_path / "a.txt").write_text("abc\ndef")
+    index = build_index(tmp_path / "a.txt", model, tmp_path / "a.flnx", documents="line")
+    assert index.longest(model.encode("abcdef")).tolist() == [1, 2, 3, 1, 2, 3]
+    text = model.generate("zz", max_copied=1, corpus=index, max_tokens=50, seed=1)
+    assert index.longest(text.token_ids).max() <= 1
+
+
+def test_long_repetitive_texts_do_not_take_long(byte_model, tmp_path):
+    """Each token behind a run that is longer than any in the corpus begins a new one."""
+    model = fastlm.load(byte_model)
+    (tmp_path / "a.txt").write_text("ab" * 400)
+    index = build_index(tmp_path / "a.txt", model, tmp_path / "a.flnx")
+    begin = time.perf_counter()
+    assert index.longest(model.encode("ab" * 10_000)).tolist() == [*range(1, 801), *[799, 800] * 9600]
+    assert time.perf_counter() - begin < 30
 
 
 def test_the_transform_is_that_of_the_definition():
@@ -140,7 +169,16 @@ def test_damaged_files_are_refused_or_answer(stories, corpus, tmp_path):
         (tmp_path / "cut.flnx").write_bytes(data[:cut])
         with pytest.raises(fastlm.FormatError, match=r"cut\.flnx"):
             load_index(tmp_path / "cut.flnx")
-    for at, value in ((8, 0), (8, 1 << 26), (8, 1 << 40), (16, 1 << 60), (64, 1 << 62), (64, 1 << 31), (72, 1 << 50)):
+    for at, value in (
+        (8, 0),
+        (8, 1 << 26),
+        (8, 1 << 40),
+        (16, 1 << 60),
+        (64, 0),
+        (64, 1 << 62),
+        (64, 1 << 31),
+        (72, 1 << 50),
+    ):
         changed = bytearray(data)
         changed[at : at + 8] = struct.pack("<Q", value)
         (tmp_path / "bad.flnx").write_bytes(changed)
@@ -197,6 +235,11 @@ def test_what_is_novel_is_a_goal(stories, index):
     assert text.satisfied
     assert text.goals[0].achieved == index.longest(text.token_ids).max() <= 3
     assert str(text.goals[0]) == "copy at most 3 tokens in a row: met"
+    plain = []
+    for goal in (Novel(1, index), Exclude("zebra")):  # the price of both is told by the same texts without goals
+        one = stories.generate(PROMPT, goals=[goal], temperature=0.4, seed=1, max_tokens=40, logprobs=True)
+        plain.append(one.goals[0].price + np.mean(one.logprobs))
+    assert plain[0] == pytest.approx(plain[1])
     with_word = stories.generate(PROMPT, goals=[Novel(6, index), Include("sea")], seed=1, max_tokens=30)
     assert with_word.goals[0].satisfied == (index.longest(with_word.token_ids).max() <= 6)
 

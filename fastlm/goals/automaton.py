@@ -303,6 +303,8 @@ class Automaton:
         """Behind a character that a symbol stands for."""
         key = state, symbol
         if key not in self._known_steps:
+            if len(self._known_steps) > _MANY:
+                self._known_steps.clear()
             self._known_steps[key] = self._step(*key)
         return self._known_steps[key]
 
@@ -339,6 +341,8 @@ class Automaton:
     def moves(self, state: State) -> dict[Step, str]:
         """All that may come behind a state, each with a character that leads there."""
         if (found := self._moves.get(state)) is None:
+            if len(self._moves) > _MANY:
+                self._moves.clear()
             found = self._moves[state] = {}
             for symbol, character in self.symbols.items():
                 step = self._step(state, symbol)

@@ -91,8 +91,8 @@ def check(goals: Sequence[Goal], model: Model | None = None) -> Verdict:
         conflict = question.least(hard)
     except TooManyStates:
         return Verdict(None, "there are too many combinations of these words and lengths to try them all")
-    changes, alone = question.changes(hard, conflict)
-    raise ConflictError(conflict, [changed for _, changed in changes], question.why(conflict, changes, alone))
+    changes, would = question.changes(hard, conflict)
+    raise ConflictError(conflict, [changed for _, changed in changes], question.why(conflict, changes, would))
 
 
 def listed(given: Any) -> list[Goal]:
@@ -176,25 +176,33 @@ class _Question:
 
     # ---- what would make it possible -------------------------------------------------------------------
 
-    def changes(self, goals: Sequence[Goal], conflict: Sequence[Goal]) -> tuple[list[Change], bool]:
-        """Of each goal of a conflict the smallest changes with which all can be had; if there are none, for there is
-        another conflict, those with which the goals of this one can be, and True."""
+    def changes(self, goals: Sequence[Goal], conflict: Sequence[Goal]) -> tuple[list[Change], str]:
+        """Of each goal of a conflict the smallest changes with which all can be had, or at least may be; if there are
+        none, for there is another conflict, those with which the goals of this one can be; and what they would do, in
+        words."""
         found: list[Change] = []
-        for alone, among in ((False, goals), (True, conflict)):
+        sure = all(self.ask([goal]).possible is not None for goal in goals)
+        for among, would in (
+            (goals, "It would be possible" if sure else "Nothing would rule it out"),
+            (conflict, "Besides these others conflict, too; these would be possible"),
+        ):
+            other_conflict = True
             for goal in conflict:
                 others = [one for one in among if one is not goal]
                 try:
-                    if self.ask(others).possible:
-                        found += ((goal, changed) for changed in self._changes(goal, others))
+                    if (rest := self.ask(others).possible) or (rest is None and not sure):
+                        found += ((goal, changed) for changed in self._changes(goal, others, sure))
                 except TooManyStates:
-                    return found, alone
-            if found:
-                return found, alone
-        return [], False
+                    return found, would
+                other_conflict &= rest is False
+            if found or not other_conflict:
+                return found, would
+        return [], ""
 
-    def _changes(self, goal: Goal, others: Sequence[Goal]) -> Iterator[Goal]:
+    def _changes(self, goal: Goal, others: Sequence[Goal], sure: bool) -> Iterator[Goal]:
         def possible(changed: Goal) -> bool:
-            return self.ask([*others, changed]).possible is True
+            answer = self.ask([*others, changed]).possible
+            return answer is True if sure else answer is not False
 
         if isinstance(goal, Words):
             yield from _fewer(goal, possible)
@@ -203,8 +211,8 @@ class _Question:
 
     # ---- in words --------------------------------------------------------------------------------------
 
-    def why(self, conflict: Sequence[Goal], changes: Sequence[Change], alone: bool) -> str:
-        """What cannot be had together, why, and what would help; ``alone``: these goals, but others conflict, too."""
+    def why(self, conflict: Sequence[Goal], changes: Sequence[Change], would: str) -> str:
+        """What cannot be had together, why, and what would help."""
         said = f"no text can have all of this: {'; '.join(map(str, conflict))}"
         try:
             reason = self._reason(conflict)
@@ -213,7 +221,6 @@ class _Question:
         helps = list(dict.fromkeys(_change(*change) for change in changes))
         if len(helps) > _SHOWN:
             helps = [*helps[:_SHOWN], "the like"]
-        would = "Besides these others conflict, too; these would be possible" if alone else "It would be possible"
         return ". ".join(filter(None, (said, reason, f"{would} if you {', or '.join(helps)}" if helps else "")))
 
     def _reason(self, conflict: Sequence[Goal]) -> str:

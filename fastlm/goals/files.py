@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches
+from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches, Novel
 from fastlm.goals.soft import Brief, Diverse, Label, Like, Likely, Unlike
+from fastlm.novelty import load_index
 
 _KINDS: dict[str, Any] = {
     "include": Include,
@@ -22,7 +23,7 @@ _KINDS: dict[str, Any] = {
     "brief": Brief,
 }
 _FORMS = ("regex", "json_schema", "grammar")
-_OTHERS = ("likely", "like", "unlike", "label")
+_OTHERS = ("novel", "likely", "like", "unlike", "label")
 _ALL = (*_KINDS, *_FORMS, *_OTHERS)
 
 
@@ -30,10 +31,10 @@ def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
     """The goals of a file.
 
     Each is a table. One of its keys says what it asks for: "include", "exclude" (words), "length" (a unit), "deadline"
-    (milliseconds), "regex", "json_schema", "grammar"; or "likely" (true), "like", "unlike" (a model's file), "label"
-    (its name, with the "classifier"'s file), "diverse" (words of a run), "brief" (a unit). Others are what the goal
-    takes besides, as "case", "min" and "max", or "weight", "at_least" and "priority". Files are looked for beside this
-    one.
+    (milliseconds), "regex", "json_schema", "grammar", "novel" (tokens, with the "corpus", an index's file); or "likely"
+    (true), "like", "unlike" (a model's file), "label" (its name, with the "classifier"'s file), "diverse" (words of a
+    run), "brief" (a unit). Others are what the goal takes besides, as "case", "min" and "max", or "weight", "at_least"
+    and "priority". Files are looked for beside this one.
 
     Raises
     ------
@@ -46,6 +47,8 @@ def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
         data = _loaded(Path(path))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+    except RecursionError:
+        raise ValueError(f"{path}: it is nested too deeply") from None
     rows = data.get("goals") if isinstance(data, Mapping) else data
     if not isinstance(rows, list):
         raise ValueError(f"{path}: expected a list 'goals'")
@@ -88,7 +91,11 @@ def _goal(row: Any, beside: Path) -> Goal:
 
 
 def _other(kind: str, value: Any, rest: dict[str, Any], beside: Path) -> Goal:
-    """Goals that speak of models."""
+    """Goals that speak of models and corpora."""
+    if kind == "novel":
+        if not isinstance(corpus := rest.pop("corpus", None), str):
+            raise ValueError("novel: expected the 'corpus', an index's file, beside it")
+        return Novel(value, load_index(beside / corpus), **rest)
     if kind == "likely":
         if value is not True:
             raise ValueError(f"likely={value!r:.60}: expected true, or leave it out")

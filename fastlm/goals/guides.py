@@ -306,7 +306,7 @@ class WishForm:
             return None
         try:
             text = self.machine.completed(before.state, lengths.less(0, before.words, before.sentences), Budget())
-        except TooManyStates:
+        except TooManyStates:  # nobody could write it in time
             return None
         if text is None or (closed and not start and is_joint(text[:1])):
             return None
@@ -334,7 +334,7 @@ class WishForm:
         if silent:
             size, token = max(silent)
             return token, size
-        return None, min(_HOPED, max(map(len, texts)))
+        return None, min(_HOPED, max(1, *map(len, texts)))
 
     def padding(self, characters: int, tokens: int) -> tuple[int, ...]:
         """At least so many tokens of so many characters that say nothing."""

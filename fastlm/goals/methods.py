@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -28,20 +29,23 @@ _KEPT = 256
 
 
 class _Followed:
-    """What is known of texts that grow by a token at a time; the oldest are forgotten, and begun anew if need be."""
+    """What is known of texts that grow by a token at a time; the oldest are forgotten, and begun anew if need be. Any
+    number of threads may ask."""
 
     def __init__(self, begin: Callable[[Sequence[int]], Any], extend: Callable[[Any, int], Any]) -> None:
         self._begin, self._extend = begin, extend
         self._known: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __call__(self, tokens: Sequence[int]) -> Any:
         key = tuple(tokens)
-        if key not in self._known:
-            before = self._known.get(key[:-1])
-            self._known[key] = self._begin(key) if before is None else self._extend(before, key[-1])
-            while len(self._known) > _KEPT:
-                self._known.popitem(last=False)
-        return self._known[key]
+        with self._lock:
+            if key not in self._known:
+                before = self._known.get(key[:-1])
+                self._known[key] = self._begin(key) if before is None else self._extend(before, key[-1])
+                while len(self._known) > _KEPT:
+                    self._known.popitem(last=False)
+            return self._known[key]
 
 
 class Experts:

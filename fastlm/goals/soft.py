@@ -67,8 +67,8 @@ class Soft(Goal):
         for what, value in (("weight", self.weight), ("at_least", self.at_least)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise TypeError(f"{name}: {what}={value!r:.60}: expected a number")
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"{name}: {what}={value}: expected a finite number")
+            if value is not None and not _is_finite(value):
+                raise ValueError(f"{name}: {what}={value!r:.60}: expected a finite number")
         if self.weight <= 0:
             raise ValueError(f"{name}: weight={self.weight}: expected a number above 0; leave the goal out")
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
@@ -182,12 +182,13 @@ class Label(Soft):
 
     def shown(self, value: float) -> float:
         """The probability."""
-        return 1 / (1 + math.exp(-value))
+        small = math.exp(-abs(value))
+        return (1 if value >= 0 else small) / (1 + small)
 
     @property
     def enough(self) -> float:
         """As `values` counts."""
-        return math.inf if self.at_least is None else math.log(self.at_least / (1 - self.at_least))
+        return math.inf if self.at_least is None else _log_odds(math.log(self.at_least))
 
     def __str__(self) -> str:
         return f"label {self.label!r}" + _target(self.at_least)
@@ -255,8 +256,8 @@ class Custom(Soft):
         """As `Soft.values`."""
         found = [self.function(text.text) for text in texts]
         for value in found:
-            if isinstance(value, bool) or not hasattr(value, "__float__") or math.isnan(float(value)):
-                raise ValueError(f"Custom: {self.name}: expected a number, the function gave {value!r:.60}")
+            if isinstance(value, bool) or not hasattr(value, "__float__") or not _is_finite(value):
+                raise ValueError(f"Custom: {self.name}: expected a finite number, the function gave {value!r:.60}")
         return [float(value) for value in found]
 
     def __str__(self) -> str:
@@ -337,8 +338,16 @@ def _read_on(classifier: Classifier, states: list[Any], texts: list[array[int]])
 
 
 def _log_odds(logprob: float) -> float:
+    """Up to those of a probability that float32 hardly tells from 1."""
     other = -math.expm1(min(logprob, -1e-9))
     return logprob - math.log(other)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _check_writes(model: Any, goal: str) -> None:

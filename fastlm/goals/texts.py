@@ -10,7 +10,7 @@ the end with a word character is one, too.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 
 ENDS = ".!?\u2026"
 APOSTROPHES = "'\u2019"
@@ -38,7 +38,7 @@ def folded(text: str) -> str:
     return "".join(map(fold, text))
 
 
-@cache
+@lru_cache(maxsize=4096)
 def pattern(phrase: str, case: bool) -> re.Pattern[str]:
     """Finds a whole phrase in a text, which must be folded unless case counts. Where the phrase begins or ends with a
     mark, a word character may touch the mark."""

@@ -43,10 +43,12 @@ class Search:
         Both write ``lanes`` times ``max_tokens`` tokens, but for the texts that end earlier.
     choose : {"weights", "priority", "fairest"}
         Of texts none of which is better than another in all goals: by the sum of what they have, times the goals'
-        weights; by one goal after the other, in the order of their priority; or the one whose least fulfilled goal is
-        fulfilled most (Chebyshev). Texts that have enough of all (``at_least``) come first.
+        weights; by one goal after the other, in the order of their priority, each as far as it is ``at_least``; or the
+        one whose least fulfilled goal is fulfilled most (Chebyshev). But for priorities, texts that lack least of what
+        is ``at_least`` come first.
     lanes : int
-        Texts that grow side by side.
+        Texts that grow side by side, and ``n`` at least. With less than twice the number of goals not each of these is
+        looked for alone.
     segment : int
         Tokens between two looks at them.
     """
@@ -113,10 +115,11 @@ def explored(
     goals: Sequence[Soft],
     plan: Plan,
     search: Search,
+    count: int,
     seed: int,
     limits: Any,
 ) -> list[Lane]:
-    """Texts, each to its end."""
+    """So many texts, each to its end."""
     first = Session(model, plan, {}, seed)
     first.rewind(0)
     first._add(ids)
@@ -125,15 +128,17 @@ def explored(
     first._unread = array("i")
     begin = Lane(prompt, ids, first)
     begin.marks = [goal.start(model, begin) for goal in goals]
-    lanes, used = [begin.copy(n) for n in range(search.lanes)], search.lanes
+    lanes, used = [begin.copy(n) for n in range(count)], count
     done: list[Lane] = []
-    weightings = _weightings(goals, search)
+    weightings = _weightings(goals, count)
     for written in range(0, plan.options.max_tokens, search.segment):
         most = min(search.segment, plan.options.max_tokens - written)
         found = write_together([lane.session for lane in lanes if lane.session is not None], most, limits)
         for lane, one in zip(lanes, found, strict=True):
             lane.extend(model, one.token_ids, one.logprobs or [])
             lane.finish = one.finish_reason
+            if lane.finish != "length":
+                lane.session = None  # it is not needed any more
         done += (lane for lane in lanes if lane.finish != "length")
         lanes = [lane for lane in lanes if lane.finish == "length"]
         if not lanes or written + most >= plan.options.max_tokens:
@@ -145,13 +150,13 @@ def explored(
     return done + lanes
 
 
-def _weightings(goals: Sequence[Soft], search: Search) -> list[npt.NDArray[np.float64]]:
+def _weightings(goals: Sequence[Soft], lanes: int) -> list[npt.NDArray[np.float64]]:
     """What each lane is judged by: half of them by the goals' weights, the others by all kinds of weights."""
     own = np.array([goal.weight for goal in goals], np.float64)
     if len(goals) == 1:
-        return [own] * search.lanes
-    others = list(_lattice(len(goals), search.lanes - search.lanes // 2))
-    return [own] * (search.lanes - len(others)) + [own * one for one in others]
+        return [own] * lanes
+    others = list(_lattice(len(goals), lanes - lanes // 2))
+    return [own] * (lanes - len(others)) + [own * one for one in others]
 
 
 def _lattice(goals: int, count: int) -> Iterator[npt.NDArray[np.float64]]:
@@ -225,7 +230,7 @@ def _volume(points: npt.NDArray[np.float64]) -> float:
 
 
 def ranked(values: npt.NDArray[np.float64], goals: Sequence[Soft], choose: str) -> list[int]:
-    """Rows, the best first: those that lack least of what would be enough, and then as is chosen."""
+    """Rows, the best first: see `Search.choose`."""
     enough = np.array([goal.enough for goal in goals])
     spread = np.ptp(values, 0)
     scale = np.where(spread > 0, spread, 1)
@@ -240,7 +245,7 @@ def ranked(values: npt.NDArray[np.float64], goals: Sequence[Soft], choose: str) 
             return lacking, whole
         if choose == "fairest":
             return lacking, -float((shares[n] / weights).min()), whole
-        return lacking, *(-round(float(shares[n, g]) * _STEPS) for g in order)
+        return tuple(-round(float(shares[n, g]) * _STEPS) for g in order)
 
     return sorted(range(len(values)), key=key)
 
@@ -269,9 +274,14 @@ class Tradeoff:
     front: list[Completion]
     on_front: list[int]
 
+    @property
+    def shown(self) -> npt.NDArray[np.float64]:
+        """The values as people say them: probabilities of labels, not their log-odds."""
+        return np.array([[goal.shown(one) for goal, one in zip(self.goals, row, strict=True)] for row in self.values])
+
     def pulls(self) -> list[str]:
         """Of pairs of goals that pull against each other on the front: how much of one is lost for the other."""
-        found, rows = [], self.values[self.on_front]
+        found, rows = [], self.shown[self.on_front]
         for a, b in combinations(range(len(self.goals)), 2):
             x, y = rows[:, a], rows[:, b]
             if len(rows) > _FEW and x.std() > 0 and y.std() > 0 and (r := float(np.corrcoef(x, y)[0, 1])) < _AGAINST:
@@ -302,9 +312,7 @@ class Tradeoff:
             raise ValueError("plot: expected at least two soft goals")
         figure = Figure(figsize=(6, 4.5), layout="constrained")
         axes = figure.add_subplot()
-        shown = np.array(
-            [[goal.shown(value) for goal, value in zip(self.goals, row, strict=True)] for row in self.values]
-        )
+        shown = self.shown
         best = shown[sorted(self.on_front, key=lambda n: shown[n, 0])]
         axes.scatter(shown[:, 0], shown[:, 1], s=14, color="0.7", label="texts")
         axes.plot(best[:, 0], best[:, 1], "o-", color="tab:blue", markersize=5, label="Pareto front")

@@ -65,7 +65,7 @@ class Outcome:
         satisfied.
     price : float
         By how much less likely the text is than those written without any goals: natural log-probability a token, of
-        the mean of some of these. It is that of all goals together.
+        the mean of some of these; NaN if there was no time to write them. It is that of all goals together.
     """
 
     goal: Goal
@@ -90,20 +90,28 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | 
     """
     if model.info["task"] != "lm":
         raise ValueError("goals: expected a language model, which writes on from a text")
-    goals = listed(goals)
+    begin, goals = time.perf_counter(), listed(goals)
     if search is not None and not isinstance(search, Search):
         raise TypeError(f"search={search!r:.60}: expected a fastlm.goals.Search")
     if search is not None and all(goal.hard for goal in goals):
         raise ValueError("search: it is for soft goals, and there are none: leave it out")
     options = _options(goals, given)
-    plan = model._plan(options)
+    plan, plain = model._plan(options), model._plan({**given, "max_tokens": options["max_tokens"]})
+    if plan.temperature == 0 and _explores(goals):
+        raise ValueError("temperature=0: of soft goals texts that differ have more or less: expected more than 0")
+    limits = model._limits(plan.options)
     check([*goals, Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else goals, model)
-    writer = _Writer(model, goals, plan, search or Search())
+    writer = _Writer(model, goals, plan, plain, search or Search(), limits, begin)
     # At temperature 0 only where words are put is drawn.
     seed = seed_of({"seed": 0} | options if plan.temperature == 0 else options)
     each = [writer.write(one, seed) for one in (prompt if is_batch(prompt) else [prompt])]
     found = each if plan.options.n > 1 else [one for [one] in each]
     return found if is_batch(prompt) else found[0]
+
+
+def _explores(goals: Sequence[Goal]) -> bool:
+    """Whether texts are forked as they grow: what words are put into is written to its end instead."""
+    return any(isinstance(goal, Soft) for goal in goals) and not any(isinstance(goal, Include) for goal in goals)
 
 
 def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,6 +123,8 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     for name in _WITHOUT:
         if acts(name, options.get(name)):
             raise ValueError(f"{name}: goals are met by a search of their own, which has none: leave it out")
+    if options.get("best_of") is not None and _explores(goals):
+        raise ValueError("best_of: with soft goals say Search(lanes=...)")
     if options.get("contrastive_model") is not None and not all(goal.hard for goal in goals):
         raise ValueError("contrastive_model: say Unlike(model) among the goals")
     if limits := [goal.ms for goal in goals if isinstance(goal, Deadline)]:
@@ -178,17 +188,31 @@ class _Writer:
     goals : sequence of Goal
         Of soft ones those that the drafts have most of count, and unless words are asked for the drafts are explored
         with regard to them.
-    plan : Plan
+    plan, plain : Plan
+        With what hard goals ask for, and without.
     search : Search
+    limits : dict
+        When to stop.
+    begin : float
+        When it began.
     """
 
-    def __init__(self, model: Model, goals: Sequence[Goal], plan: controls.Plan, search: Search) -> None:
-        self._model, self._goals, self._plan, self._search = model, list(goals), plan, search
+    def __init__(
+        self,
+        model: Model,
+        goals: Sequence[Goal],
+        plan: controls.Plan,
+        plain: controls.Plan,
+        search: Search,
+        limits: dict[str, Any],
+        begin: float,
+    ) -> None:
+        self._model, self._goals, self._plan, self._plain, self._search = model, list(goals), plan, plain, search
+        self._limits, self._begin = limits, begin
         self._soft = [goal for goal in goals if isinstance(goal, Soft)]
         self._include = [goal for goal in goals if isinstance(goal, Include)]
         own = [goal for goal in goals if isinstance(goal, (Words, Length))]
         self._own = own
-        self._limits = model._limits(plan.options)
         self._whole = self._wish(own)
         self._drafted = self._wish([goal for goal in own if not isinstance(goal, Include)])
         self._count = max(plan.options.n, plan.options.best_of or DRAFTS)
@@ -206,21 +230,20 @@ class _Writer:
 
     def write(self, prompt: Any, seed: int) -> list[Completion]:
         """The n best of the drafts for one prompt."""
-        begin, ids = time.perf_counter(), self._model._ids(prompt)
-        if self._soft and not self._include:
-            written = self._explored(prompt, ids, seed, begin)
+        ids = self._model._ids(prompt)
+        if _explores(self._goals):
+            written = self._explored(prompt, ids, seed)
         else:
             written = self._drafts(ids, np.random.default_rng(seed))
-        return self._best(prompt, ids, written, seed, begin)
+        return self._best(prompt, ids, written, seed)
 
-    def _explored(self, prompt: Any, ids: array[int], seed: int, begin: float) -> list[Completion]:
+    def _explored(self, prompt: Any, ids: array[int], seed: int) -> list[Completion]:
         """Texts that were forked and given up with regard to the soft goals."""
         options = replace(self._plan.options, logprobs=True, n=1, best_of=None)
         plan = replace(self._plan, options=options, form=self._whole if self._own else self._plan.form)
-        lanes = explored(
-            self._model, self._model._echo(prompt, ids), ids, self._soft, plan, self._search, seed, self._limits
-        )
-        timings, usage = timed(begin, len(ids)), used(len(ids), 0)
+        count, echo = max(self._search.lanes, self._plan.options.n), self._model._echo(prompt, ids)
+        lanes = explored(self._model, echo, ids, self._soft, plan, self._search, count, seed, self._limits)
+        timings, usage = timed(self._begin, len(ids)), used(len(ids), 0)
         return [Completion("", lane.tokens, lane.finish, lane.logprobs, seed, usage, timings) for lane in lanes]
 
     def _drafts(self, ids: array[int], random: np.random.Generator) -> list[Completion]:
@@ -299,17 +322,13 @@ class _Writer:
 
     # ---- the best ------------------------------------------------------------------------------------------
 
-    def _best(
-        self, prompt: Any, ids: array[int], written: list[Completion], seed: int, begin: float
-    ) -> list[Completion]:
+    def _best(self, prompt: Any, ids: array[int], written: list[Completion], seed: int) -> list[Completion]:
         """Those that meet their goals, end with a sentence, and are the likeliest, in this order."""
         ends = [self._end(one.token_ids) if self._trims else (len(one.token_ids), False) for one in written]
         texts = [one.token_ids[:end] for one, (end, _) in zip(written, ends, strict=True)]
         scores = [one.logprobs[len(ids) :] for one in score_each(self._model, ([*ids, *tokens] for tokens in texts))]
         plain = self._plain_mean(ids, seed)
-        found = [
-            self._completion(prompt, ids, *one, seed, begin, plain) for one in zip(written, texts, scores, strict=True)
-        ]
+        found = [self._completion(prompt, ids, *one, seed, plain) for one in zip(written, texts, scores, strict=True)]
         for n, (end, whole) in enumerate(ends):
             if whole and end < len(written[n].token_ids):
                 found[n] = replace(found[n], finish_reason="stop", stop_reason=None)
@@ -343,12 +362,12 @@ class _Writer:
 
     def _plain_mean(self, ids: array[int], seed: int) -> float:
         """Of texts written without goals the mean log-probability of a token."""
-        options = replace(self._plan.options, logprobs=None, n=1, best_of=None)
-        plan = replace(self._plan, options=options, form=None)
+        plan = replace(self._plain, options=replace(self._plain.options, logprobs=None, n=1, best_of=None))
         seeds = np.random.default_rng([seed, 1]).integers(2**62, size=PLAIN).tolist()
         groups = self._model._write([ids] * PLAIN, [ids[:]] * PLAIN, [plan] * PLAIN, seeds, self._limits)
-        texts = ([*ids, *group[0].token_ids] for group in groups)
-        return float(np.mean([_mean(one.logprobs[len(ids) :]) for one in score_each(self._model, texts)]))
+        texts = ([*ids, *one.token_ids] for [one] in groups if one.token_ids)
+        means = [_mean(one.logprobs[len(ids) :]) for one in score_each(self._model, texts)]
+        return float(np.mean(means)) if means else math.nan
 
     def _end(self, tokens: Sequence[int]) -> tuple[int, bool]:
         """How much of a text is worth keeping, and whether that ends with a sentence: up to the last end of one where
@@ -368,12 +387,11 @@ class _Writer:
         tokens: list[int],
         logprobs: Sequence[float],
         seed: int,
-        begin: float,
         plain: float,
     ) -> Completion:
         model, options = self._model, self._plan.options
         text = model._need_tokenizer().decode(tokens, context=ids)
-        ms, price = 1e3 * (time.perf_counter() - begin), plain - _mean(logprobs)
+        ms, price = 1e3 * (time.perf_counter() - self._begin), plain - _mean(logprobs)
         outcomes = [replace(outcome(goal, text, tokens, ms), price=price) for goal in self._goals if goal.hard]
         return replace(
             one,
@@ -382,7 +400,7 @@ class _Writer:
             logprobs=list(logprobs) if options.logprobs is True else None,
             seed=seed,
             usage=used(len(ids), len(tokens)),
-            timings=timed(begin, len(ids) + len(tokens)),
+            timings=timed(self._begin, len(ids) + len(tokens)),
             goals=outcomes,
             satisfied=all(outcome.satisfied for outcome in outcomes),
         )
