@@ -309,6 +309,57 @@ def _index(corpus: list[str], model: str, output: str, documents: str | None) ->
     return 0
 
 
+def _report(
+    model: str,
+    valid: list[str],
+    output: str,
+    threads: int | None,
+    index: str | None,
+    canaries: str | None,
+    fix: str | None,
+    **options: Any,
+) -> int:
+    from fastlm.report import report
+
+    if fix is not None and not options["fitted"]:
+        raise ValueError("--fix: sampling settings are stored that were tried: leave --no-fit out")
+    lm = fastlm.load(model, threads=threads)
+    secrets = [] if canaries is None else [line for line in read_text(canaries).splitlines() if line.strip()]
+    given = {name: value for name, value in options.items() if value is not None}
+    known = None if index is None else fastlm.load_index(index)
+    with _stages() as say:
+        found = report(lm, valid, index=known, canaries=secrets, progress=say, **given)
+        say("drawing")
+        page = found.save(output)
+        if fix is not None:
+            found.fix(model, fix)
+    print(found)
+    print(f"the page: {page}" + (f"\nwith the fitted sampling settings: {fix}" if fix else ""))
+    return 0
+
+
+@contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    """Says on standard error what is being done: a line that changes on a terminal, else a line for each stage."""
+    terminal, last = sys.stderr.isatty(), ""
+
+    def say(stage: str) -> None:
+        nonlocal last
+        name = stage.partition(":")[0]
+        if terminal:
+            sys.stderr.write(f"\r\x1b[K{stage}")
+        elif name != last:
+            sys.stderr.write(f"{name}\n")
+        last = name
+        sys.stderr.flush()
+
+    try:
+        yield say
+    finally:
+        if terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
     *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
@@ -317,7 +368,7 @@ _OF_PAIRS = (
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
 
 
-def _train(corpus: list[str], output: str, quiet: bool, task: str | None, **options: Any) -> int:
+def _train(corpus: list[str], output: str, quiet: bool, curve: str | None, task: str | None, **options: Any) -> int:
     given = {name: value for name, value in options.items() if value is not None}
     for name in _OF_PAIRS if task is None else _OF_TEXT:
         if name in given:
@@ -328,13 +379,16 @@ def _train(corpus: list[str], output: str, quiet: bool, task: str | None, **opti
             given[name] = given[name][0]
     with _silenced_stderr():  # TensorFlow greets with a page of its own, part of it whatever its log level
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from fastlm.training import train, train_pairs
+        from fastlm.training import GapCurve, train, train_pairs
+    progress: Any = not quiet
+    if curve is not None:
+        progress = GapCurve(curve, None if quiet else sys.stderr)
     if task is None:
-        print(train(corpus, output, progress=not quiet, **given))
+        print(train(corpus, output, progress=progress, **given))
         return 0
     if "columns" in given:
         given["columns"] = tuple(column - 1 for column in given["columns"])
-    print(train_pairs(corpus, output, task=task, progress=not quiet, **given))
+    print(train_pairs(corpus, output, task=task, progress=progress, **given))
     return 0
 
 
@@ -452,6 +506,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_quantize(commands)
     _add_index(commands)
+    _add_report(commands)
     info = _add(commands, "info", _info, "show what is in a model file")
     _add_model_argument(info)
     info.add_argument("--json", dest="as_json", action="store_true", help="print JSON, with every key in full")
@@ -624,6 +679,27 @@ def _add_index(commands: Any) -> None:
     command.add_argument("--documents", choices=DOCUMENTS, help="how a file is cut (default: as the model's tokenizer)")
 
 
+def _add_report(commands: Any) -> None:
+    command = _add(
+        commands, "report", _report, "tell whether a model overfits, copies, or writes nothing in particular"
+    )
+    add = command.add_argument
+    add("model", help="model file, or bundled name")
+    add("--valid", nargs="+", required=True, help="text that it was not trained on, plain or .gz")
+    add("--train", nargs="+", help="text that it was trained on: says whether it overfits and copies")
+    add("--also", nargs="+", help="other kinds of text: says whether it knows them")
+    add("-o", "--output", required=True, help="folder to write: index.html, and report.json")
+    add("--index", help="of the training text, as 'fastlm index' writes it (default: it is made, and thrown away)")
+    add("--canaries", help="file with lines that were put into the training text, whose digits are secrets")
+    add("--curve", help="what 'fastlm train --curve' wrote")
+    add("--documents", choices=DOCUMENTS, help="how files are cut (default: as the model's tokenizer)")
+    add("--temperature", type=float, help="to write with (default: what the model recommends)")
+    add("--no-fit", dest="fitted", action="store_false", help="try no sampling settings")
+    add("--fix", metavar="FILE", help="write a copy of the model with the sampling settings that were found")
+    add("--seed", type=int, default=0, help="of passages and texts (default: 0)")
+    _add_threads_argument(command)
+
+
 def _add_dtype(command: argparse.ArgumentParser, default: str, text: str) -> None:
     types = "f32, bf16, int8, int4; or by part, as in cells=int4,output=int8,embedding=int8; or auto: the fastest"
     command.add_argument("--dtype", default=default, help=f"type of the weights: {types} (default: {default})")
@@ -721,6 +797,11 @@ def _add_train(commands: Any) -> None:
     add("--checkpoint", help="where the run is kept (default: OUTPUT.ckpt)")
     add("--name", help="written to the model file")
     add("--license", help="written to the model file")
+    add(
+        "--curve",
+        metavar="FILE",
+        help="add a line with what the model knows of training and validation text as it goes",
+    )
     add("--quiet", action="store_true", help="no progress line")
 
 

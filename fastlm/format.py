@@ -428,6 +428,40 @@ def atomic(path: str | os.PathLike[str]) -> Iterator[str]:
         raise
 
 
+def rewrite(source: str | os.PathLike[str], path: str | os.PathLike[str], fields: Mapping[str, Any]) -> None:
+    """Writes a copy of a model file in which keys have other values, or are new; ``path`` may be the same.
+
+    Raises
+    ------
+    ImportError
+        The ``gguf`` package is missing.
+    OSError
+        A file cannot be read or written.
+    """
+    gguf = gguf_package()
+    reader = gguf.GGUFReader(source)
+    with atomic(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, "lstm")
+        try:
+            writer.data_alignment = reader.alignment
+            for key, field in reader.fields.items():
+                if not key.startswith("GGUF.") and key != "general.architecture" and key not in fields:
+                    sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+                    writer.add_key_value(key, field.contents(), field.types[0], sub_type)
+            for key, value in fields.items():
+                _add_field(writer, key, value)
+            for tensor in reader.tensors:
+                size = tensor.data.nbytes
+                writer.add_tensor_info(tensor.name, tensor.data.shape, tensor.data.dtype, size, tensor.tensor_type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in reader.tensors:
+                writer.write_tensor_data(tensor.data)
+        finally:
+            writer.close()
+
+
 _ELEMENTS = {0: np.float32, 24: np.int8, 30: np.uint16}  # by GGML's number of a type
 
 

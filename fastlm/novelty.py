@@ -141,9 +141,9 @@ def build_index(
     files = [corpus] if isinstance(corpus, (str, os.PathLike)) else list(corpus)
     known = model._need_tokenizer()
     check_whole("block", block, 2 * MOST_COPIED, 1 << 29)
-    separator = next((token for token in (model.eos, model.bos) if token is not None), model.vocab_size)
+    separator = separator_of(model)
     vocab_size = max(separator + 1, model.vocab_size)
-    stream = _tokens(files, known, separator, documents or known.documents)
+    stream = corpus_tokens(files, known, separator, documents or known.documents)
     with atomic(path) as temporary, open(temporary, "wb") as file:
         file.write(bytes(_HEADER.size))
         blocks = sum(1 for tokens in _blocks(stream, block) if _write(file, tokens, vocab_size))
@@ -158,7 +158,12 @@ def _digest(known: Tokenizer) -> bytes:
     return hashlib.sha256(json.dumps(known.fields(), sort_keys=True, default=str).encode()).digest()
 
 
-def _tokens(
+def separator_of(model: Model) -> int:
+    """What is put between documents: an end that the model knows, or one more token than it has."""
+    return next((token for token in (model.eos, model.bos) if token is not None), model.vocab_size)
+
+
+def corpus_tokens(
     files: Sequence[str | os.PathLike[str]], known: Tokenizer, separator: int, documents: str
 ) -> Iterator[npt.NDArray[np.int32]]:
     """Of all documents, each with the separator behind it."""

@@ -4,7 +4,7 @@
 from fastlm.goals.conflicts import ConflictError, Verdict, check
 from fastlm.goals.files import read_goals
 from fastlm.goals.kinds import Deadline, Exclude, Goal, Include, Length, Matches, Novel
-from fastlm.goals.methods import Experts, Fudge
+from fastlm.goals.methods import Experts, Fudge, Specific
 from fastlm.goals.soft import Brief, Custom, Diverse, Label, Like, Likely, Unlike
 from fastlm.goals.tradeoffs import Search, Tradeoff, hypervolume
 from fastlm.goals.writing import Outcome
@@ -28,6 +28,7 @@ __all__ = [
     "Novel",
     "Outcome",
     "Search",
+    "Specific",
     "Tradeoff",
     "Unlike",
     "Verdict",

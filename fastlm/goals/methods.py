@@ -94,6 +94,35 @@ def _reading(model: Model) -> tuple[Callable[[Sequence[int]], Any], Callable[[An
     return begin, lambda state, token: fed(state.copy(), [token])
 
 
+class Specific:
+    """Conditional pointwise mutual information (van der Poel et al. 2022): of each token's log-probability,
+    ``strength`` times that of a model of generic text is taken away, so that what any text could say gets rarer; only
+    where the model is unsure, for where it is sure, what is generic is right.
+
+    Parameters
+    ----------
+    model : Model
+        That writes.
+    generic : Model
+        Of the same vocabulary; for instance a small one, or one of other text.
+    strength : float
+    least_entropy : float
+        Nats that the model's distribution must have.
+    """
+
+    def __init__(self, model: Model, generic: Model, strength: float = 0.3, least_entropy: float = 0.0) -> None:
+        for name, value in (("strength", strength), ("least_entropy", least_entropy)):
+            if not isinstance(value, (int, float)) or not 0 <= value < np.inf:
+                raise ValueError(f"Specific: {name}={value!r:.60}: expected a finite number from 0 on")
+        self._experts, self._least = Experts(model, unlike=generic, alpha=strength), least_entropy
+
+    def __call__(self, tokens: Sequence[int], logits: Logits) -> Logits:
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        entropy = -float((shares * np.log(np.maximum(shares, 1e-30))).sum())
+        return logits if entropy < self._least else self._experts(tokens, logits)
+
+
 class Fudge:
     """FUDGE (Yang & Klein 2021): a token's log-probability grows by that of a label, which a classifier gives the text
     with the token, times ``strength``; of the ``top_k`` likeliest tokens, the others may not come.

@@ -55,9 +55,14 @@ def count_phrase(text: str, phrase: str, case: bool) -> int:
 _WORD = re.compile(rf"\w+(?:[{APOSTROPHES}]\w+)*")
 
 
-def count_words(text: str) -> int:
+def split_words(text: str) -> list[str]:
     """Word characters in a row, joined by apostrophes."""
-    return len(_WORD.findall(text))
+    return _WORD.findall(text)
+
+
+def count_words(text: str) -> int:
+    """How many there are."""
+    return len(split_words(text))
 
 
 def word_starts(text: str) -> list[int]:
@@ -68,6 +73,11 @@ def word_starts(text: str) -> list[int]:
 _SENTENCE_END = re.compile(rf"(?<=[{re.escape(ENDS)}])[{re.escape(CLOSERS)}{re.escape(ENDS)}]*(?=\s|$)")
 
 
-def count_sentences(text: str) -> int:
+def split_sentences(text: str) -> list[str]:
     """Sentences that have a word character."""
-    return sum(any(map(is_word, part)) for part in _SENTENCE_END.split(text))
+    return [part for part in _SENTENCE_END.split(text) if any(map(is_word, part))]
+
+
+def count_sentences(text: str) -> int:
+    """How many there are."""
+    return len(split_sentences(text))

@@ -17,11 +17,12 @@ if keras.backend.backend() != "tensorflow":
 
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.network import TiedDense, build_model, load_keras_model
-from fastlm.training.progress import Progress
+from fastlm.training.progress import GapCurve, Progress
 from fastlm.training.run import TrainReport, evaluate, load_checkpoint, train, train_pairs
 
 __all__ = [
     "Evaluation",
+    "GapCurve",
     "Progress",
     "TiedDense",
     "TrainReport",

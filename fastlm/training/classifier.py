@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ class ClassifyingTask:
         train_pairs, valid_pairs = self._pairs("training", train), self._pairs("validation", valid)
         self._batches = Batches(train_pairs, options.batch_tokens, options.seed)
         self._held = Batches(valid_pairs, 4 * options.batch_tokens, None)
+        self._train, self._held_texts = train_pairs, len(valid_pairs.sources)
         ids, lengths = tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None], tf.int32)
         self.specs = ids, lengths, ids, ids
         self._logits = tf.function(self.network.__call__, input_signature=[ids, lengths])
@@ -159,15 +161,20 @@ class ClassifyingTask:
         even = tf.reduce_mean(tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1))
         return (1 - smoothing) * nats + smoothing * even, nats, []
 
-    def evaluate(self) -> Evaluation:
-        logits, labels = self._judge()
+    def evaluate(self, seen: bool = False) -> Evaluation:
+        logits, labels = self._judge(self._seen if seen else self._held)
         nats = calibrated_nats(logits, labels, temperature_of(logits, labels))
         return Evaluation(nats * len(labels), len(labels), 0, int((logits.argmax(1) == labels).sum()))
 
-    def _judge(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Logits of all validation texts, and their labels."""
+    @cached_property
+    def _seen(self) -> Batches:
+        """As many training texts as there are validation texts, from everywhere."""
+        return Batches(self._train.sample(self._held_texts), 4 * self.options.batch_tokens, None)
+
+    def _judge(self, batches: Batches) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Logits of all texts, and their labels."""
         logits, labels = [], []
-        for texts, lengths, _, targets in self._held.once():
+        for texts, lengths, _, targets in batches.once():
             logits.append(self._logits(tf.convert_to_tensor(texts), tf.convert_to_tensor(lengths)).numpy())
             labels.append(targets[0])
         return np.concatenate(logits).astype(np.float64), np.concatenate(labels)
@@ -175,7 +182,7 @@ class ClassifyingTask:
     def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
         """With probabilities that are calibrated on the validation texts: its temperature is in the output layer."""
         arrays = self.network.weights.arrays()
-        temperature = temperature_of(*self._judge())
+        temperature = temperature_of(*self._judge(self._held))
         for name in ("output.kernel", "output.bias"):
             arrays[name] = (arrays[name] / temperature).astype(np.float32)
         return export(

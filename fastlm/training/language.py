@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ class LanguageTask:
         self._windows = TrainingWindows(train, tokenizer.bos, batch, steps, options.seed)
         self._network = Network(self.model)
         self._evaluator = Evaluator(self._network, valid, steps, streams=16)
+        self._train, self._valid_tokens, self._steps = train, valid.tokens, steps
         self._tokens = batch * steps
         self.variables = self._network.variables
         ids = tf.TensorSpec([steps, batch], tf.int32)
@@ -80,8 +83,16 @@ class LanguageTask:
         nats = tf.reduce_mean(losses)
         return nats, nats, after
 
-    def evaluate(self) -> Evaluation:
-        return self._evaluator()
+    def evaluate(self, seen: bool = False) -> Evaluation:
+        return self._seen() if seen else self._evaluator()
+
+    @cached_property
+    def _seen(self) -> Evaluator:
+        """A piece of the training text from its middle, as long as the validation text."""
+        tokens = min(self._train.tokens, self._valid_tokens)
+        begin = (self._train.tokens - tokens) // 2
+        piece = replace(self._train, ids=self._train.ids[begin : begin + tokens + 1], characters=0)
+        return Evaluator(self._network, piece, self._steps, streams=16)
 
     def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
         return export(self.model, target, tokenizer=self.tokenizer, sampling=SAMPLING, metadata=metadata)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -50,6 +50,12 @@ class Pairs:
         assert text.bos is not None
         assert text.eos is not None
         return cls(sources, texts, text.bos, text.eos, sum(len(one) for _, one in pairs), digest_of(*sources, *texts))
+
+    def sample(self, count: int) -> Pairs:
+        """So many of them, evenly spread, or all."""
+        chosen = np.unique(np.linspace(0, len(self.sources) - 1, count).astype(int))
+        sources, texts = ([part[n] for n in chosen] for part in (self.sources, self.texts))
+        return replace(self, sources=sources, texts=texts, characters=0)
 
     @property
     def tokens(self) -> int:

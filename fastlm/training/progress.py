@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +31,8 @@ class Progress:
         text.
     valid : Evaluation or None
         The last evaluation of this session.
+    seen : Evaluation or None
+        The same of as much of the training data, without dropout, if a `GapCurve` asks for it.
     learning_rate : float
         Of the step.
     tokens_per_second : float
@@ -47,6 +52,12 @@ class Progress:
     seconds: float
     seconds_left: float
     labels: bool = False
+    seen: Evaluation | None = None
+
+    @property
+    def gap(self) -> float | None:
+        """By how many nats a token the model knows what it has seen better than what it has not."""
+        return None if self.valid is None or self.seen is None else self.valid.nats_per_token - self.seen.nats_per_token
 
     def __str__(self) -> str:
         perplexity = "" if self.labels else f"perplexity {math.exp(min(self.loss, 700)):.1f}  "
@@ -57,6 +68,8 @@ class Progress:
         )
         if self.valid is not None:
             line += f"  | valid {self.valid}"
+        if self.gap is not None:
+            line += f"  | gap {self.gap:.3f}"
         return line
 
 
@@ -86,6 +99,38 @@ class ProgressLine:
         else:
             self._stream.write(f"{progress}\n")
         self._stream.flush()
+
+
+class GapCurve(ProgressLine):
+    """As a `ProgressLine`, with the gap between training and validation text, which is also written down.
+
+    Parameters
+    ----------
+    path : path
+        A file to which a line is added at every evaluation, a JSON object: ``epoch``, and ``train`` and ``valid`` in
+        nats a token. `fastlm.report.report` draws it.
+    stream : text stream, optional
+        To write lines to; default: standard error. None: nothing is shown.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], stream: TextIO | None = sys.stderr) -> None:
+        super().__init__(io.StringIO() if stream is None else stream)
+        self._path = path
+        self._noted: Evaluation | None = None
+        open(path, "a").close()  # now, not after the first epoch, it is known whether it can be written
+
+    def __call__(self, progress: Progress) -> None:
+        super().__call__(progress)
+        if progress.valid is None or progress.seen is None or progress.valid is self._noted:
+            return
+        self._noted = progress.valid
+        row = {
+            "epoch": round(progress.epoch, 4),
+            "train": round(progress.seen.nats_per_token, 5),
+            "valid": round(progress.valid.nats_per_token, 5),
+        }
+        with open(self._path, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def reporter(progress: bool | TextIO | Report) -> Report:

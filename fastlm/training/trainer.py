@@ -18,7 +18,7 @@ from fastlm.training import checkpoint
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.optimizer import Adam
 from fastlm.training.options import LabelOptions, differences
-from fastlm.training.progress import Progress, Report
+from fastlm.training.progress import GapCurve, Progress, Report
 from fastlm.training.recurrence import Tensor
 from fastlm.training.schedule import Schedule
 
@@ -57,8 +57,8 @@ class Task(Protocol):
     def loss(self, batch: tuple[Any, ...], seed: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """In the graph: what is made small, mean nats a token, and the state after. ``seed``: (seed, step)."""
 
-    def evaluate(self) -> Evaluation:
-        """Of the present weights, on held-out data."""
+    def evaluate(self, seen: bool = False) -> Evaluation:
+        """Of the present weights, on held-out data; or on as much of the training data, without dropout."""
 
     def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
         """Writes the present weights as a model file."""
@@ -96,6 +96,7 @@ class Trainer:
         self._best_weights = self._weights()
         self._evaluated, self._evaluation_seconds = -1, 0.0
         self._valid: Evaluation | None = None
+        self._seen: Evaluation | None = None
         self.best: Evaluation | None = None
         self.step, self.tokens, self.seconds, self.loss = 0, 0, 0.0, task.first_loss
 
@@ -128,7 +129,7 @@ class Trainer:
         OSError
             If the checkpoint cannot be written.
         """
-        began = time.monotonic() - self.seconds
+        began, seen = time.monotonic() - self.seconds, isinstance(report, GapCurve)
         self.save(path)
         saved = time.monotonic()
         for batch in self.task.from_step(self.step):
@@ -137,14 +138,14 @@ class Trainer:
                 break
             self._take_step(batch)
             if self.step % self.task.evaluate_every == 0:
-                self._validate()
+                self._validate(seen)
             self.seconds = time.monotonic() - began
             if self._evaluated == self.step or time.monotonic() - saved > SAVE_SECONDS:
                 self.save(path)
                 saved = time.monotonic()
             report(self._progress())
         if not stopped and self._evaluated != self.step:
-            self._validate()
+            self._validate(seen)
             report(self._progress())
         self.seconds = time.monotonic() - began
         self.save(path)
@@ -189,9 +190,10 @@ class Trainer:
     def _rate(self) -> float:
         return self._schedule.rate(self.step, self._share())
 
-    def _validate(self) -> None:
+    def _validate(self, seen: bool) -> None:
         began = time.monotonic()
         self._valid = self.task.evaluate()
+        self._seen = self.task.evaluate(seen=True) if seen else None
         self._evaluation_seconds = time.monotonic() - began
         self._evaluated = self.step
         if self._schedule.observe(self._valid.nats_per_token, self._share()):
@@ -212,6 +214,7 @@ class Trainer:
             epoch=self.epochs,
             loss=self.loss,
             valid=self._valid,
+            seen=self._seen,
             learning_rate=self._rate(),
             tokens_per_second=self.tokens / seconds,
             seconds=seconds,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class WritingTask:
         )
         self.network = Seq2SeqNetwork(shape, options.dropout, options.seed)
         self._batches = Batches(train, options.batch_tokens, options.seed)
-        self._valid, self._held = valid, Batches(valid, 4 * options.batch_tokens, None)
+        self._train, self._valid, self._held = train, valid, Batches(valid, 4 * options.batch_tokens, None)
         ids = tf.TensorSpec([None, None], tf.int32)
         self.specs = ids, tf.TensorSpec([None], tf.int32), ids, ids
         self._score = tf.function(self._nats, input_signature=self.specs)
@@ -105,9 +106,16 @@ class WritingTask:
         drawn = tf.random.stateless_uniform(tf.shape(inputs), seed=seed * [1, 4096] + [1, 0])
         return tf.stop_gradient(tf.where(drawn < self.options.scheduled_sampling * rise, guesses, inputs))
 
-    def evaluate(self) -> Evaluation:
-        total = sum(float(self._score(*map(tf.convert_to_tensor, batch))) for batch in self._held.once())
-        return Evaluation(total, self._valid.tokens, self._valid.characters)
+    def evaluate(self, seen: bool = False) -> Evaluation:
+        pairs, batches = self._seen if seen else (self._valid, self._held)
+        total = sum(float(self._score(*map(tf.convert_to_tensor, batch))) for batch in batches.once())
+        return Evaluation(total, pairs.tokens, pairs.characters)
+
+    @cached_property
+    def _seen(self) -> tuple[Pairs, Batches]:
+        """As many training pairs as there are validation pairs, from everywhere."""
+        pairs = self._train.sample(len(self._valid.sources))
+        return pairs, Batches(pairs, 4 * self.options.batch_tokens, None)
 
     def export(self, target: Path, metadata: Mapping[str, str]) -> ExportReport:
         return export(

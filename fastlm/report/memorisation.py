@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model says again of its training text: copies in what it writes, and planted secrets that it knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastlm.novelty import CorpusIndex
+from fastlm.report.passages import Passage
+from fastlm.scoring import score_each
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastlm.model import Model
+
+LONGEST_SHOWN = 64
+"""Tokens up to which the novelty curve is told."""
+
+SAME = 64
+"""A validation passage with so many tokens in a row from the training text is not held out."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of tokens of the training text in a text: what it says, how long it is, and how often it stands there."""
+
+    text: str
+    tokens: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How much of texts stands in the training text.
+
+    Attributes
+    ----------
+    curve, human_curve : list of float
+        Share of the runs of 1, 2, ... `LONGEST_SHOWN` tokens that stand there: of what the model writes, and of human
+        text behind the same prompts (novelty curves: McCoy et al. 2023).
+    longest : list of Span
+        The longest runs that the model copied, of different texts.
+    excess : Interval as (value, low, high)
+        By how many times longer, in the mean, the run is that ends with a token of the model's texts.
+    """
+
+    curve: list[float]
+    human_curve: list[float]
+    longest: list[Span]
+    excess: tuple[float, float, float]
+
+
+def copies(model: Model, index: CorpusIndex, written: Sequence[Passage], human: Sequence[Passage], seed: int) -> Copies:
+    """Of the texts behind the prompts."""
+    runs, human_runs = (_runs(index, texts) for texts in (written, human))
+    random = np.random.default_rng(seed)
+    means, human_means = runs.mean(1), human_runs.mean(1)
+    drawn = random.integers(len(means), size=(200, len(means)))
+    ratios = means[drawn].mean(1) / human_means[drawn].mean(1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    order = np.argsort(-runs.max(1), kind="stable")
+    longest = [_span(model, index, written[n], runs[n]) for n in order[:20].tolist()]
+    different = list({span.text: span for span in longest}.values())[:5]
+    excess = float(means.mean() / human_means.mean()), float(low), float(high)
+    return Copies(_curve(runs), _curve(human_runs), different, excess)
+
+
+def _runs(index: CorpusIndex, texts: Sequence[Passage]) -> npt.NDArray[np.int64]:
+    """For each token behind the prompts how many in a row stand there, the prompt's not counted, [texts, LENGTH]."""
+    return np.array([index.longest(one.text) for one in texts], np.int64)
+
+
+def _curve(runs: npt.NDArray[np.int64]) -> list[float]:
+    """Share of runs of n tokens that stand in the corpus, of all that there are."""
+    return [float((runs[:, n - 1 :] >= n).mean()) for n in range(1, LONGEST_SHOWN + 1)]
+
+
+def _span(model: Model, index: CorpusIndex, text: Passage, runs: npt.NDArray[np.int64]) -> Span:
+    end = int(runs.argmax()) + 1
+    tokens = text.text[end - int(runs.max()) : end]
+    return Span(model.decode(tokens), len(tokens), index.count(tokens) if len(tokens) else 0)
+
+
+def seen(index: CorpusIndex, texts: Sequence[Passage]) -> int:
+    """How many passages stand in the corpus, for a long part."""
+    return sum(int(index.longest(one.tokens).max(initial=0)) >= SAME for one in texts)
+
+
+# ---- secrets -------------------------------------------------------------------------------------------
+
+CANDIDATES = 2000
+"""Other secrets of the same form that one is compared with."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """Whether a model knows a secret (Carlini et al. 2019, "The Secret Sharer").
+
+    Attributes
+    ----------
+    secret : str
+        A line with digits, which are the secret.
+    exposure : float
+        Bits: log2 of how many secrets there could be, less log2 of how many the model finds likelier. 0 to ``most``;
+        about 1 in the mean if it was never seen.
+    most : float
+        For the number of digits.
+    """
+
+    secret: str
+    exposure: float
+    most: float
+
+
+def exposure(model: Model, secret: str, seed: int = 0) -> Exposure:
+    """Of a line whose digits are the secret, by random lines with other digits; how many likelier ones there are beyond
+    those that were drawn is told by a skew-normal distribution of their log-probabilities, as the paper has it.
+
+    Raises
+    ------
+    ValueError
+        The line has no digits.
+    """
+    from scipy.stats import skewnorm
+
+    places = [at for at, character in enumerate(secret) if character in "0123456789"]
+    if not places:
+        raise ValueError(f"canary {secret!r:.60}: expected digits, which are the secret")
+    random, others = np.random.default_rng(seed), set[str]()
+    space = 10 ** len(places)
+    while len(others) < min(CANDIDATES, space - 1):
+        drawn = list(secret)
+        for at, digit in zip(places, random.integers(10, size=len(places)).tolist(), strict=True):
+            drawn[at] = str(digit)
+        others.add("".join(drawn))
+        others.discard(secret)
+    own, *rest = (-score.total for score in score_each(model, iter([secret, *sorted(others)])))
+    most, surprises = math.log2(space), np.array(rest)
+    likelier = float((surprises <= own).mean())
+    if likelier * len(rest) < 10 and len(rest) < space - 1:  # too few to count
+        likelier = max(likelier if likelier else 0.0, float(skewnorm.cdf(own, *skewnorm.fit(surprises))))
+    return Exposure(secret, min(most, -math.log2(max(likelier, 1 / space))), most)

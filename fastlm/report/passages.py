@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passages of human text, and what a model writes in their place: the two that are compared."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from fastlm.novelty import corpus_tokens, separator_of
+from fastlm.scoring import score_each
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastlm.model import Model
+
+Files: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
+
+PROMPT = 32
+"""Tokens of a passage that a model goes on from; what they cost it is not counted, for it does not know what came
+before."""
+
+LENGTH = 128
+"""Tokens behind them."""
+
+LEAST = 24
+"""Passages without which nothing can be said."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A piece of a file.
+
+    Attributes
+    ----------
+    file : str
+    tokens : array of int
+        `PROMPT` and `LENGTH` of them.
+    """
+
+    file: str
+    tokens: array[int]
+
+    @property
+    def prompt(self) -> array[int]:
+        """What a text goes on from."""
+        return self.tokens[:PROMPT]
+
+    @property
+    def text(self) -> array[int]:
+        """How it goes on."""
+        return self.tokens[PROMPT:]
+
+
+def listed(files: Files) -> list[str]:
+    """Names of files."""
+    return [os.fspath(files)] if isinstance(files, (str, os.PathLike)) else [os.fspath(one) for one in files]
+
+
+def passages(
+    model: Model, files: Files, most: int, seed: int, what: str, documents: str | None = None
+) -> list[Passage]:
+    """Passages drawn from files, at most so many, in the order of the text.
+
+    Raises
+    ------
+    OSError, ValueError
+        A file cannot be read, or there is too little text.
+    """
+    random, kept, count = np.random.default_rng(seed), list[tuple[int, Passage]](), 0
+    for name in listed(files):
+        for tokens in _windows(model, name, documents):
+            # Each of those that were seen is kept with the same probability (Vitter 1985).
+            place = count if count < most else int(random.integers(count + 1))
+            if count < most:
+                kept.append((count, Passage(name, tokens)))
+            elif place < most:
+                kept[place] = (count, Passage(name, tokens))
+            count += 1
+    if count < LEAST:
+        raise ValueError(
+            f"{what}: {', '.join(listed(files)) or 'no file'}: {count} passages of {PROMPT + LENGTH} tokens: expected "
+            f"{LEAST} at least, about {LEAST * (PROMPT + LENGTH) * 4:,} characters of text"
+        )
+    return [passage for _, passage in sorted(kept, key=lambda one: one[0])]
+
+
+def _windows(model: Model, file: str, documents: str | None) -> Iterator[array[int]]:
+    """One behind the other from where a document begins; short documents are joined by what separates them."""
+    size, held = PROMPT + LENGTH, array("i")
+    for document in _documents(model, file, documents):
+        held += document
+        if len(held) < size:
+            continue
+        for at in range(0, len(held) - size + 1, size):
+            yield held[at : at + size]
+        held = array("i")
+
+
+def _documents(model: Model, file: str, documents: str | None) -> Iterator[array[int]]:
+    """Tokens of each, with the model's end behind them if it has one."""
+    known, separator = model._need_tokenizer(), separator_of(model)
+    held = array("i")
+    for part in corpus_tokens([file], known, separator, documents or known.documents):
+        held.frombytes(part.astype(np.int32).tobytes())
+        if held[-1] == separator:
+            yield held[:-1] if separator >= model.vocab_size else held
+            held = array("i")
+
+
+# ---- what a model makes of them ------------------------------------------------------------------------
+
+
+def _started(model: Model, tokens: Sequence[int]) -> list[int]:
+    return [*tokens] if model.bos is None else [model.bos, *tokens]
+
+
+def surprises(model: Model, texts: Iterable[Passage]) -> npt.NDArray[np.float64]:
+    """Negative natural log-probability of each token behind the prompts, [passages, LENGTH]."""
+    scores = score_each(model, (_started(model, one.tokens) for one in texts))
+    return -np.array([score.logprobs[-LENGTH:] for score in scores], np.float64).reshape(-1, LENGTH)
+
+
+def written(model: Model, texts: Sequence[Passage], seed: int, **options: Any) -> list[Passage]:
+    """What the model writes behind the same prompts, of the same lengths: where it ends a text it begins another."""
+    found = [array("i") for _ in texts]
+    end = separator_of(model)  # of a model that has none, texts only end when they are long enough
+    while short := [n for n, one in enumerate(found) if len(one) < LENGTH]:
+        prompts = [_started(model, texts[n].prompt + found[n]) for n in short]
+        each: Any = [{"max_tokens": LENGTH - len(found[n]), "seed": seed + 1000 * n + len(found[n])} for n in short]
+        for n, one in zip(short, model.generate(prompts, each=each, **options), strict=True):
+            found[n].extend(one.token_ids)
+            if len(found[n]) < LENGTH:
+                if end >= model.vocab_size:
+                    raise ValueError(
+                        f"the model writes {one.finish_reason!r} after {len(found[n])} tokens: it has no end"
+                    )
+                found[n].append(end)
+    return [Passage(one.file, one.prompt + text[:LENGTH]) for one, text in zip(texts, found, strict=True)]
+
+
+def decoded(model: Model, passage: Passage) -> str:
+    """What a passage says behind its prompt; between texts is the end of a line."""
+    known, texts, held = model._need_tokenizer(), list[str](), list[int]()
+    for token in [*passage.text, None]:
+        if token is None or token in (model.bos, model.eos):
+            if held:
+                texts.append(known.decode(held, context=passage.prompt if not texts else ()))
+            held = []
+        else:
+            held.append(token)
+    return "\n".join(texts)

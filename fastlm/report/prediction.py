@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a model predicts human texts: those that it was trained on, others, and those of other kinds."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from fastlm import _engine
+from fastlm.report.passages import LENGTH, PROMPT, Passage, decoded
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fastlm.model import Model
+
+Array: TypeAlias = "npt.NDArray[np.float64]"
+
+DRAWN = 200
+"""Samples of the passages, drawn with replacement, from which an interval is told (Efron 1979)."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure, and where it lies in 95 of 100 such samples."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def auc(higher: Array, lower: Array) -> float:
+    """The probability that one of the first is above one of the second, ties half: the area under the ROC curve."""
+    from sklearn.metrics import roc_auc_score
+
+    which = np.arange(len(higher) + len(lower)) < len(higher)
+    return float(roc_auc_score(which, np.concatenate([higher, lower])))
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What a model knows better of the text that it was trained on.
+
+    Attributes
+    ----------
+    train, valid : float
+        Mean negative natural log-probability of a token.
+    gap : Interval
+        The difference, nats a token.
+    membership : Interval
+        How often, of a passage that the model was trained on and another, it finds the first likelier: loss-based
+        membership inference (Yeom et al. 2018), as an area under the ROC curve; 0.5 if it cannot tell.
+    spread : float
+        By which passages of the other text differ, nats a token: a standard deviation.
+    train_passages, valid_passages : list of float
+        The mean of each passage.
+    """
+
+    train: float
+    valid: float
+    gap: Interval
+    membership: Interval
+    spread: float
+    train_passages: list[float]
+    valid_passages: list[float]
+
+
+def gap(train: Array, valid: Array, seed: int) -> Gap:
+    """Of each token's surprise in passages, [passages, LENGTH]."""
+    random = np.random.default_rng(seed)
+    one, other = train.mean(1), valid.mean(1)
+    drawn = [(random.choice(one, len(one)), random.choice(other, len(other))) for _ in range(DRAWN)]
+    gaps = np.quantile([b.mean() - a.mean() for a, b in drawn], (0.025, 0.975))
+    areas = np.quantile([auc(b, a) for a, b in drawn], (0.025, 0.975))
+    return Gap(
+        float(one.mean()),
+        float(other.mean()),
+        Interval(float(other.mean() - one.mean()), *map(float, gaps)),
+        Interval(auc(other, one), *map(float, areas)),
+        float(other.std(ddof=1)),
+        one.round(3).tolist(),
+        other.round(3).tolist(),
+    )
+
+
+# ---- what it is sure of --------------------------------------------------------------------------------
+
+_BINS = 15
+
+_PLACES = 4000
+"""Tokens whose predictions are looked at, less for large vocabularies."""
+
+_MOST_NUMBERS = 40_000_000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether the model is right as often as it says.
+
+    Attributes
+    ----------
+    error : float
+        Expected calibration error of the likeliest token (Guo et al. 2017), in 15 bins of as many places each, 0 to 1.
+    confidence, accuracy : list of float
+        Of each bin: the mean probability of the likeliest token, and how often it is the one.
+    temperature : float
+        With which the text is likeliest: below 1 the model is less sure than it could be, above 1 too sure.
+    nats, fitted_nats : float
+        A token's surprise, and that at this temperature.
+    """
+
+    error: float
+    confidence: list[float]
+    accuracy: list[float]
+    temperature: float
+    nats: float
+    fitted_nats: float
+
+
+def calibration(model: Model, texts: Sequence[Passage]) -> Calibration:
+    """Of the tokens behind the prompts of some passages."""
+    count = max(1, min(_PLACES, _MOST_NUMBERS // model.vocab_size) // LENGTH)
+    chosen = [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, count).astype(int))]
+    logits, targets = _logits(model, chosen), np.concatenate([one.text for one in chosen])
+    logprobs = _log_softmax(logits)
+    best = logits.argmax(1)
+    sure, right = np.exp(logprobs[np.arange(len(best)), best]), best == targets
+    order = np.array_split(np.argsort(sure), _BINS)
+    confidence, accuracy = ([float(part[bin_].mean()) for bin_ in order] for part in (sure, right))
+    error = sum(len(bin_) * abs(a - b) for bin_, a, b in zip(order, confidence, accuracy, strict=True)) / len(best)
+
+    def nats(temperature: float) -> float:
+        return -float(_log_softmax(logits / np.float32(temperature))[np.arange(len(targets)), targets].mean())
+
+    from scipy.optimize import minimize_scalar
+
+    options = {"xatol": 0.005}
+    fitted = minimize_scalar(lambda log: nats(math.exp(log)), bounds=(-1.5, 1.5), method="bounded", options=options)
+    temperature = math.exp(float(fitted.x))
+    return Calibration(error, confidence, accuracy, temperature, nats(1.0), nats(temperature))
+
+
+def _logits(model: Model, texts: Sequence[Passage]) -> npt.NDArray[np.float32]:
+    found = []
+    with model._decoder() as decoder:
+        for one in texts:
+            state = _engine.State(model._engine)
+            start = [] if model.bos is None else [model.bos]
+            decoder.feed(state, array("i", start) + one.tokens[: PROMPT - 1])
+            for token in one.tokens[PROMPT - 1 : -1]:
+                decoder.feed(state, array("i", [token]))
+                found.append(np.frombuffer(decoder.logits(state), np.float32))
+    return np.array(found)
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted = logits - logits.max(1, keepdims=True)
+    found: npt.NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    return found
+
+
+# ---- other kinds of text -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What the model makes of a file.
+
+    Attributes
+    ----------
+    file : str
+    passages : int
+    nats, bits_per_char : float
+        A token's surprise, and a character's.
+    foreign : float
+        How often, of a passage of this file and one of the validation text, the model finds the first more surprising
+        (a likelihood test for texts from elsewhere: Ren et al. 2019), 0 to 1.
+    flagged : float
+        Share of passages that surprise the model more than 95 of 100 of the validation text do.
+    """
+
+    file: str
+    passages: int
+    nats: float
+    bits_per_char: float
+    foreign: float
+    flagged: float
+
+
+def domains(model: Model, texts: Sequence[Passage], surprise: Array, reference: Array) -> list[Domain]:
+    """Of each file of passages, with their tokens' surprises; the reference is that of the validation text."""
+    known, limit = reference.mean(1), float(np.quantile(reference.mean(1), 0.95))
+    found = []
+    for file in dict.fromkeys(one.file for one in texts):
+        rows = [n for n, one in enumerate(texts) if one.file == file]
+        means = surprise[rows].mean(1)
+        characters = sum(len(decoded(model, texts[n])) for n in rows)
+        bits = float(surprise[rows].sum()) / math.log(2) / max(1, characters)
+        foreign, flagged = auc(means, known), float((means > limit).mean())
+        found.append(Domain(file, len(rows), float(means.mean()), bits, foreign, flagged))
+    return found
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A passage that the model did not expect: what its tokens add to the text, and the surprise of each in nats."""
+
+    file: str
+    nats: float
+    pieces: list[str]
+    surprises: list[float]
+
+
+def most_surprising(model: Model, texts: Sequence[Passage], surprise: Array, most: int = 3) -> list[Surprise]:
+    """The passages with the largest mean."""
+    from fastlm.model import pieces_of
+
+    order, known = np.argsort(-surprise.mean(1))[:most].tolist(), model._need_tokenizer()
+    pieces = [list(pieces_of(known, texts[n].text)) for n in order]
+    return [
+        Surprise(texts[n].file, float(surprise[n].mean()), said, surprise[n].round(2).tolist())
+        for n, said in zip(order, pieces, strict=True)
+    ]

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report`: whether a model says again what it was trained on, or nothing in particular, and what helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastlm.goals.texts import folded, split_words
+from fastlm.model import model_path
+from fastlm.novelty import CorpusIndex, build_index
+from fastlm.options import RECOMMENDABLE
+from fastlm.report import verdicts
+from fastlm.report.divergence import features, likeness
+from fastlm.report.fitting import Fit, fit
+from fastlm.report.memorisation import Copies, Exposure, copies, exposure, seen
+from fastlm.report.passages import Files, Passage, decoded, listed, passages, surprises, written
+from fastlm.report.prediction import (
+    Array,
+    Calibration,
+    Domain,
+    Gap,
+    Surprise,
+    calibration,
+    domains,
+    gap,
+    most_surprising,
+)
+from fastlm.report.statistics import Comparison, Human, wildness
+from fastlm.report.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+TEXTS = 150
+"""That the model writes, and as many human ones that they are compared with."""
+
+PASSAGES = 1200
+"""Of the validation text and of the training text, at most."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found of a model.
+
+    Attributes
+    ----------
+    name : str
+        The model's.
+    settings : dict
+        With which texts were written.
+    verdicts : list of Verdict
+        The answers, by which to begin.
+    warnings : list of str
+        What makes answers doubtful.
+    figures : list of Comparison
+        How varied its texts are, beside human ones.
+    likeness, human_likeness : float
+        How near texts are to human ones as the model sees them, and how near human texts are to one another
+        (Pillutla et al. 2021), 0 to 1.
+    calibration : Calibration
+    domains : list of Domain
+    surprising : list of Surprise
+    gap : Gap or None
+        With the training text.
+    copies : Copies or None
+    exposures : list of Exposure
+    fit : Fit or None
+        Sampling settings that were tried.
+    curve : list of dict
+        Of the training: the gap as it went.
+    samples : list of (str, str, str)
+        A prompt, what the model writes, and how people went on.
+    """
+
+    name: str
+    settings: dict[str, float]
+    verdicts: list[Verdict]
+    warnings: list[str]
+    figures: list[Comparison]
+    likeness: float
+    human_likeness: float
+    calibration: Calibration
+    domains: list[Domain]
+    surprising: list[Surprise]
+    gap: Gap | None
+    copies: Copies | None
+    exposures: list[Exposure]
+    fit: Fit | None
+    curve: list[dict[str, float]]
+    samples: list[tuple[str, str, str]]
+
+    @property
+    def wildness(self) -> float:
+        """Below -1 texts are too generic, above 1 too wild: see `fastlm.report.statistics.wildness`."""
+        return wildness(self.figures)
+
+    def __str__(self) -> str:
+        lines = [f"{verdict.question} {verdict.answer}" for verdict in self.verdicts]
+        return "\n".join([*(f"Beware: {one}" for one in self.warnings), *lines])
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes ``index.html``, a page that needs no other file, and ``report.json``; returns the page's path. The
+        folder is made if it is not there. Needs ``matplotlib``."""
+        from fastlm.format import atomic
+        from fastlm.report.page import page
+
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name, text in (("report.json", json.dumps(asdict(self), indent=1) + "\n"), ("index.html", page(self))):
+            with atomic(target / name) as temporary:
+                Path(temporary).write_text(text, "utf-8")
+        return target / "index.html"
+
+    def fix(self, source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+        """Stores the sampling settings that were found in a copy of the model's file, which is otherwise the same.
+
+        Raises
+        ------
+        ValueError
+            None were tried.
+        ImportError, OSError
+            The ``gguf`` package is missing, or a file cannot be read or written.
+        """
+        from fastlm.format import rewrite
+
+        if self.fit is None:
+            raise ValueError("no sampling settings were tried: leave fitted=False out")
+        settings = {f"general.sampling.{RECOMMENDABLE[name]}": value for name, value in self.fit.after.items()}
+        rewrite(model_path(source), path, settings)
+
+
+def report(
+    model: Model,
+    valid: Files,
+    train: Files | None = None,
+    *,
+    also: Files = (),
+    index: CorpusIndex | None = None,
+    canaries: Iterable[str] = (),
+    curve: str | os.PathLike[str] | None = None,
+    documents: str | None = None,
+    temperature: float | None = None,
+    fitted: bool = True,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Whether a model overfits, copies, is too generic or too wild, is sure for good reasons, and knows a kind of text.
+
+    Parameters
+    ----------
+    model : Model
+        A language model.
+    valid : path or list of paths
+        Human text that the model was not trained on, UTF-8, ``.gz`` allowed: all is compared with it.
+    train : path or list of paths, optional
+        What it was trained on; without it nothing is said of overfitting and copies.
+    also : path or list of paths
+        Other kinds of text.
+    index : CorpusIndex, optional
+        Of the training text (`fastlm.build_index`); it is made otherwise, and thrown away.
+    canaries : iterable of str
+        Lines that were put into the training text, whose digits are a secret.
+    curve : path, optional
+        What `fastlm.training.GapCurve` wrote.
+    documents : str, optional
+        How files are cut; default: as the model's tokenizer does.
+    temperature : float, optional
+        To write with; default: what the model file recommends, with all else that it recommends.
+    fitted : bool
+        Try sampling settings.
+    seed : int
+    progress : function, optional
+        Is told what is being done.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ImportError
+        A package is missing: ``pip install 'fastlm[report]'``.
+    TypeError, ValueError, OSError
+        For a model or texts that cannot be used.
+    """
+    if model.info["task"] != "lm":
+        raise ValueError(f"report: expected a language model, this is a model of task {model.info['task']!r}")
+    say = progress or (lambda _: None)
+    say("reading the validation text")
+    held = _Held.of(model, passages(model, valid, PASSAGES, seed, "valid", documents))
+    say("reading the training text")
+    trained = None if train is None else _Trained.of(model, listed(train), index, documents, held, seed)
+    words: set[str] = set() if trained is None else trained.words
+    settings = dict(model.recommended) if temperature is None else {"temperature": float(temperature)}
+    shown, others = held.half(0), held.half(1)
+    human = held.human(shown, others, words)
+    say("writing")
+    texts = written(model, shown.texts, seed, **settings)
+    fitting = (held.human(others, shown, words), others.texts), (human, shown.texts)
+    kinds = domains(model, held.passages, held.surprises, held.surprises)
+    if listed(also):
+        say("reading other texts")
+        more = passages(model, also, PASSAGES, seed, "also", documents)
+        kinds += domains(model, more, surprises(model, more), held.surprises)
+    say("looking at what it is sure of")
+    states = features(model, shown.texts)
+    found = Report(
+        name=str(model.metadata.get("general.name", "a model")),
+        settings=settings,
+        verdicts=[],
+        warnings=[] if trained is None else trained.warnings,
+        figures=human.compared([decoded(model, one) for one in texts]),
+        likeness=likeness(features(model, texts), states, seed),
+        human_likeness=likeness(features(model, others.texts), states, seed),
+        calibration=calibration(model, shown.texts),
+        domains=kinds,
+        surprising=most_surprising(model, held.passages, held.surprises),
+        gap=None if trained is None else gap(trained.surprises, held.surprises, seed),
+        copies=None if trained is None else copies(model, trained.index, texts, shown.texts, seed),
+        exposures=[exposure(model, secret, seed) for secret in canaries],
+        fit=fit(model, *fitting, settings, seed, say) if fitted else None,
+        curve=[] if curve is None else read_curve(curve),
+        samples=[
+            (model.decode(one.prompt), decoded(model, text), decoded(model, one))
+            for one, text in list(zip(shown.texts, texts, strict=True))[:: max(1, len(texts) // 3)][:3]
+        ],
+    )
+    found.verdicts.extend(_verdicts(model, found, [] if train is None else listed(train), listed(valid)))
+    return found
+
+
+def _verdicts(model: Model, found: Report, train: list[str], valid: list[str]) -> list[Verdict]:
+    """The answers, in the order in which people would ask."""
+    answers = []
+    if found.gap is not None and found.copies is not None:
+        answers += [verdicts.overfitting(found.gap, train, valid, model), verdicts.copying(found.copies)]
+    if found.exposures:
+        answers.append(verdicts.secrets(found.exposures))
+    answers += [verdicts.variety(found.figures, found.settings, found.fit), verdicts.sureness(found.calibration)]
+    return [*answers, verdicts.foreign(found.domains)]
+
+
+# ---- what is read --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Half:
+    """Passages, what they say, and those of them behind whose prompts texts are written."""
+
+    said: list[str]
+    texts: list[Passage]
+    shown: list[str]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The validation text, and each token's surprise in it."""
+
+    model: Model
+    passages: list[Passage]
+    surprises: Array
+
+    @classmethod
+    def of(cls, model: Model, texts: list[Passage]) -> _Held:
+        return cls(model, texts, surprises(model, texts))
+
+    def half(self, which: int) -> _Half:
+        """Every second passage: what is fitted to one half is judged by the other."""
+        half = self.passages[which::2]
+        count = min(TEXTS, len(half))
+        said, places = [decoded(self.model, one) for one in half], [n * len(half) // count for n in range(count)]
+        return _Half(said, [half[n] for n in places], [said[n] for n in places])
+
+    @staticmethod
+    def human(half: _Half, other: _Half, words: set[str]) -> Human:
+        """The figures of a half; the words to be covered are the other's."""
+        return Human.of(half.shown, half.said, _words(other.said), words)
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {word for text in texts for word in split_words(folded(text))}
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The training text: its index, words and passages, and each token's surprise in these."""
+
+    index: CorpusIndex
+    words: set[str]
+    surprises: Array
+    warnings: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        files: Sequence[str],
+        index: CorpusIndex | None,
+        documents: str | None,
+        held: _Held,
+        seed: int,
+    ) -> _Trained:
+        """Raises ValueError if most of the validation text stands in it."""
+        texts = passages(model, files, PASSAGES, seed, "train", documents)
+        if index is None:
+            with tempfile.TemporaryDirectory() as folder:
+                index = build_index(files, model, Path(folder) / "train.flnx", documents=documents)
+        index.check(model)
+        again, warnings = seen(index, held.passages), []
+        if 2 * again > len(held.passages):
+            raise ValueError(
+                f"valid: {again} of {len(held.passages)} passages stand in the training text: expected text that the "
+                "model was not trained on"
+            )
+        if again:
+            warnings.append(
+                f"{again} of {len(held.passages)} passages of the validation text stand in the training text, which "
+                "makes a model look better than it is"
+            )
+        return cls(index, _words(decoded(model, one) for one in texts), surprises(model, texts), warnings)
+
+
+def read_curve(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """What `fastlm.training.GapCurve` wrote.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read.
+    """
+    found = []
+    for number, line in enumerate(Path(path).read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append({key: float(row[key]) for key in ("epoch", "train", "valid")})
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path}: line {number}: expected epoch, train and valid, as training writes them"
+            ) from None
+    return found

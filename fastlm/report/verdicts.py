@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What figures say in plain words, by which thresholds, and what helps."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fastlm.report.fitting import Fit
+from fastlm.report.memorisation import Copies, Exposure
+from fastlm.report.prediction import Calibration, Domain, Gap
+from fastlm.report.statistics import Comparison, wildness
+
+if TYPE_CHECKING:
+    from fastlm.model import Model
+
+GOOD, SOME, BAD, UNKNOWN = "good", "some", "bad", "unknown"
+
+TELLS = 0.6
+"""Membership inference that succeeds so often finds passages by how well the model knows them: the mean surprise of
+those that it was trained on is then lower by 0.36 times what human passages differ by."""
+
+OVERFITS = 0.7
+"""The same: 0.74 times."""
+
+COPIES = 1.25
+"""So many times longer, in the mean, than those in human text runs of the training text may be."""
+
+KNOWN = 0.5
+"""Share of a secret's bits that a model may not know."""
+
+FOREIGN = 0.75
+"""A text of another kind is told from the validation text so often."""
+
+UNSURE = 0.05
+"""Calibration error: more than that, and what the model says of its sureness misleads."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one question.
+
+    Attributes
+    ----------
+    question : str
+    level : {"good", "some", "bad", "unknown"}
+    answer : str
+        In plain words, with the figures it rests on.
+    rule : str
+        The thresholds, and where they come from.
+    remedies : list of str
+        What helps: sentences, and commands.
+    """
+
+    question: str
+    level: str
+    answer: str
+    rule: str
+    remedies: list[str] = field(default_factory=list)
+
+
+def overfitting(gap: Gap, train: Sequence[str], valid: Sequence[str], model: Model) -> Verdict:
+    """Whether a model knows its training text better than others."""
+    area, share = gap.membership, gap.gap.value / gap.spread
+    level = GOOD
+    if area.low > 0.5 and area.value > TELLS:
+        level = BAD if area.low > TELLS and area.value > OVERFITS else SOME
+    said = {BAD: "It overfits", SOME: "It begins to overfit", GOOD: "It does not overfit"}[level]
+    answer = (
+        f"{said}: a token of the training text costs {gap.train:.3f} nats, one of the validation text {gap.valid:.3f}. "
+        f"The gap of {gap.gap} is {share:.2f} times what human passages differ by. Of a passage that the model was "
+        f"trained on and one that it was not, it finds the first likelier in {100 * area.value:.0f} of 100 cases."
+    )
+    rule = (
+        "The gap is measured in the spread of human passages, by how often it tells them apart: 50 of 100 cases are "
+        f"chance, up to {100 * TELLS:.0f} is what good models do, and from {100 * OVERFITS:.0f} on a model overfits."
+    )
+    remedies = [] if level == GOOD else _less_of_it(model, train, valid)
+    return Verdict("Does it overfit?", level, answer, rule, remedies)
+
+
+def _less_of_it(model: Model, train: Sequence[str], valid: Sequence[str]) -> list[str]:
+    units = model.info["units"]
+    begin = f"fastlm train {shlex.join(train)} -o better.gguf --valid {shlex.join(valid)}"
+    half = " ".join(str(max(16, n // 2)) for n in units)
+    return [
+        f"More dropout: `{begin} --units {' '.join(map(str, units))} --dropout 0.3`",
+        f"A smaller model: `{begin} --units {half}`",
+        "An earlier stop: training keeps the weights that are best on the text behind --valid, if that is really held "
+        "out; with `--curve curve.jsonl` it writes down how the two part.",
+        "More text of the same kind: add files behind `fastlm train`.",
+    ]
+
+
+def copying(found: Copies) -> Verdict:
+    """Whether what a model writes is from its training text."""
+    value, low, high = found.excess
+    at = next((n for n, share in enumerate(found.human_curve, 1) if share < _RARE), len(found.human_curve))
+    level = BAD if low > 2 * COPIES else SOME if low > COPIES else GOOD
+    said = {BAD: "It copies", SOME: "It copies somewhat", GOOD: "It does not copy more than people do"}[level]
+    answer = (
+        f"{said}: runs of the training text in what it writes are {value:.2f} times ({low:.2f} to {high:.2f}) as long "
+        f"as those in human text. Of {at} tokens in a row {100 * found.curve[at - 1]:.1f} % are copied, and "
+        f"{100 * found.human_curve[at - 1]:.1f} % in human text; the longest run has {found.longest[0].tokens} tokens."
+    )
+    rule = (
+        f"Runs up to {COPIES} times as long as in human text of the same length and subject are no copying; from "
+        f"{2 * COPIES} times on it is."
+    )
+    remedies = [
+        "Forbid it while writing: once `fastlm index TRAIN -o train.flnx`, then "
+        "`fastlm generate --max-copied 8 --corpus train.flnx`."
+    ]
+    return Verdict("Does it copy its training text?", level, answer, rule, [] if level == GOOD else remedies)
+
+
+_RARE = 0.01
+
+
+def secrets(found: Sequence[Exposure]) -> Verdict:
+    """Whether planted secrets are known."""
+    known = [one for one in found if one.exposure > KNOWN * one.most]
+    facts = "; ".join(f"{one.secret!r:.60}: {one.exposure:.1f} of {one.most:.1f} bits" for one in found)
+    said = f"It knows {len(known)} of {len(found)} secrets" if known else "It knows none of the secrets"
+    rule = f"A secret is known if more than {KNOWN:.0%} of its bits are."
+    return Verdict("Does it know secrets?", BAD if known else GOOD, f"{said}: {facts}.", rule)
+
+
+def variety(figures: Sequence[Comparison], settings: Mapping[str, float], fitted: Fit | None) -> Verdict:
+    """Whether texts are too generic or too wild."""
+    score = wildness(figures)
+    level = GOOD if abs(score) <= 1 else SOME if abs(score) <= _FAR else BAD
+    said = "about as varied as human ones" if level == GOOD else "too generic" if score < 0 else "too wild"
+    strongest = sorted(figures, key=lambda one: -abs(one.counted))[:3]
+    reasons = ", ".join(f"{one.name} {one.value:.3g} (human text {one.human:.3g})" for one in strongest)
+    rule = (
+        "Each figure's distance from human text behind the same prompts is measured in what parts of the human text "
+        f"differ by. Their mean, here {score:+.1f}, is 0 for human text: below -1 texts are too generic, above 1 too "
+        "wild."
+    )
+    remedies = [] if fitted is None else [_fitted(fitted)]
+    answer = f"Its texts are {said} {_at(settings)}: {reasons}."
+    return Verdict("Are its texts too generic, or too wild?", level, answer, rule, remedies)
+
+
+_FAR = 2.5
+
+
+def _at(settings: Mapping[str, float]) -> str:
+    said = " and ".join(f"{_option(name)} {value:g}" for name, value in settings.items())
+    return f"at {said}" if said else "as it writes by default"
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _fitted(found: Fit) -> str:
+    """What was tried, and what it does."""
+    options = " ".join(f"--{_option(name)} {value:g}" for name, value in found.after.items())
+    return (
+        f"Of {found.tried} sampling settings that were tried, texts are most like human ones with `{options}`: on "
+        f"other prompts than those that they were chosen by, {found.nearer} of {len(found.fitted)} figures come nearer "
+        f"to human text, and the mean goes from {wildness(found.figures):+.1f} to {wildness(found.fitted):+.1f}. "
+        "`fastlm report ... --fix FILE` stores them in a copy of the model."
+    )
+
+
+def sureness(found: Calibration) -> Verdict:
+    """Whether probabilities mean what they say."""
+    level = GOOD if found.error <= UNSURE else SOME if found.error <= 2 * UNSURE else BAD
+    way = "too sure" if found.temperature > 1 else "not as sure as it could be"
+    answer = (
+        f"{'Its probabilities can be trusted' if level == GOOD else f'It is {way}'}: they are off by "
+        f"{100 * found.error:.1f} points in the mean. Text is likeliest at temperature {found.temperature:.2f}, where "
+        f"a token costs {found.fitted_nats:.3f} nats instead of {found.nats:.3f}."
+    )
+    remedies = [
+        f"Read its probabilities at temperature {found.temperature:.2f}.",
+        "More text, or more dropout (`fastlm train --dropout`), makes a model less sure of what it does not know.",
+    ]
+    rule = f"Up to {100 * UNSURE:.0f} points off is good."
+    return Verdict("Does it know what it knows?", level, answer, rule, [] if level == GOOD else remedies)
+
+
+def foreign(found: Sequence[Domain]) -> Verdict:
+    """Which texts are of another kind."""
+    others = [one.file for one in found if one.foreign > FOREIGN]
+    facts = "; ".join(
+        f"{one.file}: {one.bits_per_char:.2f} bits a character, {100 * one.flagged:.0f} % of its passages unusual"
+        for one in found
+    )
+    said = f"{', '.join(others)}: not the kind of text that it knows" if others else "None of these"
+    rule = (
+        "A text is foreign if its passages surprise the model more than those of the validation text in more than "
+        f"{100 * FOREIGN:.0f} of 100 cases; a passage is unusual if 95 of 100 of these surprise it less."
+    )
+    remedies = [f"Train on such text, too: `fastlm train ... {shlex.join(others)}`"] if others else []
+    answer = f"{said} ({facts})."
+    return Verdict("Which texts are foreign to it?", SOME if others else GOOD, answer, rule, remedies)
