@@ -27,7 +27,7 @@ CUTS: tuple[dict[str, float], ...] = (
     {"min_p": 0.05},
 )
 
-_NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """So that nothing of what the model file recommends acts besides."""
 
 
@@ -69,7 +69,7 @@ def fit(
     progress: Callable[[str], None],
 ) -> Fit:
     """The best of some settings on prompts, with what is human behind them, and what that does on others."""
-    ways = [{**_NEUTRAL, "temperature": t, **cut} for t, cut in itertools.product(TEMPERATURES, CUTS)]
+    ways = [{**NEUTRAL, "temperature": t, **cut} for t, cut in itertools.product(TEMPERATURES, CUTS)]
     scores = []
     for n, way in enumerate(ways, 1):
         progress(f"sampling settings: {n} of {len(ways)}")

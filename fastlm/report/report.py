@@ -17,7 +17,7 @@ from fastlm.novelty import CorpusIndex, build_index
 from fastlm.options import RECOMMENDABLE
 from fastlm.report import verdicts
 from fastlm.report.divergence import features, likeness
-from fastlm.report.fitting import Fit, fit
+from fastlm.report.fitting import NEUTRAL, Fit, fit
 from fastlm.report.memorisation import Copies, Exposure, copies, exposure, seen
 from fastlm.report.passages import Files, Passage, decoded, listed, passages, surprises, written
 from fastlm.report.prediction import (
@@ -171,7 +171,7 @@ def report(
     documents : str, optional
         How files are cut; default: as the model's tokenizer does.
     temperature : float, optional
-        To write with; default: what the model file recommends, with all else that it recommends.
+        To write with, and with no other setting; default: all that the model file recommends.
     fitted : bool
         Try sampling settings.
     seed : int
@@ -197,7 +197,7 @@ def report(
     say("reading the training text")
     trained = None if train is None else _Trained.of(model, listed(train), index, documents, held, seed)
     words: set[str] = set() if trained is None else trained.words
-    settings = dict(model.recommended) if temperature is None else {"temperature": float(temperature)}
+    settings = dict(model.recommended) if temperature is None else {**NEUTRAL, "temperature": float(temperature)}
     shown, others = held.half(0), held.half(1)
     human = held.human(shown, others, words)
     say("writing")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fastlm.report.fitting import Fit
+from fastlm.report.fitting import NEUTRAL, Fit
 from fastlm.report.memorisation import Copies, Exposure
 from fastlm.report.prediction import Calibration, Domain, Gap
 from fastlm.report.statistics import Comparison, wildness
@@ -149,7 +149,7 @@ _FAR = 2.5
 
 
 def _at(settings: Mapping[str, float]) -> str:
-    said = " and ".join(f"{_option(name)} {value:g}" for name, value in settings.items())
+    said = " and ".join(f"{_option(name)} {value:g}" for name, value in settings.items() if NEUTRAL.get(name) != value)
     return f"at {said}" if said else "as it writes by default"
 
 
