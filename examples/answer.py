@@ -5,11 +5,12 @@ line forgets them."""
 import argparse
 import math
 import sys
+from pathlib import Path
 
 import fastlm
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", required=True)
+parser.add_argument("--model", default=Path(__file__).parent.parent / "models" / "babi.gguf")
 options = parser.parse_args()
 
 model, story = fastlm.load(options.model), []

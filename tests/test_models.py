@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The models that a checkout has: small, sound, described, and what examples use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastlm
+
+ROOT = Path(__file__).parent.parent
+MODELS = sorted((ROOT / "models").glob("*.gguf"))
+STORY = "John went to the kitchen.\nJohn took the milk.\nJohn went to the garden.\nWhere is the milk?\n"
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.name)
+def test_models_are_sound_and_described(path):
+    model = fastlm.load(path)
+    error, tolerance = model.check()
+    assert error <= tolerance
+    assert path.stat().st_size <= 10_000_000
+    card = (ROOT / "models" / "README.md").read_text("utf-8")
+    assert f"## {path.name}" in card
+    assert model.info["license"].replace("-", " ", 1) in card
+    assert model.info["description"]
+
+
+def test_questions_are_answered():
+    model = fastlm.load(ROOT / "models" / "babi.gguf")
+    question = "Where is the milk?"
+    story = " ".join(STORY.splitlines()[:-1])
+    assert str(model.generate(f"{question} {story} {question}")) == "garden"
+
+
+def test_the_example_uses_it():
+    command = [sys.executable, str(ROOT / "examples" / "answer.py")]
+    found = subprocess.run(command, input=STORY, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("Where is the milk? garden (")
