@@ -4,6 +4,7 @@
 import doctest
 import importlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -122,3 +123,15 @@ def test_bundled_model_writes_english():
     words = re.findall(r"[a-z']+", text.lower())
     assert len(words) > 300
     assert sum(word in common.split() for word in words) / len(words) > 0.4
+
+
+def test_the_tutorial_of_wishes_runs(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = ROOT / "docs" / "tutorials" / "when_wishes_conflict.py"
+    monkeypatch.setattr("sys.argv", [str(path), str(tmp_path)])
+    runpy.run_path(str(path))
+    said = capsys.readouterr().out
+    assert "raise max to 11 characters" in said
+    assert "include 'honey' and 'river': met" in said
+    assert "pull against each other" in said
+    assert (tmp_path / "wishes.svg").stat().st_size > 5000
