@@ -139,7 +139,7 @@ def test_secrets_that_were_never_seen_are_not_known(stories):
     scores = [stories.score(text).total for text in texts]
     best, worst = (texts[int(np.argmax(sign * np.array(scores)))] for sign in (1, -1))
     assert exposure(stories, best).exposure == pytest.approx(math.log2(10), abs=0.4)
-    assert exposure(stories, worst).exposure < 0.3
+    assert exposure(stories, worst).exposure == 0
     with pytest.raises(ValueError, match="expected digits"):
         exposure(stories, "no secret")
 
@@ -154,7 +154,6 @@ def test_what_a_model_wrote_itself_has_no_fault(found):
         "Does it copy its training text?": "good",
         "Are its texts too generic, or too wild?": "good",
         "Does it know what it knows?": "good",
-        "Which texts are foreign to it?": "good",
     }
     assert abs(found.gap.gap.value) < 0.1
     assert 0.85 < found.calibration.temperature < 1.15
@@ -209,7 +208,7 @@ def test_training_text_that_is_given_for_validation_is_found(stories, texts, tmp
     (tmp_path / "some.txt").write_text(both[0] + "\n\n" + "\n\n".join(both[1].split("\n\n")[:4]), "utf-8")
     index = fastlm.build_index(texts / "train.txt", stories, tmp_path / "t.flnx")
     some = passages(stories, tmp_path / "some.txt", 1000, 0, "valid")
-    assert seen(index, some) == sum(index.longest(one.tokens).max() >= SAME for one in some) > 3
+    assert seen(index, some).sum() == sum(index.longest(one.tokens).max() >= SAME for one in some) > 3
     again = report(stories, tmp_path / "some.txt", texts / "train.txt", index=index, fitted=False)
     assert "of the validation text stand in the training text" in again.warnings[0]
     assert str(again).startswith("Beware: ")

@@ -75,3 +75,9 @@ def test_public_names_exist_and_are_documented():
     assert set(fastlm.__all__) <= set(dir(fastlm))
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
         fastlm.generat  # noqa: B018
+
+
+def test_every_package_is_installed():
+    listed = re.search(r"^packages = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "fastlm").rglob("__init__.py")}
+    assert set(re.findall(r'"([\w.]+)"', listed)) == folders

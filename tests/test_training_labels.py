@@ -142,7 +142,7 @@ def test_the_temperature_is_in_what_is_written(tmp_path):
         options, tokenizer, ["x", "y"], [("a", "x"), ("b", "y")], list(zip(texts, labels, strict=True))
     )
     task.export(tmp_path / "m.gguf", {})
-    temperature = temperature_of(*task._judge())
+    temperature = temperature_of(*task._judge(task._held))
     assert abs(temperature - 1) > 0.2
     judge = fastlm.load(tmp_path / "m.gguf")
     for text, row in zip("ab", rows, strict=True):

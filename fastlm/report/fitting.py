@@ -54,6 +54,11 @@ class Fit:
     nearer: int
     tried: int
 
+    @property
+    def helps(self) -> bool:
+        """Whether texts are nearer to human ones in all."""
+        return misfit(self.fitted) < misfit(self.figures)
+
 
 def compared(model: Model, human: Human, prompts: Sequence[Passage], seed: int, settings: Settings) -> list[Comparison]:
     """What the model writes behind prompts with these settings, beside human text."""
@@ -70,6 +75,7 @@ def fit(
 ) -> Fit:
     """The best of some settings on prompts, with what is human behind them, and what that does on others."""
     ways = [{**NEUTRAL, "temperature": t, **cut} for t, cut in itertools.product(TEMPERATURES, CUTS)]
+    ways.append({**NEUTRAL, **before})
     scores = []
     for n, way in enumerate(ways, 1):
         progress(f"sampling settings: {n} of {len(ways)}")

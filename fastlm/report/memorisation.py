@@ -62,12 +62,13 @@ def copies(model: Model, index: CorpusIndex, written: Sequence[Passage], human: 
     random = np.random.default_rng(seed)
     means, human_means = runs.mean(1), human_runs.mean(1)
     drawn = random.integers(len(means), size=(200, len(means)))
-    ratios = means[drawn].mean(1) / human_means[drawn].mean(1)
+    total = max(float(human_means.mean()), 1e-9)
+    ratios = means[drawn].mean(1) / np.maximum(human_means[drawn].mean(1), 1e-9)
     low, high = np.quantile(ratios, (0.025, 0.975))
     order = np.argsort(-runs.max(1), kind="stable")
     longest = [_span(model, index, written[n], runs[n]) for n in order[:20].tolist()]
     different = list({span.text: span for span in longest}.values())[:5]
-    excess = float(means.mean() / human_means.mean()), float(low), float(high)
+    excess = float(means.mean() / total), float(low), float(high)
     return Copies(_curve(runs), _curve(human_runs), different, excess)
 
 
@@ -87,9 +88,9 @@ def _span(model: Model, index: CorpusIndex, text: Passage, runs: npt.NDArray[np.
     return Span(model.decode(tokens), len(tokens), index.count(tokens) if len(tokens) else 0)
 
 
-def seen(index: CorpusIndex, texts: Sequence[Passage]) -> int:
-    """How many passages stand in the corpus, for a long part."""
-    return sum(int(index.longest(one.tokens).max(initial=0)) >= SAME for one in texts)
+def seen(index: CorpusIndex, texts: Sequence[Passage]) -> npt.NDArray[np.bool_]:
+    """Which passages stand in the corpus, for a long part."""
+    return np.array([int(index.longest(one.tokens).max(initial=0)) >= SAME for one in texts])
 
 
 # ---- secrets -------------------------------------------------------------------------------------------
@@ -142,7 +143,12 @@ def exposure(model: Model, secret: str, seed: int = 0) -> Exposure:
         others.discard(secret)
     own, *rest = (-score.total for score in score_each(model, iter([secret, *sorted(others)])))
     most, surprises = math.log2(space), np.array(rest)
-    likelier = float((surprises <= own).mean())
-    if likelier * len(rest) < 10 and len(rest) < space - 1:  # too few to count
-        likelier = max(likelier if likelier else 0.0, float(skewnorm.cdf(own, *skewnorm.fit(surprises))))
-    return Exposure(secret, min(most, -math.log2(max(likelier, 1 / space))), most)
+    count = int((surprises < own).sum())
+    share = (1 + count) / (1 + len(rest))  # of the secrets that are as likely, itself among them
+    if count < _FEW and len(rest) < space - 1:
+        share = max(1 / space, float(skewnorm.cdf(own, *skewnorm.fit(surprises))))
+    return Exposure(secret, max(0.0, -math.log2(share)), most)
+
+
+_FEW = 10
+"""Of those that were drawn: too few to tell how many there are in all."""

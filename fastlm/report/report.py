@@ -7,9 +7,11 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fastlm.goals.texts import folded, split_words
 from fastlm.model import model_path
@@ -35,6 +37,8 @@ from fastlm.report.statistics import Comparison, Human, wildness
 from fastlm.report.verdicts import Verdict
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fastlm.model import Model
 
 TEXTS = 150
@@ -131,6 +135,8 @@ class Report:
 
         if self.fit is None:
             raise ValueError("no sampling settings were tried: leave fitted=False out")
+        if not self.fit.helps:
+            raise ValueError(f"none of {self.fit.tried} sampling settings is better than those that the model has")
         settings = {f"general.sampling.{RECOMMENDABLE[name]}": value for name, value in self.fit.after.items()}
         rewrite(model_path(source), path, settings)
 
@@ -192,10 +198,15 @@ def report(
     if model.info["task"] != "lm":
         raise ValueError(f"report: expected a language model, this is a model of task {model.info['task']!r}")
     say = progress or (lambda _: None)
+    valid, train, also, secrets = listed(valid), None if train is None else listed(train), listed(also), list(canaries)
+    if index is not None and train is None:
+        raise ValueError("index: it is of the training text: give train, too")
+    went = [] if curve is None else read_curve(curve)
     say("reading the validation text")
     held = _Held.of(model, passages(model, valid, PASSAGES, seed, "valid", documents))
     say("reading the training text")
-    trained = None if train is None else _Trained.of(model, listed(train), index, documents, held, seed)
+    trained = None if train is None else _Trained.of(model, train, index, documents, held, seed)
+    held = held if trained is None else held.without(trained.again)
     words: set[str] = set() if trained is None else trained.words
     settings = dict(model.recommended) if temperature is None else {**NEUTRAL, "temperature": float(temperature)}
     shown, others = held.half(0), held.half(1)
@@ -204,7 +215,7 @@ def report(
     texts = written(model, shown.texts, seed, **settings)
     fitting = (held.human(others, shown, words), others.texts), (human, shown.texts)
     kinds = domains(model, held.passages, held.surprises, held.surprises)
-    if listed(also):
+    if also:
         say("reading other texts")
         more = passages(model, also, PASSAGES, seed, "also", documents)
         kinds += domains(model, more, surprises(model, more), held.surprises)
@@ -223,19 +234,18 @@ def report(
         surprising=most_surprising(model, held.passages, held.surprises),
         gap=None if trained is None else gap(trained.surprises, held.surprises, seed),
         copies=None if trained is None else copies(model, trained.index, texts, shown.texts, seed),
-        exposures=[exposure(model, secret, seed) for secret in canaries],
+        exposures=[exposure(model, secret, seed) for secret in secrets],
         fit=fit(model, *fitting, settings, seed, say) if fitted else None,
-        curve=[] if curve is None else read_curve(curve),
+        curve=went,
         samples=[
             (model.decode(one.prompt), decoded(model, text), decoded(model, one))
             for one, text in list(zip(shown.texts, texts, strict=True))[:: max(1, len(texts) // 3)][:3]
         ],
     )
-    found.verdicts.extend(_verdicts(model, found, [] if train is None else listed(train), listed(valid)))
-    return found
+    return replace(found, verdicts=_verdicts(model, found, train or [], valid, also))
 
 
-def _verdicts(model: Model, found: Report, train: list[str], valid: list[str]) -> list[Verdict]:
+def _verdicts(model: Model, found: Report, train: list[str], valid: list[str], also: list[str]) -> list[Verdict]:
     """The answers, in the order in which people would ask."""
     answers = []
     if found.gap is not None and found.copies is not None:
@@ -243,7 +253,8 @@ def _verdicts(model: Model, found: Report, train: list[str], valid: list[str]) -
     if found.exposures:
         answers.append(verdicts.secrets(found.exposures))
     answers += [verdicts.variety(found.figures, found.settings, found.fit), verdicts.sureness(found.calibration)]
-    return [*answers, verdicts.foreign(found.domains)]
+    others = [one for one in found.domains if one.file in also]
+    return [*answers, *([verdicts.foreign(others)] if others else [])]
 
 
 # ---- what is read --------------------------------------------------------------------------------------
@@ -270,6 +281,11 @@ class _Held:
     def of(cls, model: Model, texts: list[Passage]) -> _Held:
         return cls(model, texts, surprises(model, texts))
 
+    def without(self, these: npt.NDArray[np.bool_]) -> _Held:
+        """But for some passages."""
+        kept = np.flatnonzero(~these)
+        return _Held(self.model, [self.passages[n] for n in kept], self.surprises[kept])
+
     def half(self, which: int) -> _Half:
         """Every second passage: what is fitted to one half is judged by the other."""
         half = self.passages[which::2]
@@ -295,6 +311,8 @@ class _Trained:
     words: set[str]
     surprises: Array
     warnings: list[str]
+    again: npt.NDArray[np.bool_]
+    """Which validation passages stand in it."""
 
     @classmethod
     def of(
@@ -312,7 +330,8 @@ class _Trained:
             with tempfile.TemporaryDirectory() as folder:
                 index = build_index(files, model, Path(folder) / "train.flnx", documents=documents)
         index.check(model)
-        again, warnings = seen(index, held.passages), []
+        held_again, warnings = seen(index, held.passages), list[str]()
+        again = int(held_again.sum())
         if 2 * again > len(held.passages):
             raise ValueError(
                 f"valid: {again} of {len(held.passages)} passages stand in the training text: expected text that the "
@@ -320,10 +339,10 @@ class _Trained:
             )
         if again:
             warnings.append(
-                f"{again} of {len(held.passages)} passages of the validation text stand in the training text, which "
-                "makes a model look better than it is"
+                f"{again} of {len(held.passages)} passages of the validation text stand in the training text; they "
+                "are left out"
             )
-        return cls(index, _words(decoded(model, one) for one in texts), surprises(model, texts), warnings)
+        return cls(index, _words(decoded(model, one) for one in texts), surprises(model, texts), warnings, held_again)
 
 
 def read_curve(path: str | os.PathLike[str]) -> list[dict[str, float]]:

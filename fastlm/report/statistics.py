@@ -76,7 +76,7 @@ def self_bleu(texts: Sequence[str], words: Words) -> float:
     """Mean BLEU-4 of texts against the others (Zhu et al. 2018), by sacreBLEU, 0 to 100."""
     from sacrebleu.metrics.bleu import BLEU
 
-    chosen = [" ".join(text) for text in words[:SELF_BLEU_TEXTS]]
+    chosen = [" ".join(text) for text in words[:: -(-len(words) // SELF_BLEU_TEXTS)]]
     bleu = BLEU(tokenize="none", effective_order=True, force=True)
     others = ([*chosen[:n], *chosen[n + 1 :]] for n in range(len(chosen)))
     return float(np.mean([bleu.sentence_score(one, rest).score for one, rest in zip(chosen, others, strict=True)]))

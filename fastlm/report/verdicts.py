@@ -16,7 +16,7 @@ from fastlm.report.statistics import Comparison, wildness
 if TYPE_CHECKING:
     from fastlm.model import Model
 
-GOOD, SOME, BAD, UNKNOWN = "good", "some", "bad", "unknown"
+GOOD, SOME, BAD = "good", "some", "bad"
 
 TELLS = 0.6
 """Membership inference that succeeds so often finds passages by how well the model knows them: the mean surprise of
@@ -45,7 +45,7 @@ class Verdict:
     Attributes
     ----------
     question : str
-    level : {"good", "some", "bad", "unknown"}
+    level : {"good", "some", "bad"}
     answer : str
         In plain words, with the figures it rests on.
     rule : str
@@ -159,6 +159,8 @@ def _option(name: str) -> str:
 
 def _fitted(found: Fit) -> str:
     """What was tried, and what it does."""
+    if not found.helps:
+        return f"Of {found.tried} sampling settings that were tried, none is better than those that it has."
     options = " ".join(f"--{_option(name)} {value:g}" for name, value in found.after.items())
     return (
         f"Of {found.tried} sampling settings that were tried, texts are most like human ones with `{options}`: on "
@@ -179,7 +181,9 @@ def sureness(found: Calibration) -> Verdict:
     )
     remedies = [
         f"Read its probabilities at temperature {found.temperature:.2f}.",
-        "More text, or more dropout (`fastlm train --dropout`), makes a model less sure of what it does not know.",
+        "More text, or more dropout (`fastlm train --dropout`), makes a model less sure of what it does not know."
+        if found.temperature > 1
+        else "Longer training, or less dropout (`fastlm train --dropout`), makes a model surer of what it knows.",
     ]
     rule = f"Up to {100 * UNSURE:.0f} points off is good."
     return Verdict("Does it know what it knows?", level, answer, rule, [] if level == GOOD else remedies)
