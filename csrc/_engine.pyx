@@ -1004,8 +1004,8 @@ cdef class Sampling:
         s.no_repeat_ngram_size, s.stop_repeats = no_repeat_ngram_size, stop_repeats
         s.contrast_alpha, s.contrast_beta = contrast_alpha, contrast_beta
         if corpus is not None:
-            if not most_copied:
-                raise ValueError("a corpus needs a number of tokens that may be copied")
+            if not model.vocab_size <= corpus.vocab_size <= model.vocab_size + 1 or not most_copied:
+                raise ValueError("a corpus needs the model's vocabulary, and a number of tokens that may be copied")
             s.corpus, s.most_copied = corpus._index, most_copied
         s.amateur = NULL if amateur is None else amateur._decoder
         s.stop, s.n_stop = &stop[0] if stop.shape[0] else NULL, stop.shape[0]

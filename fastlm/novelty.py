@@ -17,7 +17,7 @@ import numpy as np
 
 from fastlm import _engine
 from fastlm.options import check_whole
-from fastlm.tokenizer import Tokenizer, read_text, split_documents
+from fastlm.tokenizer import Tokenizer, each_path, read_text, split_documents
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -138,7 +138,7 @@ def build_index(
     """
     from fastlm.format import atomic  # with what writing model files takes
 
-    files = [corpus] if isinstance(corpus, (str, os.PathLike)) else list(corpus)
+    files = each_path(corpus)
     known = model._need_tokenizer()
     check_whole("block", block, 2 * MOST_COPIED, 1 << 29)
     separator = separator_of(model)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from fastlm.tokenizer import read_text
+from fastlm.tokenizer import each_path, read_text
 
 
 def read_pairs(
@@ -22,7 +22,7 @@ def read_pairs(
     ValueError
         Naming the file and the line: fewer columns, an empty text, or no line at all.
     """
-    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    files = each_path(paths)
     if min(columns) < 0:
         raise ValueError("columns: there is none before the first, which is 0 (1 on the command line)")
     needed, found = max(columns) + 1, []

@@ -46,6 +46,11 @@ def split_documents(text: str, documents: str) -> Iterator[str]:
     return (part for part in parts if part)
 
 
+def each_path(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """One path, or several, as a list."""
+    return [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+
+
 def count_characters(parts: Iterable[str], documents: str) -> int:
     """Characters of a file's documents for bits per character: with the line ends that part them."""
     line_ends = {"file": 0, "line": 1, "blank-line": 2}[documents]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from fastlm import _engine
 from fastlm.classifier import Classifier, named
 from fastlm.goals.kinds import UNITS, Goal
-from fastlm.goals.texts import count_sentences, count_words, folded
+from fastlm.goals.texts import count_sentences, count_words, folded, runs
 from fastlm.options import check_whole
 
 if TYPE_CHECKING:
@@ -215,9 +215,8 @@ class Diverse(Soft):
 
 def distinct(text: str, n: int) -> float:
     """The share of runs of n words in a text that are different ones; 1 if it has none."""
-    words = re.findall(r"\w+", folded(text))
-    runs = list(zip(*(words[k:] for k in range(n)), strict=False))
-    return len(set(runs)) / len(runs) if runs else 1.0
+    found = runs(re.findall(r"\w+", folded(text)), n)
+    return len(set(found)) / len(found) if found else 1.0
 
 
 @dataclass(frozen=True)

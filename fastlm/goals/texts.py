@@ -10,6 +10,7 @@ the end with a word character is one, too.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 ENDS = ".!?\u2026"
@@ -58,6 +59,11 @@ _WORD = re.compile(rf"\w+(?:[{APOSTROPHES}]\w+)*")
 def split_words(text: str) -> list[str]:
     """Word characters in a row, joined by apostrophes."""
     return _WORD.findall(text)
+
+
+def runs(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All n words that follow one another."""
+    return list(zip(*(words[k:] for k in range(n)), strict=False))
 
 
 def count_words(text: str) -> int:

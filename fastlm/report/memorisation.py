@@ -12,6 +12,7 @@ import numpy as np
 
 from fastlm.novelty import CorpusIndex
 from fastlm.report.passages import Passage
+from fastlm.report.prediction import DRAWN, Interval
 from fastlm.scoring import score_each
 
 if TYPE_CHECKING:
@@ -46,14 +47,14 @@ class Copies:
         text behind the same prompts (novelty curves: McCoy et al. 2023).
     longest : list of Span
         The longest runs that the model copied, of different texts.
-    excess : Interval as (value, low, high)
+    excess : Interval
         By how many times longer, in the mean, the run is that ends with a token of the model's texts.
     """
 
     curve: list[float]
     human_curve: list[float]
     longest: list[Span]
-    excess: tuple[float, float, float]
+    excess: Interval
 
 
 def copies(model: Model, index: CorpusIndex, written: Sequence[Passage], human: Sequence[Passage], seed: int) -> Copies:
@@ -61,15 +62,13 @@ def copies(model: Model, index: CorpusIndex, written: Sequence[Passage], human: 
     runs, human_runs = (_runs(index, texts) for texts in (written, human))
     random = np.random.default_rng(seed)
     means, human_means = runs.mean(1), human_runs.mean(1)
-    drawn = random.integers(len(means), size=(200, len(means)))
+    drawn = random.integers(len(means), size=(DRAWN, len(means)))
     total = max(float(human_means.mean()), 1e-9)
     ratios = means[drawn].mean(1) / np.maximum(human_means[drawn].mean(1), 1e-9)
-    low, high = np.quantile(ratios, (0.025, 0.975))
     order = np.argsort(-runs.max(1), kind="stable")
     longest = [_span(model, index, written[n], runs[n]) for n in order[:20].tolist()]
     different = list({span.text: span for span in longest}.values())[:5]
-    excess = float(means.mean() / total), float(low), float(high)
-    return Copies(_curve(runs), _curve(human_runs), different, excess)
+    return Copies(_curve(runs), _curve(human_runs), different, Interval.of(float(means.mean() / total), ratios))
 
 
 def _runs(index: CorpusIndex, texts: Sequence[Passage]) -> npt.NDArray[np.int64]:

@@ -83,7 +83,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
         return f"<{tag}{' class=number' if number else ''}>{escape(said)}</{tag}>"
 
     listed = [list(row) for row in rows]
-    numbers = [bool(listed) and not isinstance(value, str) for value in listed[0]] if listed else []
+    numbers = [not isinstance(value, str) for value in (listed[0] if listed else head)]
     lines = [
         "".join(cell(value, tag, number) for value, number in zip(row, numbers, strict=True))
         for tag, row in [("th", head), *(("td", row) for row in listed)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastlm.novelty import corpus_tokens, separator_of
 from fastlm.scoring import score_each
+from fastlm.tokenizer import each_path
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,7 +60,7 @@ class Passage:
 
 def listed(files: Files) -> list[str]:
     """Names of files."""
-    return [os.fspath(files)] if isinstance(files, (str, os.PathLike)) else [os.fspath(one) for one in files]
+    return [os.fspath(one) for one in each_path(files)]
 
 
 def passages(
@@ -76,10 +77,9 @@ def passages(
     for name in listed(files):
         for tokens in _windows(model, name, documents):
             # Each of those that were seen is kept with the same probability (Vitter 1985).
-            place = count if count < most else int(random.integers(count + 1))
             if count < most:
                 kept.append((count, Passage(name, tokens)))
-            elif place < most:
+            elif (place := int(random.integers(count + 1))) < most:
                 kept[place] = (count, Passage(name, tokens))
             count += 1
     if count < LEAST:
@@ -116,13 +116,14 @@ def _documents(model: Model, file: str, documents: str | None) -> Iterator[array
 # ---- what a model makes of them ------------------------------------------------------------------------
 
 
-def _started(model: Model, tokens: Sequence[int]) -> list[int]:
+def started(model: Model, tokens: Sequence[int]) -> list[int]:
+    """With the model's start of text in front, if it has one."""
     return [*tokens] if model.bos is None else [model.bos, *tokens]
 
 
 def surprises(model: Model, texts: Iterable[Passage]) -> npt.NDArray[np.float64]:
     """Negative natural log-probability of each token behind the prompts, [passages, LENGTH]."""
-    scores = score_each(model, (_started(model, one.tokens) for one in texts))
+    scores = score_each(model, (started(model, one.tokens) for one in texts))
     return -np.array([score.logprobs[-LENGTH:] for score in scores], np.float64).reshape(-1, LENGTH)
 
 
@@ -131,7 +132,7 @@ def written(model: Model, texts: Sequence[Passage], seed: int, **options: Any) -
     found = [array("i") for _ in texts]
     end = separator_of(model)  # of a model that has none, texts only end when they are long enough
     while short := [n for n, one in enumerate(found) if len(one) < LENGTH]:
-        prompts = [_started(model, texts[n].prompt + found[n]) for n in short]
+        prompts = [started(model, texts[n].prompt + found[n]) for n in short]
         each: Any = [{"max_tokens": LENGTH - len(found[n]), "seed": seed + 1000 * n + len(found[n])} for n in short]
         for n, one in zip(short, model.generate(prompts, each=each, **options), strict=True):
             found[n].extend(one.token_ids)

@@ -7,12 +7,13 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from fastlm import _engine
-from fastlm.report.passages import LENGTH, PROMPT, Passage, decoded
+from fastlm.float64 import log_softmax
+from fastlm.report.passages import LENGTH, PROMPT, Passage, decoded, started
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,6 +33,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, value: float, drawn: Sequence[float] | Array) -> Interval:
+        """Of a figure, and what it is in samples."""
+        return cls(value, *map(float, np.quantile(drawn, (0.025, 0.975))))
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
@@ -78,13 +84,11 @@ def gap(train: Array, valid: Array, seed: int) -> Gap:
     random = np.random.default_rng(seed)
     one, other = train.mean(1), valid.mean(1)
     drawn = [(random.choice(one, len(one)), random.choice(other, len(other))) for _ in range(DRAWN)]
-    gaps = np.quantile([b.mean() - a.mean() for a, b in drawn], (0.025, 0.975))
-    areas = np.quantile([auc(b, a) for a, b in drawn], (0.025, 0.975))
     return Gap(
         float(one.mean()),
         float(other.mean()),
-        Interval(float(other.mean() - one.mean()), *map(float, gaps)),
-        Interval(auc(other, one), *map(float, areas)),
+        Interval.of(float(other.mean() - one.mean()), [b.mean() - a.mean() for a, b in drawn]),
+        Interval.of(auc(other, one), [auc(b, a) for a, b in drawn]),
         float(other.std(ddof=1)),
         one.round(3).tolist(),
         other.round(3).tolist(),
@@ -130,7 +134,7 @@ def calibration(model: Model, texts: Sequence[Passage]) -> Calibration:
     count = max(1, min(_PLACES, _MOST_NUMBERS // model.vocab_size) // LENGTH)
     chosen = [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, count).astype(int))]
     logits, targets = _logits(model, chosen), np.concatenate([one.text for one in chosen])
-    logprobs = _log_softmax(logits)
+    logprobs = log_softmax(logits)
     best = logits.argmax(1)
     sure, right = np.exp(logprobs[np.arange(len(best)), best]), best == targets
     order = np.array_split(np.argsort(sure), _BINS)
@@ -138,7 +142,7 @@ def calibration(model: Model, texts: Sequence[Passage]) -> Calibration:
     error = sum(len(bin_) * abs(a - b) for bin_, a, b in zip(order, confidence, accuracy, strict=True)) / len(best)
 
     def nats(temperature: float) -> float:
-        return -float(_log_softmax(logits / np.float32(temperature))[np.arange(len(targets)), targets].mean())
+        return -float(log_softmax(logits / np.float32(temperature))[np.arange(len(targets)), targets].mean())
 
     from scipy.optimize import minimize_scalar
 
@@ -148,23 +152,17 @@ def calibration(model: Model, texts: Sequence[Passage]) -> Calibration:
     return Calibration(error, confidence, accuracy, temperature, nats(1.0), nats(temperature))
 
 
-def _logits(model: Model, texts: Sequence[Passage]) -> npt.NDArray[np.float32]:
+def _logits(model: Model, texts: Sequence[Passage]) -> npt.NDArray[Any]:
+    """Float32, for they are many: in front of each token behind the prompts, [tokens, V]."""
     found = []
     with model._decoder() as decoder:
         for one in texts:
             state = _engine.State(model._engine)
-            start = [] if model.bos is None else [model.bos]
-            decoder.feed(state, array("i", start) + one.tokens[: PROMPT - 1])
+            decoder.feed(state, array("i", started(model, one.tokens[: PROMPT - 1])))
             for token in one.tokens[PROMPT - 1 : -1]:
                 decoder.feed(state, array("i", [token]))
                 found.append(np.frombuffer(decoder.logits(state), np.float32))
     return np.array(found)
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted = logits - logits.max(1, keepdims=True)
-    found: npt.NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return found
 
 
 # ---- other kinds of text -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from fastlm.goals.texts import folded, split_sentences, split_words
+from fastlm.goals.texts import folded, runs, split_sentences, split_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -66,8 +66,8 @@ def entropy(texts: Sequence[str], words: Words) -> float:
 
 def _distinct(n: int) -> Callable[[Sequence[str], Words], float]:
     def of(texts: Sequence[str], words: Words) -> float:
-        runs = [run for text in words for run in zip(*(text[k:] for k in range(n)), strict=False)]
-        return len(set(runs)) / max(1, len(runs))
+        found = [run for text in words for run in runs(text, n)]
+        return len(set(found)) / max(1, len(found))
 
     return of
 
@@ -86,8 +86,8 @@ def loops(texts: Sequence[str], words: Words) -> float:
     """Share of runs of four words that stand in the same text before (Welleck et al. 2020: seq-rep-4)."""
     again = total = 0
     for text in words:
-        runs = list(zip(*(text[k:] for k in range(4)), strict=False))
-        again, total = again + len(runs) - len(set(runs)), total + len(runs)
+        found = runs(text, 4)
+        again, total = again + len(found) - len(set(found)), total + len(found)
     return again / max(1, total)
 
 
@@ -107,15 +107,15 @@ def zipf(texts: Sequence[str], words: Words) -> float:
     return float(np.polyfit(np.log(ranks), np.log(counts[ranks - 1]), 1)[0])
 
 
-def _coverage(vocabulary: Collection[str]) -> Callable[[Sequence[str], Words], float]:
+def _coverage(vocabulary: frozenset[str]) -> Callable[[Sequence[str], Words], float]:
     def of(texts: Sequence[str], words: Words) -> float:
         said = {word for text in words for word in text}
-        return len(said & set(vocabulary)) / max(1, len(vocabulary))
+        return len(said & vocabulary) / max(1, len(vocabulary))
 
     return of
 
 
-def _unknown(vocabulary: Collection[str]) -> Callable[[Sequence[str], Words], float]:
+def _unknown(vocabulary: frozenset[str]) -> Callable[[Sequence[str], Words], float]:
     def of(texts: Sequence[str], words: Words) -> float:
         every = [word for text in words for word in text]
         return sum(word not in vocabulary for word in every) / max(1, len(every))
@@ -143,7 +143,7 @@ def statistics(vocabulary: Collection[str], known: Collection[str]) -> list[Stat
             "frequent sentences", f"share of the {TOP_SENTENCES} most frequent sentences", -1, frequent_sentences
         ),
         Statistic("Zipf slope", "how fast words get rarer; nearer to 0 is slower", 1, zipf),
-        Statistic("coverage", "share of the human text's words that are used", 1, _coverage(vocabulary)),
+        Statistic("coverage", "share of the human text's words that are used", 1, _coverage(frozenset(vocabulary))),
     ]
     if known:
         about = "share of words that the training text does not have"

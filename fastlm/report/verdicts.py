@@ -96,7 +96,7 @@ def _less_of_it(model: Model, train: Sequence[str], valid: Sequence[str]) -> lis
 
 def copying(found: Copies) -> Verdict:
     """Whether what a model writes is from its training text."""
-    value, low, high = found.excess
+    value, low, high = found.excess.value, found.excess.low, found.excess.high
     at = next((n for n, share in enumerate(found.human_curve, 1) if share < _RARE), len(found.human_curve))
     level = BAD if low > 2 * COPIES else SOME if low > COPIES else GOOD
     said = {BAD: "It copies", SOME: "It copies somewhat", GOOD: "It does not copy more than people do"}[level]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from fastlm.tokenizer import Tokenizer, count_characters, read_text, split_documents
+from fastlm.tokenizer import Tokenizer, count_characters, each_path, read_text, split_documents
 
 Paths: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -28,7 +28,7 @@ def read_documents(paths: Paths, documents: str) -> list[str]:
     ValueError
         If a file is not UTF-8 text, or there is no text at all.
     """
-    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    files = each_path(paths)
     if not files:
         raise ValueError("corpus: expected one or more text files, found an empty list")
     found = [part for file in files for part in split_documents(read_text(file), documents)]

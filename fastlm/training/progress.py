@@ -116,14 +116,13 @@ class GapCurve(ProgressLine):
     def __init__(self, path: str | os.PathLike[str], stream: TextIO | None = sys.stderr) -> None:
         super().__init__(io.StringIO() if stream is None else stream)
         self._path = path
-        self._noted: Evaluation | None = None
         open(path, "a").close()  # now, not after the first epoch, it is known whether it can be written
 
     def __call__(self, progress: Progress) -> None:
+        evaluated = progress.valid is not self._valid
         super().__call__(progress)
-        if progress.valid is None or progress.seen is None or progress.valid is self._noted:
+        if progress.valid is None or progress.seen is None or not evaluated:
             return
-        self._noted = progress.valid
         row = {
             "epoch": round(progress.epoch, 4),
             "train": round(progress.seen.nats_per_token, 5),
