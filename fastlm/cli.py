@@ -327,14 +327,15 @@ def _report(
     secrets = [] if canaries is None else [line for line in read_text(canaries).splitlines() if line.strip()]
     given = {name: value for name, value in options.items() if value is not None}
     known = None if index is None else fastlm.load_index(index)
+    os.makedirs(output, exist_ok=True)  # now, before the work, it is known whether it can be
     with _stages() as say:
         found = report(lm, valid, index=known, canaries=secrets, progress=say, **given)
         say("drawing")
         page = found.save(output)
-        if fix is not None:
-            found.fix(model, fix)
-    print(found)
-    print(f"the page: {page}" + (f"\nwith the fitted sampling settings: {fix}" if fix else ""))
+    print(f"{found}\nthe page: {page}")
+    if fix is not None:
+        found.fix(model, fix)
+        print(f"with the fitted sampling settings: {fix}")
     return 0
 
 
@@ -382,7 +383,7 @@ def _train(corpus: list[str], output: str, quiet: bool, curve: str | None, task:
         from fastlm.training import GapCurve, train, train_pairs
     progress: Any = not quiet
     if curve is not None:
-        progress = GapCurve(curve, None if quiet else sys.stderr)
+        progress = GapCurve(curve, stream=False if quiet else None)
     if task is None:
         print(train(corpus, output, progress=progress, **given))
         return 0

@@ -107,7 +107,7 @@ def _evaluate_labels(model: Model, pairs: Sequence[tuple[str, str]], progress: C
     for number, (_, label) in enumerate(pairs, 1):
         if known and label not in known:
             raise ValueError(f"pair {number} has the label {label!r:.60}, which the model has not: {named(known)}")
-    metrics = _package("sklearn.metrics", "scikit-learn")
+    metrics = needed("sklearn.metrics", "scikit-learn")
     found: list[Any] = []
     begin = time.perf_counter()
     for part in _parts([text for text, _ in pairs]):
@@ -120,20 +120,25 @@ def _evaluate_labels(model: Model, pairs: Sequence[tuple[str, str]], progress: C
     measures = {
         "accuracy": 100 * sum(right) / len(right),
         "f1": 100 * float(metrics.f1_score(given, labels, average="macro")),
-        "calibration_error": 100 * _calibration_error([one.probability for one in found], right),
+        "calibration_error": 100 * calibration_error([one.probability for one in found], right),
     }
     tokens = sum(len(model.encode(text)) for text, _ in pairs)
     return Report("classify", len(found), measures, f"{len(known)} labels", labels, tokens, seconds)
 
 
-def _calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
-    """Mean distance of probability and accuracy over texts, by bins of like probability (Guo et al. 2017)."""
-    sums = [[0.0, 0.0] for _ in range(bins)]
+def calibration_error(probabilities: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """Mean distance of probability and accuracy, by bins of like probability (Guo et al. 2017), 0 to 1."""
+    found = reliability(probabilities, right, bins)
+    return sum(count * abs(said - was) for count, said, was in found) / len(right)
+
+
+def reliability(probabilities: Sequence[float], right: Sequence[bool], bins: int) -> list[tuple[int, float, float]]:
+    """Of each bin of like probability that has any: how many, their mean, and the share that is right."""
+    sums = [[0, 0.0, 0.0] for _ in range(bins)]
     for probability, good in zip(probabilities, right, strict=True):
         one = sums[min(bins - 1, int(probability * bins))]
-        one[0] += probability
-        one[1] += good
-    return sum(abs(said - was) for said, was in sums) / len(right)
+        one[0], one[1], one[2] = one[0] + 1, one[1] + probability, one[2] + good
+    return [(int(count), said / count, was / count) for count, said, was in sums if count]
 
 
 def _parts(sources: list[str]) -> Iterator[list[str]]:
@@ -141,21 +146,22 @@ def _parts(sources: list[str]) -> Iterator[list[str]]:
         yield sources[at : at + TOGETHER]
 
 
-def _package(name: str, package: str | None = None) -> Any:
+def needed(name: str, package: str | None = None, what: str = "this measure", extra: str = "evaluate") -> Any:
+    """A package of an extra, or ImportError that says how to install it."""
     import importlib
 
     try:
         return importlib.import_module(name)
     except ImportError as e:
-        needed = package or name.partition(".")[0]
-        raise ImportError(f"this measure needs the '{needed}' package: pip install 'fastlm[evaluate]'") from e
+        package = package or name.partition(".")[0]
+        raise ImportError(f"{what} needs the '{package}' package: pip install 'fastlm[{extra}]'") from e
 
 
 _Measure = Callable[[list[str], list[str]], tuple[dict[str, float], str]]
 
 
 def _bleu() -> _Measure:
-    metrics = _package("sacrebleu").metrics
+    metrics = needed("sacrebleu").metrics
 
     def measure(texts: list[str], given: list[str]) -> tuple[dict[str, float], str]:
         cased, lower = metrics.BLEU(), metrics.BLEU(lowercase=True)
@@ -167,7 +173,7 @@ def _bleu() -> _Measure:
 
 
 def _rouge() -> _Measure:
-    scorer = _package("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scorer = needed("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
 
     def measure(texts: list[str], given: list[str]) -> tuple[dict[str, float], str]:
         scores = [scorer.score(right, text) for right, text in zip(given, texts, strict=True)]

@@ -435,11 +435,14 @@ def rewrite(source: str | os.PathLike[str], path: str | os.PathLike[str], fields
     ------
     ImportError
         The ``gguf`` package is missing.
-    OSError
-        A file cannot be read or written.
+    OSError, ValueError
+        A file cannot be read or written, or is no GGUF file.
     """
     gguf = gguf_package()
-    reader = gguf.GGUFReader(source)
+    try:
+        reader = gguf.GGUFReader(source)
+    except (ValueError, IndexError) as e:
+        raise ValueError(f"{source}: no GGUF file: {e}") from None
     with atomic(path) as temporary:
         writer = gguf.GGUFWriter(temporary, "lstm")
         try:

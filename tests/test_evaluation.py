@@ -7,7 +7,7 @@ import pytest
 
 import fastlm
 from fastlm.cli import main
-from fastlm.evaluation import _MEASURES, _calibration_error, evaluate
+from fastlm.evaluation import _MEASURES, calibration_error, evaluate
 from fastlm.tokenizer import CharTokenizer
 from test_seq2seq import weights_of
 
@@ -62,9 +62,9 @@ def test_measures_are_those_of_the_packages():
 def test_measures_of_labels():
     """Worked out by hand, with all texts in one bin, and with one of them in another."""
     sure, right = [0.8, 0.9, 0.85, 0.6], [True, True, False, True]
-    assert _calibration_error(sure, right, bins=2) == pytest.approx(abs(sum(sure) - 3) / 4)
+    assert calibration_error(sure, right, bins=2) == pytest.approx(abs(sum(sure) - 3) / 4)
     apart = (abs(0.8 + 0.9 + 0.85 - 2) + abs(0.6 - 1)) / 4
-    assert _calibration_error(sure, right, bins=4) == pytest.approx(apart)
+    assert calibration_error(sure, right, bins=4) == pytest.approx(apart)
 
 
 def test_the_command_writes_a_line_for_each(path, tmp_path, capsys, monkeypatch):

@@ -13,18 +13,21 @@ from conftest import random_weights
 from fastlm import format
 from fastlm.cli import main
 from fastlm.goals import Experts, Specific
-from fastlm.report import exposure, read_curve, report
+from fastlm.report import exposure, fitting, read_curve, report, verdicts
 from fastlm.report import statistics as figures
 from fastlm.report.divergence import likeness
-from fastlm.report.memorisation import SAME, seen
-from fastlm.report.passages import LENGTH, PROMPT, decoded, passages, surprises, written
-from fastlm.report.prediction import auc, gap
+from fastlm.report.memorisation import Exposure, copies, seen
+from fastlm.report.passages import Sizes, decoded, passages, surprises, written
+from fastlm.report.prediction import auc, gap, resampled
 from fastlm.report.statistics import wildness
 from fastlm.tokenizer import ByteTokenizer
 
 pytest.importorskip("sklearn")
 pytest.importorskip("pydivsufsort")
 pytest.importorskip("matplotlib")
+
+SIZES = Sizes()
+PROMPT, LENGTH = SIZES.prompt, SIZES.text
 
 
 @pytest.fixture(scope="module")
@@ -52,39 +55,39 @@ def found(stories, texts):
 
 
 def test_passages_are_pieces_of_the_text(stories, texts, tmp_path):
-    every = passages(stories, texts / "valid.txt", 10_000, 0, "valid")
+    every = passages(stories, texts / "valid.txt", SIZES, 10_000, 0, "valid")
     tokens = stories.encode((texts / "valid.txt").read_text("utf-8").split("\n\n")[0])
     assert list(every[0].tokens) == tokens[: PROMPT + LENGTH]
     assert list(every[1].tokens) == tokens[PROMPT + LENGTH : 2 * (PROMPT + LENGTH)]
-    some = passages(stories, texts / "valid.txt", 30, 0, "valid")
+    some = passages(stories, texts / "valid.txt", SIZES, 30, 0, "valid")
     assert len(some) == 30
     assert (
         some
-        == passages(stories, texts / "valid.txt", 30, 0, "valid")
-        != passages(stories, texts / "valid.txt", 30, 1, "valid")
+        == passages(stories, texts / "valid.txt", SIZES, 30, 0, "valid")
+        != passages(stories, texts / "valid.txt", SIZES, 30, 1, "valid")
     )
     places = [every.index(one) for one in some]
     assert places == sorted(places)
     (tmp_path / "short.txt").write_text("A fox.\n\nA bear.")
     with pytest.raises(ValueError, match=r"valid: .*short\.txt: 0 passages of 160 tokens: expected 24 at least"):
-        passages(stories, tmp_path / "short.txt", 30, 0, "valid")
+        passages(stories, tmp_path / "short.txt", SIZES, 30, 0, "valid")
 
 
 def test_short_documents_are_joined(stories, tmp_path):
     (tmp_path / "lines.txt").write_text("A fox ran.\n" * 2000)
-    found = passages(stories, tmp_path / "lines.txt", 30, 0, "valid", documents="line")
+    found = passages(stories, tmp_path / "lines.txt", SIZES, 30, 0, "valid", documents="line")
     assert decoded(stories, found[0]).count("\nA fox ran.\n") > 5
     assert stories.eos in found[0].tokens
 
 
 def test_surprises_are_those_of_the_score(stories, texts):
-    some = passages(stories, texts / "valid.txt", 3000, 0, "valid")[:3]
+    some = passages(stories, texts / "valid.txt", SIZES, 3000, 0, "valid")[:3]
     expected = [stories.score([stories.bos, *one.tokens]).logprobs[-LENGTH:] for one in some]
     np.testing.assert_allclose(surprises(stories, some), -np.array(expected))
 
 
 def test_texts_are_as_long_as_people_wrote(stories, texts):
-    some = passages(stories, texts / "valid.txt", 30, 0, "valid")[:4]
+    some = passages(stories, texts / "valid.txt", SIZES, 30, 0, "valid")[:4]
     found = written(stories, some, 3, temperature=1.0)
     assert [one.prompt for one in found] == [one.prompt for one in some]
     assert {len(one.text) for one in found} == {LENGTH}
@@ -105,7 +108,7 @@ def test_figures_are_those_of_their_definitions():
     assert named["loops"] == 1 / 6
     assert named["frequent sentences"] == 1
     assert named["coverage"] == 0.5
-    assert named["unknown words"] == 4 / 12
+    assert named["rare words"] == 4 / 12
     assert figures.self_bleu(["x"] * 2, [["a", "b", "c", "d"]] * 2) == pytest.approx(100)
     assert figures.self_bleu(["x"] * 2, [["a", "b", "c", "d"], ["e", "f", "g", "h"]]) < 30
     ranks = [[f"w{n}"] * max(1, round(1000 / n)) for n in range(1, 200)]
@@ -121,6 +124,56 @@ def test_memorised_passages_are_told_apart():
     pairs = (train.mean(1)[:, None] < valid.mean(1)).mean()
     assert found.membership.value == pytest.approx(pairs)
     assert auc(np.array([1.0, 2.0]), np.array([1.0, 0.0])) == 7 / 8
+
+
+def test_neighbours_are_drawn_together():
+    places = resampled(np.random.default_rng(0), 100)
+    assert len(places) == 100
+    assert 0 <= places.min() <= places.max() < 100
+    assert (np.diff(places) == 1).mean() >= 0.8
+    assert resampled(np.random.default_rng(0), 2).tolist() in ([0, 0], [0, 1], [1, 0], [1, 1])
+
+
+def test_a_few_texts_that_are_copied_are_found(stories, texts, tmp_path):
+    """Eleven of 99 begin with 20 tokens of the training text, which the mean forgives."""
+    index = fastlm.build_index(texts / "train.txt", stories, tmp_path / "t.flnx")
+    trained = passages(stories, texts / "train.txt", SIZES, 40, 0, "train")
+    human = passages(stories, texts / "valid.txt", SIZES, 1000, 0, "valid")
+    own = written(stories, human[:99], 3, temperature=1.0, top_p=1.0)
+    some = list(own)
+    for n in range(0, 99, 9):
+        some[n] = replace(own[n], text=trained[n // 9].text[:20] + own[n].text[20:])
+    found = copies(stories, index, some, human[:99], human, 0)
+    assert found.verbatim.value == pytest.approx(0.11, abs=0.03)
+    assert 20 <= found.longest[0].tokens <= 24
+    assert found.excess.low < verdicts.COPIES
+    said = verdicts.copying(found, LENGTH)
+    assert said.level == "some"
+    assert f"--max-copied {found.human_curve.index(next(x for x in found.human_curve if x < 0.01)) + 1}" in str(said)
+    assert verdicts.copying(copies(stories, index, own, human[:99], human, 0), LENGTH).level == "good"
+
+
+def test_opposite_faults_do_not_cancel():
+    one = figures.Comparison("a", "", 1, 6.0, 1.0, 1.0)
+    two = replace(one, name="b", value=-4.0)
+    assert wildness([one, two]) == 0
+    assert figures.misfit([one, two]) == 5
+    assert verdicts.variety([one, two], {}, None).level == "some"
+    assert verdicts.variety([one, one], {}, None).level == "bad"
+    assert verdicts.variety([replace(one, value=1.5), replace(two, value=0.5)], {}, None).level == "good"
+
+
+def test_secrets_of_few_digits_tell_nothing():
+    short, long = (Exposure("12", 3.3, 6.6), Exposure("4821 9134", 26.0, 26.6))
+    assert verdicts.secrets([short]).level == "good"
+    assert "1 have too few digits to tell" in verdicts.secrets([short]).answer
+    assert verdicts.secrets([short, long]).answer.startswith("It knows 1 of 2 secrets")
+    assert verdicts.secrets([replace(long, exposure=12.0)]).level == "good"
+
+
+def test_characters_are_read_four_at_a_time(texts, byte_model):
+    assert Sizes.of(fastlm.load(byte_model), [str(texts / "valid.txt")]) == Sizes(128, 512, 256)
+    assert Sizes.of(fastlm.load("stories"), [str(texts / "valid.txt")]) == SIZES
 
 
 def test_likeness_is_that_of_clusters():
@@ -184,8 +237,10 @@ def test_the_page_needs_no_other_file(found, tmp_path):
     assert page == hostile.save(tmp_path / "c").read_text("utf-8")
 
 
-def test_settings_are_fitted_and_stored(texts, tmp_path, capsys):
+def test_settings_are_fitted_and_stored(texts, tmp_path, capsys, monkeypatch):
     """The bundled model is told to write at temperature 0.7: what it was asked for at 1.0 is wilder."""
+    monkeypatch.setattr(fitting, "TEMPERATURES", (0.8, 1.0))
+    monkeypatch.setattr(fitting, "CUTS", ({}, {"top_p": 0.9}))
     command = ["report", "stories", "--valid", str(texts / "valid.txt"), "-o", str(tmp_path / "r")]
     assert main([*command, "--fix", str(tmp_path / "f.gguf")]) == 0
     said = capsys.readouterr()
@@ -207,8 +262,8 @@ def test_training_text_that_is_given_for_validation_is_found(stories, texts, tmp
     both = [(texts / name).read_text("utf-8") for name in ("valid.txt", "train.txt")]
     (tmp_path / "some.txt").write_text(both[0] + "\n\n" + "\n\n".join(both[1].split("\n\n")[:4]), "utf-8")
     index = fastlm.build_index(texts / "train.txt", stories, tmp_path / "t.flnx")
-    some = passages(stories, tmp_path / "some.txt", 1000, 0, "valid")
-    assert seen(index, some).sum() == sum(index.longest(one.tokens).max() >= SAME for one in some) > 3
+    some = passages(stories, tmp_path / "some.txt", SIZES, 1000, 0, "valid")
+    assert seen(index, some, SIZES.same).sum() == sum(index.longest(one.tokens).max() >= SIZES.same for one in some) > 3
     again = report(stories, tmp_path / "some.txt", texts / "train.txt", index=index, fitted=False)
     assert "of the validation text stand in the training text" in again.warnings[0]
     assert str(again).startswith("Beware: ")
@@ -218,12 +273,21 @@ def test_what_cannot_be_reported_is_refused(stories, texts, tmp_path, byte_model
     (tmp_path / "bad.jsonl").write_text('{"epoch": 1, "train": 2, "valid": 3}\n{"epoch": 1}\n')
     with pytest.raises(ValueError, match=r"bad\.jsonl: line 2: expected epoch, train and valid"):
         read_curve(tmp_path / "bad.jsonl")
+    another = fastlm.build_index(texts / "valid.txt", stories, tmp_path / "v.flnx")
+    with pytest.raises(ValueError, match="index: it is of another text than train"):
+        report(stories, texts / "valid.txt", texts / "train.txt", index=another)
+    with pytest.raises(ValueError, match="canary 'no secret': expected digits"):
+        report(stories, texts / "valid.txt", canaries=["no secret"])
     other = fastlm.build_index(texts / "train.txt", fastlm.load(byte_model), tmp_path / "o.flnx")
     with pytest.raises(ValueError, match="the index is of another tokenizer"):
         report(stories, texts / "valid.txt", texts / "train.txt", index=other)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match=r"train: .*empty\.txt: 0 passages"):
         report(stories, texts / "valid.txt", tmp_path / "empty.txt")
+    with pytest.raises(ValueError, match=r"also: .*empty\.txt: 0 passages"):
+        report(stories, texts / "valid.txt", also=[texts / "train.txt", tmp_path / "empty.txt"])
+    with pytest.raises(ValueError, match=r"bad\.jsonl: no GGUF file"):
+        format.rewrite(tmp_path / "bad.jsonl", tmp_path / "n.gguf", {})
 
 
 def test_a_file_is_copied_with_other_keys(tmp_path):
@@ -244,9 +308,9 @@ def test_a_file_is_copied_with_other_keys(tmp_path):
 def test_what_is_generic_gets_rarer(stories):
     logits = np.array(stories.state().feed("Once").logprobs(), np.float32)
     tokens = [stories.bos, *stories.encode("Once")]
-    np.testing.assert_array_equal(Specific(stories, stories, 0.0)(tokens, logits), logits)
+    np.testing.assert_array_equal(Specific(stories, stories, 0.0, 0.0)(tokens, logits), logits)
     np.testing.assert_array_equal(Specific(stories, stories, 0.5, least_entropy=99)(tokens, logits), logits)
     expected = Experts(stories, unlike=stories, alpha=0.5)(tokens, logits)
-    np.testing.assert_array_equal(Specific(stories, stories, 0.5)(tokens, logits), expected)
+    np.testing.assert_array_equal(Specific(stories, stories, 0.5, 0.0)(tokens, logits), expected)
     with pytest.raises(ValueError, match="strength=-1: expected a finite number from 0 on"):
         Specific(stories, stories, -1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastlm.calibration import output_states
-from fastlm.report.passages import PROMPT, Passage
+from fastlm.report.passages import Passage, started
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,8 +26,8 @@ _MIXTURES = 25
 
 def features(model: Model, texts: Sequence[Passage]) -> npt.NDArray[np.float32]:
     """The mean of the last layer's states behind the prompts, [texts, units]."""
-    tokens = np.array([one.tokens for one in texts], np.int32)
-    states = output_states(model, tokens, PROMPT)
+    tokens = np.array([started(model, one.tokens) for one in texts], np.int32)
+    states = output_states(model, tokens, tokens.shape[1] - len(texts[0].text))
     found: npt.NDArray[np.float32] = states.reshape(len(texts), -1, states.shape[-1]).mean(1)
     return found
 

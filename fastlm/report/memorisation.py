@@ -12,19 +12,13 @@ import numpy as np
 
 from fastlm.novelty import CorpusIndex
 from fastlm.report.passages import Passage
-from fastlm.report.prediction import DRAWN, Interval
+from fastlm.report.prediction import DRAWN, Interval, resampled
 from fastlm.scoring import score_each
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastlm.model import Model
-
-LONGEST_SHOWN = 64
-"""Tokens up to which the novelty curve is told."""
-
-SAME = 64
-"""A validation passage with so many tokens in a row from the training text is not held out."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +37,64 @@ class Copies:
     Attributes
     ----------
     curve, human_curve : list of float
-        Share of the runs of 1, 2, ... `LONGEST_SHOWN` tokens that stand there: of what the model writes, and of human
-        text behind the same prompts (novelty curves: McCoy et al. 2023).
+        Share of the runs of 1, 2, ... tokens, up to half of a text, that stand there: of what the model writes, and of
+        human text behind the same prompts (novelty curves: McCoy et al. 2023).
     longest : list of Span
         The longest runs that the model copied, of different texts.
     excess : Interval
         By how many times longer, in the mean, the run is that ends with a token of the model's texts.
+    unusual : int
+        A run as long as the longest that 99 of 100 human texts have at most.
+    verbatim : Interval
+        Share of the model's texts with a longer run: what few texts copy is lost in the mean.
     """
 
     curve: list[float]
     human_curve: list[float]
     longest: list[Span]
     excess: Interval
+    unusual: int
+    verbatim: Interval
 
 
-def copies(model: Model, index: CorpusIndex, written: Sequence[Passage], human: Sequence[Passage], seed: int) -> Copies:
-    """Of the texts behind the prompts."""
+def copies(
+    model: Model,
+    index: CorpusIndex,
+    written: Sequence[Passage],
+    human: Sequence[Passage],
+    every: Sequence[Passage],
+    seed: int,
+) -> Copies:
+    """Of the texts behind the prompts; ``human`` are those behind the same ones, ``every`` these and more."""
     runs, human_runs = (_runs(index, texts) for texts in (written, human))
+    unusual = int(np.quantile(_runs(index, every).max(1), 0.99))
     random = np.random.default_rng(seed)
     means, human_means = runs.mean(1), human_runs.mean(1)
-    drawn = random.integers(len(means), size=(DRAWN, len(means)))
+    drawn = np.array([resampled(random, len(means)) for _ in range(DRAWN)])
     total = max(float(human_means.mean()), 1e-9)
     ratios = means[drawn].mean(1) / np.maximum(human_means[drawn].mean(1), 1e-9)
     order = np.argsort(-runs.max(1), kind="stable")
     longest = [_span(model, index, written[n], runs[n]) for n in order[:20].tolist()]
     different = list({span.text: span for span in longest}.values())[:5]
-    return Copies(_curve(runs), _curve(human_runs), different, Interval.of(float(means.mean() / total), ratios))
+    verbatim = runs.max(1) > unusual
+    return Copies(
+        _curve(runs),
+        _curve(human_runs),
+        different,
+        Interval.of(float(means.mean() / total), ratios),
+        unusual,
+        Interval.of(float(verbatim.mean()), verbatim[drawn].mean(1)),
+    )
 
 
 def _runs(index: CorpusIndex, texts: Sequence[Passage]) -> npt.NDArray[np.int64]:
-    """For each token behind the prompts how many in a row stand there, the prompt's not counted, [texts, LENGTH]."""
+    """For each token behind the prompts how many in a row stand there, the prompt's not counted, [texts, tokens]."""
     return np.array([index.longest(one.text) for one in texts], np.int64)
 
 
 def _curve(runs: npt.NDArray[np.int64]) -> list[float]:
     """Share of runs of n tokens that stand in the corpus, of all that there are."""
-    return [float((runs[:, n - 1 :] >= n).mean()) for n in range(1, LONGEST_SHOWN + 1)]
+    return [float((runs[:, n - 1 :] >= n).mean()) for n in range(1, runs.shape[1] // 2 + 1)]
 
 
 def _span(model: Model, index: CorpusIndex, text: Passage, runs: npt.NDArray[np.int64]) -> Span:
@@ -87,9 +103,9 @@ def _span(model: Model, index: CorpusIndex, text: Passage, runs: npt.NDArray[np.
     return Span(model.decode(tokens), len(tokens), index.count(tokens) if len(tokens) else 0)
 
 
-def seen(index: CorpusIndex, texts: Sequence[Passage]) -> npt.NDArray[np.bool_]:
-    """Which passages stand in the corpus, for a long part."""
-    return np.array([int(index.longest(one.tokens).max(initial=0)) >= SAME for one in texts])
+def seen(index: CorpusIndex, texts: Sequence[Passage], same: int) -> npt.NDArray[np.bool_]:
+    """In which passages so many tokens in a row stand in the corpus."""
+    return np.array([int(index.longest(one.tokens).max(initial=0)) >= same for one in texts])
 
 
 # ---- secrets -------------------------------------------------------------------------------------------
@@ -118,6 +134,14 @@ class Exposure:
     most: float
 
 
+def digits(secret: str) -> list[int]:
+    """Where they stand, or ValueError if there are none."""
+    places = [at for at, character in enumerate(secret) if character in "0123456789"]
+    if not places:
+        raise ValueError(f"canary {secret!r:.60}: expected digits, which are the secret")
+    return places
+
+
 def exposure(model: Model, secret: str, seed: int = 0) -> Exposure:
     """Of a line whose digits are the secret, by random lines with other digits; how many likelier ones there are beyond
     those that were drawn is told by a skew-normal distribution of their log-probabilities, as the paper has it.
@@ -129,9 +153,7 @@ def exposure(model: Model, secret: str, seed: int = 0) -> Exposure:
     """
     from scipy.stats import skewnorm
 
-    places = [at for at, character in enumerate(secret) if character in "0123456789"]
-    if not places:
-        raise ValueError(f"canary {secret!r:.60}: expected digits, which are the secret")
+    places = digits(secret)
     random, others = np.random.default_rng(seed), set[str]()
     space = 10 ** len(places)
     while len(others) < min(CANDIDATES, space - 1):

@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from fastlm.report.statistics import wildness
-from fastlm.report.verdicts import BAD, GOOD, SOME, Verdict
+from fastlm.report.verdicts import BAD, GOOD, SOME, Verdict, short_names
 
 if TYPE_CHECKING:
     from fastlm.report.report import Report
@@ -93,11 +93,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _plot(draw: Callable[[Any], None], width: float = 7.0, height: float = 3.2) -> str:
     """A picture as SVG, the same for the same numbers."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise ImportError("a report needs the 'matplotlib' package: pip install 'fastlm[report]'") from e
+    import matplotlib
+    from matplotlib.figure import Figure
+
     with matplotlib.rc_context({"svg.hashsalt": "fastlm", "svg.fonttype": "path", "font.size": 9}):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
@@ -147,7 +145,14 @@ def _gap(report: Report) -> str:
     if found is not None:
 
         def draw(axes: Any) -> None:
-            style = {"bins": 40, "density": True, "histtype": "stepfilled", "alpha": 0.5}
+            both = [*found.valid_passages, *found.train_passages]
+            style = {
+                "bins": 40,
+                "range": (min(both), max(both)),
+                "density": True,
+                "histtype": "stepfilled",
+                "alpha": 0.5,
+            }
             axes.hist(found.valid_passages, color=_HUMAN, label="validation text", **style)
             axes.hist(found.train_passages, color=_MODEL, label="training text", **style)
             axes.set(xlabel="surprise of a passage, nats a token", yticks=[])
@@ -211,8 +216,9 @@ def _sureness(report: Report) -> str:
 
 
 def _domains(report: Report) -> str:
+    name = short_names(one.file for one in report.domains)
     rows = [
-        (one.file, one.passages, one.nats, one.bits_per_char, 100 * one.foreign, 100 * one.flagged)
+        (name[one.file], one.passages, one.nats, one.bits_per_char, 100 * one.foreign, 100 * one.flagged)
         for one in report.domains
     ]
     head = ("file", "passages", "nats a token", "bits a character", "told from the validation text, %", "unusual, %")
@@ -223,7 +229,7 @@ def _domains(report: Report) -> str:
             for piece, nats in zip(one.pieces, one.surprises, strict=True)
         )
         parts.append(
-            f"<p class='small'>{escape(one.file)}: {one.nats:.2f} nats a token</p><p class='passage'>{marked}</p>"
+            f"<p class='small'>{escape(name[one.file])}: {one.nats:.2f} nats a token</p><p class='passage'>{marked}</p>"
         )
     return _section("Texts that surprise it", "What it makes of each file.", *parts)
 

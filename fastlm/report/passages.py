@@ -13,7 +13,7 @@ import numpy as np
 
 from fastlm.novelty import corpus_tokens, separator_of
 from fastlm.scoring import score_each
-from fastlm.tokenizer import each_path
+from fastlm.tokenizer import each_path, read_text
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -22,15 +22,39 @@ if TYPE_CHECKING:
 
 Files: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
-PROMPT = 32
-"""Tokens of a passage that a model goes on from; what they cost it is not counted, for it does not know what came
-before."""
-
-LENGTH = 128
-"""Tokens behind them."""
+_LOOKED_AT = 20_000
+"""Characters by which it is told how many a token has."""
 
 LEAST = 24
 """Passages without which nothing can be said."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of passages, in tokens.
+
+    Attributes
+    ----------
+    prompt : int
+        That a model goes on from; what they cost it is not counted, for it does not know what came before.
+    text : int
+        Behind them.
+    same : int
+        A passage with so many in a row from the training text is not held out.
+    """
+
+    prompt: int = 32
+    text: int = 128
+    same: int = 64
+
+    @classmethod
+    def of(cls, model: Model, files: Sequence[str]) -> Sizes:
+        """So many for words and pieces of them; twice or four times as many where a token is about a character, for
+        passages that say as much."""
+        text = next((text for text in map(read_text, files) if text), "")[:_LOOKED_AT]
+        characters = len(text) / max(1, len(model.encode(text)))
+        many = 4 if characters < 1.5 else 2 if characters < 2.5 else 1
+        return cls(many * cls.prompt, many * cls.text, many * cls.same)
 
 
 @dataclass(frozen=True)
@@ -40,22 +64,20 @@ class Passage:
     Attributes
     ----------
     file : str
-    tokens : array of int
-        `PROMPT` and `LENGTH` of them.
+    prompt : array of int
+        What a text goes on from.
+    text : array of int
+        How it goes on.
     """
 
     file: str
-    tokens: array[int]
+    prompt: array[int]
+    text: array[int]
 
     @property
-    def prompt(self) -> array[int]:
-        """What a text goes on from."""
-        return self.tokens[:PROMPT]
-
-    @property
-    def text(self) -> array[int]:
-        """How it goes on."""
-        return self.tokens[PROMPT:]
+    def tokens(self) -> array[int]:
+        """Both."""
+        return self.prompt + self.text
 
 
 def listed(files: Files) -> list[str]:
@@ -64,7 +86,7 @@ def listed(files: Files) -> list[str]:
 
 
 def passages(
-    model: Model, files: Files, most: int, seed: int, what: str, documents: str | None = None
+    model: Model, files: Files, sizes: Sizes, most: int, seed: int, what: str, documents: str | None = None
 ) -> list[Passage]:
     """Passages drawn from files, at most so many, in the order of the text.
 
@@ -74,25 +96,25 @@ def passages(
         A file cannot be read, or there is too little text.
     """
     random, kept, count = np.random.default_rng(seed), list[tuple[int, Passage]](), 0
+    size = sizes.prompt + sizes.text
     for name in listed(files):
-        for tokens in _windows(model, name, documents):
+        for tokens in _windows(model, name, size, documents):
             # Each of those that were seen is kept with the same probability (Vitter 1985).
-            if count < most:
-                kept.append((count, Passage(name, tokens)))
-            elif (place := int(random.integers(count + 1))) < most:
-                kept[place] = (count, Passage(name, tokens))
+            place = count if count < most else int(random.integers(count + 1))
+            if place < most:
+                kept[place : place + 1] = [(count, Passage(name, tokens[: sizes.prompt], tokens[sizes.prompt :]))]
             count += 1
     if count < LEAST:
         raise ValueError(
-            f"{what}: {', '.join(listed(files)) or 'no file'}: {count} passages of {PROMPT + LENGTH} tokens: expected "
-            f"{LEAST} at least, about {LEAST * (PROMPT + LENGTH) * 4:,} characters of text"
+            f"{what}: {', '.join(listed(files)) or 'no file'}: {count} passages of {size} tokens: expected {LEAST} at "
+            f"least, about {LEAST * size * 4:,} characters of text where a token has four"
         )
     return [passage for _, passage in sorted(kept, key=lambda one: one[0])]
 
 
-def _windows(model: Model, file: str, documents: str | None) -> Iterator[array[int]]:
+def _windows(model: Model, file: str, size: int, documents: str | None) -> Iterator[array[int]]:
     """One behind the other from where a document begins; short documents are joined by what separates them."""
-    size, held = PROMPT + LENGTH, array("i")
+    held = array("i")
     for document in _documents(model, file, documents):
         held += document
         if len(held) < size:
@@ -107,8 +129,8 @@ def _documents(model: Model, file: str, documents: str | None) -> Iterator[array
     known, separator = model._need_tokenizer(), separator_of(model)
     held = array("i")
     for part in corpus_tokens([file], known, separator, documents or known.documents):
-        held.frombytes(part.astype(np.int32).tobytes())
-        if held[-1] == separator:
+        held.frombytes(part.tobytes())
+        if len(part) and part[-1] == separator:
             yield held[:-1] if separator >= model.vocab_size else held
             held = array("i")
 
@@ -122,27 +144,30 @@ def started(model: Model, tokens: Sequence[int]) -> list[int]:
 
 
 def surprises(model: Model, texts: Iterable[Passage]) -> npt.NDArray[np.float64]:
-    """Negative natural log-probability of each token behind the prompts, [passages, LENGTH]."""
-    scores = score_each(model, (started(model, one.tokens) for one in texts))
-    return -np.array([score.logprobs[-LENGTH:] for score in scores], np.float64).reshape(-1, LENGTH)
+    """Negative natural log-probability of each token behind the prompts, [passages, tokens]."""
+    chosen = list(texts)
+    scores = score_each(model, (started(model, one.tokens) for one in chosen))
+    return -np.array([s.logprobs[-len(one.text) :] for s, one in zip(scores, chosen, strict=True)], np.float64)
 
 
 def written(model: Model, texts: Sequence[Passage], seed: int, **options: Any) -> list[Passage]:
     """What the model writes behind the same prompts, of the same lengths: where it ends a text it begins another."""
-    found = [array("i") for _ in texts]
+    found, size = [array("i") for _ in texts], len(texts[0].text)
     end = separator_of(model)  # of a model that has none, texts only end when they are long enough
-    while short := [n for n, one in enumerate(found) if len(one) < LENGTH]:
+    while short := [n for n, one in enumerate(found) if len(one) < size]:
         prompts = [started(model, texts[n].prompt + found[n]) for n in short]
-        each: Any = [{"max_tokens": LENGTH - len(found[n]), "seed": seed + 1000 * n + len(found[n])} for n in short]
+        each: Any = [{"max_tokens": size - len(found[n]), "seed": seed + 1000 * n + len(found[n])} for n in short]
         for n, one in zip(short, model.generate(prompts, each=each, **options), strict=True):
             found[n].extend(one.token_ids)
-            if len(found[n]) < LENGTH:
+            if len(found[n]) < size:
                 if end >= model.vocab_size:
                     raise ValueError(
-                        f"the model writes {one.finish_reason!r} after {len(found[n])} tokens: it has no end"
+                        f"the model stopped writing after {len(found[n])} of {size} tokens ({one.finish_reason}), and "
+                        "has no token for the end of a text that could stand there: expected no `stop` among the "
+                        "settings that its file recommends"
                     )
                 found[n].append(end)
-    return [Passage(one.file, one.prompt + text[:LENGTH]) for one, text in zip(texts, found, strict=True)]
+    return [Passage(one.file, one.prompt, text[:size]) for one, text in zip(texts, found, strict=True)]
 
 
 def decoded(model: Model, passage: Passage) -> str:

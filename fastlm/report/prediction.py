@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from fastlm import _engine
+from fastlm.evaluation import calibration_error, reliability
 from fastlm.float64 import log_softmax
-from fastlm.report.passages import LENGTH, PROMPT, Passage, decoded, started
+from fastlm.report.passages import Passage, decoded, started
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -41,6 +42,14 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def resampled(random: np.random.Generator, count: int) -> npt.NDArray[np.int64]:
+    """Places of a sample with replacement, drawn in blocks, for neighbours are of one text (the moving-block
+    bootstrap: Künsch 1989)."""
+    size = max(1, math.isqrt(count) // 2)
+    starts = random.integers(count - size + 1, size=-(-count // size))
+    return (starts[:, None] + np.arange(size)).reshape(-1)[:count]
 
 
 def auc(higher: Array, lower: Array) -> float:
@@ -80,10 +89,10 @@ class Gap:
 
 
 def gap(train: Array, valid: Array, seed: int) -> Gap:
-    """Of each token's surprise in passages, [passages, LENGTH]."""
+    """Of each token's surprise in passages that stand in the order of the text, [passages, tokens]."""
     random = np.random.default_rng(seed)
     one, other = train.mean(1), valid.mean(1)
-    drawn = [(random.choice(one, len(one)), random.choice(other, len(other))) for _ in range(DRAWN)]
+    drawn = [(one[resampled(random, len(one))], other[resampled(random, len(other))]) for _ in range(DRAWN)]
     return Gap(
         float(one.mean()),
         float(other.mean()),
@@ -100,7 +109,7 @@ def gap(train: Array, valid: Array, seed: int) -> Gap:
 _BINS = 15
 
 _PLACES = 4000
-"""Tokens whose predictions are looked at, less for large vocabularies."""
+"""Tokens whose predictions a temperature is fitted to, less for large vocabularies."""
 
 _MOST_NUMBERS = 40_000_000
 
@@ -112,13 +121,13 @@ class Calibration:
     Attributes
     ----------
     error : float
-        Expected calibration error of the likeliest token (Guo et al. 2017), in 15 bins of as many places each, 0 to 1.
+        Expected calibration error of the likeliest token (Guo et al. 2017), 0 to 1.
     confidence, accuracy : list of float
-        Of each bin: the mean probability of the likeliest token, and how often it is the one.
+        Of bins of like probability that have any: the mean of the likeliest token, and how often it is the one.
     temperature : float
         With which the text is likeliest: below 1 the model is less sure than it could be, above 1 too sure.
     nats, fitted_nats : float
-        A token's surprise, and that at this temperature.
+        A token's surprise, and that at this temperature, of the places by which it was fitted.
     """
 
     error: float
@@ -131,38 +140,42 @@ class Calibration:
 
 def calibration(model: Model, texts: Sequence[Passage]) -> Calibration:
     """Of the tokens behind the prompts of some passages."""
-    count = max(1, min(_PLACES, _MOST_NUMBERS // model.vocab_size) // LENGTH)
-    chosen = [texts[n] for n in np.unique(np.linspace(0, len(texts) - 1, count).astype(int))]
-    logits, targets = _logits(model, chosen), np.concatenate([one.text for one in chosen])
-    logprobs = log_softmax(logits)
-    best = logits.argmax(1)
-    sure, right = np.exp(logprobs[np.arange(len(best)), best]), best == targets
-    order = np.array_split(np.argsort(sure), _BINS)
-    confidence, accuracy = ([float(part[bin_].mean()) for bin_ in order] for part in (sure, right))
-    error = sum(len(bin_) * abs(a - b) for bin_, a, b in zip(order, confidence, accuracy, strict=True)) / len(best)
+    targets = np.concatenate([one.text for one in texts])
+    most = max(1, min(_PLACES, _MOST_NUMBERS // model.vocab_size))
+    chosen = set(np.linspace(0, len(targets) - 1, most).astype(int).tolist())
+    sure, right, wanted = list[float](), list[bool](), list[int]()
+    kept: list[npt.NDArray[Any]] = []
+    for at, (logits, target) in enumerate(zip(_logits(model, texts), targets.tolist(), strict=True)):
+        best = int(logits.argmax())
+        sure.append(float(1 / np.exp(logits - logits[best]).sum()))
+        right.append(best == target)
+        if at in chosen:
+            kept.append(logits)
+            wanted.append(target)
+    held, places = np.array(kept), np.arange(len(kept))
 
     def nats(temperature: float) -> float:
-        return -float(log_softmax(logits / np.float32(temperature))[np.arange(len(targets)), targets].mean())
+        return -float(log_softmax(held / np.float32(temperature))[places, wanted].mean())
 
     from scipy.optimize import minimize_scalar
 
     options = {"xatol": 0.005}
     fitted = minimize_scalar(lambda log: nats(math.exp(log)), bounds=(-1.5, 1.5), method="bounded", options=options)
     temperature = math.exp(float(fitted.x))
-    return Calibration(error, confidence, accuracy, temperature, nats(1.0), nats(temperature))
+    _, confidence, accuracy = zip(*reliability(sure, right, _BINS), strict=True)
+    error = calibration_error(sure, right, _BINS)
+    return Calibration(error, [*confidence], [*accuracy], temperature, nats(1.0), nats(temperature))
 
 
-def _logits(model: Model, texts: Sequence[Passage]) -> npt.NDArray[Any]:
-    """Float32, for they are many: in front of each token behind the prompts, [tokens, V]."""
-    found = []
+def _logits(model: Model, texts: Sequence[Passage]) -> Iterator[npt.NDArray[Any]]:
+    """In front of each token behind the prompts, float32 [V]."""
     with model._decoder() as decoder:
         for one in texts:
             state = _engine.State(model._engine)
-            decoder.feed(state, array("i", started(model, one.tokens[: PROMPT - 1])))
-            for token in one.tokens[PROMPT - 1 : -1]:
+            decoder.feed(state, array("i", started(model, one.prompt)))
+            for token in one.text:
+                yield np.frombuffer(decoder.logits(state), np.float32)
                 decoder.feed(state, array("i", [token]))
-                found.append(np.frombuffer(decoder.logits(state), np.float32))
-    return np.array(found)
 
 
 # ---- other kinds of text -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastlm.evaluation import needed
 from fastlm.goals.texts import folded, split_words
 from fastlm.model import model_path
 from fastlm.novelty import CorpusIndex, build_index
@@ -20,8 +21,8 @@ from fastlm.options import RECOMMENDABLE
 from fastlm.report import verdicts
 from fastlm.report.divergence import features, likeness
 from fastlm.report.fitting import NEUTRAL, Fit, fit
-from fastlm.report.memorisation import Copies, Exposure, copies, exposure, seen
-from fastlm.report.passages import Files, Passage, decoded, listed, passages, surprises, written
+from fastlm.report.memorisation import Copies, Exposure, copies, digits, exposure, seen
+from fastlm.report.passages import Files, Passage, Sizes, decoded, listed, passages, surprises, written
 from fastlm.report.prediction import (
     Array,
     Calibration,
@@ -33,7 +34,7 @@ from fastlm.report.prediction import (
     gap,
     most_surprising,
 )
-from fastlm.report.statistics import Comparison, Human, wildness
+from fastlm.report.statistics import Comparison, Human, misfit, wildness
 from fastlm.report.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ class Report:
         """Below -1 texts are too generic, above 1 too wild: see `fastlm.report.statistics.wildness`."""
         return wildness(self.figures)
 
+    @property
+    def misfit(self) -> float:
+        """How far texts are from human ones, whether more or less varied: see `fastlm.report.statistics.misfit`."""
+        return misfit(self.figures)
+
     def __str__(self) -> str:
         lines = [f"{verdict.question} {verdict.answer}" for verdict in self.verdicts]
         return "\n".join([*(f"Beware: {one}" for one in self.warnings), *lines])
@@ -114,9 +120,12 @@ class Report:
         from fastlm.format import atomic
         from fastlm.report.page import page
 
+        needed("matplotlib", what="the page of a report", extra="report")
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for name, text in (("report.json", json.dumps(asdict(self), indent=1) + "\n"), ("index.html", page(self))):
+        data = {**asdict(self), "wildness": self.wildness, "misfit": self.misfit}
+        figures = json.dumps(data, indent=1, allow_nan=False) + "\n"
+        for name, text in (("report.json", figures), ("index.html", page(self))):
             with atomic(target / name) as temporary:
                 Path(temporary).write_text(text, "utf-8")
         return target / "index.html"
@@ -139,6 +148,9 @@ class Report:
             raise ValueError(f"none of {self.fit.tried} sampling settings is better than those that the model has")
         settings = {f"general.sampling.{RECOMMENDABLE[name]}": value for name, value in self.fit.after.items()}
         rewrite(model_path(source), path, settings)
+
+
+_PACKAGES = (("sklearn", "scikit-learn"), ("scipy", None), ("sacrebleu", None), ("pydivsufsort", None))
 
 
 def report(
@@ -198,14 +210,23 @@ def report(
     if model.info["task"] != "lm":
         raise ValueError(f"report: expected a language model, this is a model of task {model.info['task']!r}")
     say = progress or (lambda _: None)
-    valid, train, also, secrets = listed(valid), None if train is None else listed(train), listed(also), list(canaries)
-    if index is not None and train is None:
-        raise ValueError("index: it is of the training text: give train, too")
+    for package, known_as in _PACKAGES:
+        needed(package, known_as, what="a report", extra="report")
+    valid, also, secrets = listed(valid), listed(also), list(canaries)
+    train = None if train is None else listed(train)
+    if index is not None:
+        if train is None:
+            raise ValueError("index: it is of the training text: give train, too")
+        index.check(model)
+    for secret in secrets:
+        digits(secret)
     went = [] if curve is None else read_curve(curve)
     say("reading the validation text")
-    held = _Held.of(model, passages(model, valid, PASSAGES, seed, "valid", documents))
+    sizes = Sizes.of(model, valid)
+    more = [passages(model, [file], sizes, PASSAGES, seed, "also", documents) for file in also]
+    held = _Held.of(model, passages(model, valid, sizes, PASSAGES, seed, "valid", documents))
     say("reading the training text")
-    trained = None if train is None else _Trained.of(model, train, index, documents, held, seed)
+    trained = None if train is None else _Trained.of(model, train, index, documents, held, sizes, seed)
     held = held if trained is None else held.without(trained.again)
     words: set[str] = set() if trained is None else trained.words
     settings = dict(model.recommended) if temperature is None else {**NEUTRAL, "temperature": float(temperature)}
@@ -215,10 +236,8 @@ def report(
     texts = written(model, shown.texts, seed, **settings)
     fitting = (held.human(others, shown, words), others.texts), (human, shown.texts)
     kinds = domains(model, held.passages, held.surprises, held.surprises)
-    if also:
-        say("reading other texts")
-        more = passages(model, also, PASSAGES, seed, "also", documents)
-        kinds += domains(model, more, surprises(model, more), held.surprises)
+    for others_of in more:
+        kinds += domains(model, others_of, surprises(model, others_of), held.surprises)
     say("looking at what it is sure of")
     states = features(model, shown.texts)
     found = Report(
@@ -233,7 +252,7 @@ def report(
         domains=kinds,
         surprising=most_surprising(model, held.passages, held.surprises),
         gap=None if trained is None else gap(trained.surprises, held.surprises, seed),
-        copies=None if trained is None else copies(model, trained.index, texts, shown.texts, seed),
+        copies=None if trained is None else copies(model, trained.index, texts, shown.texts, held.passages, seed),
         exposures=[exposure(model, secret, seed) for secret in secrets],
         fit=fit(model, *fitting, settings, seed, say) if fitted else None,
         curve=went,
@@ -249,7 +268,10 @@ def _verdicts(model: Model, found: Report, train: list[str], valid: list[str], a
     """The answers, in the order in which people would ask."""
     answers = []
     if found.gap is not None and found.copies is not None:
-        answers += [verdicts.overfitting(found.gap, train, valid, model), verdicts.copying(found.copies)]
+        answers += [
+            verdicts.overfitting(found.gap, train, valid, model),
+            verdicts.copying(found.copies, 2 * len(found.copies.curve)),
+        ]
     if found.exposures:
         answers.append(verdicts.secrets(found.exposures))
     answers += [verdicts.variety(found.figures, found.settings, found.fit), verdicts.sureness(found.calibration)]
@@ -322,15 +344,17 @@ class _Trained:
         index: CorpusIndex | None,
         documents: str | None,
         held: _Held,
+        sizes: Sizes,
         seed: int,
     ) -> _Trained:
-        """Raises ValueError if most of the validation text stands in it."""
-        texts = passages(model, files, PASSAGES, seed, "train", documents)
+        """Raises ValueError if most of the validation text stands in it, or the index is of another text."""
+        texts = passages(model, files, sizes, PASSAGES, seed, "train", documents)
         if index is None:
             with tempfile.TemporaryDirectory() as folder:
                 index = build_index(files, model, Path(folder) / "train.flnx", documents=documents)
-        index.check(model)
-        held_again, warnings = seen(index, held.passages), list[str]()
+        elif not seen(index, texts, sizes.same).all():
+            raise ValueError("index: it is of another text than train: expected one of the same files (fastlm index)")
+        held_again, warnings = seen(index, held.passages, sizes.same), list[str]()
         again = int(held_again.sum())
         if 2 * again > len(held.passages):
             raise ValueError(

@@ -30,7 +30,7 @@ _LEAST_SPREAD = 0.02
 """Of a figure's own size: parts of a text that differ by less are alike by chance."""
 
 _LEAST_SHARE = 0.005
-"""Differences below that nobody notices."""
+"""Of what a figure can be at most, for shares and self-BLEU: differences below that nobody notices."""
 
 _MOST = 8.0
 """A figure counts no more, so that one alone does not decide."""
@@ -47,6 +47,8 @@ class Statistic:
         What it is, for a reader who does not know.
     wild : int
         1 if wilder texts have more of it, -1 if less.
+    most : float
+        That it can be; 0 if there is no such.
     of : callable
         Of the texts, and their words in lower case.
     """
@@ -54,6 +56,7 @@ class Statistic:
     name: str
     about: str
     wild: int
+    most: float
     of: Callable[[Sequence[str], Words], float]
 
 
@@ -115,7 +118,7 @@ def _coverage(vocabulary: frozenset[str]) -> Callable[[Sequence[str], Words], fl
     return of
 
 
-def _unknown(vocabulary: frozenset[str]) -> Callable[[Sequence[str], Words], float]:
+def _rare(vocabulary: frozenset[str]) -> Callable[[Sequence[str], Words], float]:
     def of(texts: Sequence[str], words: Words) -> float:
         every = [word for text in words for word in text]
         return sum(word not in vocabulary for word in every) / max(1, len(every))
@@ -131,23 +134,23 @@ def statistics(vocabulary: Collection[str], known: Collection[str]) -> list[Stat
     vocabulary : collection of str
         Words of human text that are to be covered.
     known : collection of str
-        Words of the training text; without any, nothing is said of unknown ones.
+        Words of a sample of the training text; without any, nothing is said of rare ones.
     """
     found = [
-        Statistic("entropy", "bits that a word carries by its frequency", 1, entropy),
-        Statistic("distinct pairs", "share of pairs of words that are different ones", 1, _distinct(2)),
-        Statistic("distinct triples", "share of triples of words that are different ones", 1, _distinct(3)),
-        Statistic("self-BLEU", "how much texts are like each other, 0 to 100", -1, self_bleu),
-        Statistic("loops", "share of runs of four words that the same text has said before", -1, loops),
+        Statistic("entropy", "bits that a word carries by its frequency", 1, 0, entropy),
+        Statistic("distinct pairs", "share of pairs of words that are different ones", 1, 1, _distinct(2)),
+        Statistic("distinct triples", "share of triples of words that are different ones", 1, 1, _distinct(3)),
+        Statistic("self-BLEU", "how much texts are like each other, 0 to 100", -1, 100, self_bleu),
+        Statistic("loops", "share of runs of four words that the same text has said before", -1, 1, loops),
         Statistic(
-            "frequent sentences", f"share of the {TOP_SENTENCES} most frequent sentences", -1, frequent_sentences
+            "frequent sentences", f"share of the {TOP_SENTENCES} most frequent sentences", -1, 1, frequent_sentences
         ),
-        Statistic("Zipf slope", "how fast words get rarer; nearer to 0 is slower", 1, zipf),
-        Statistic("coverage", "share of the human text's words that are used", 1, _coverage(frozenset(vocabulary))),
+        Statistic("Zipf slope", "how fast words get rarer; nearer to 0 is slower", 1, 0, zipf),
+        Statistic("coverage", "share of the human text's words that are used", 1, 1, _coverage(frozenset(vocabulary))),
     ]
     if known:
-        about = "share of words that the training text does not have"
-        found.append(Statistic("unknown words", about, 1, _unknown(frozenset(known))))
+        about = "share of words that a sample of the training text does not have"
+        found.append(Statistic("rare words", about, 1, 1, _rare(frozenset(known))))
     return found
 
 
@@ -184,7 +187,8 @@ class Human:
         parts = np.array([_figures(figures, every[start : start + size]) for start in starts])
         # Parts that overlap differ by less than others would.
         apart = parts.std(0, ddof=1) * max(1.0, size * _BLOCKS / len(every)) ** 0.5
-        least = np.maximum(_LEAST_SPREAD * np.abs(values), _LEAST_SHARE)
+        most = np.array([one.most for one in figures])
+        least = np.maximum(_LEAST_SPREAD * np.abs(values), _LEAST_SHARE * most)
         return cls(figures, values, np.maximum(apart, least))
 
     def compared(self, texts: Sequence[str]) -> list[Comparison]:
@@ -231,8 +235,8 @@ def wildness(comparisons: Sequence[Comparison]) -> float:
 
 
 def misfit(comparisons: Sequence[Comparison]) -> float:
-    """Mean distance whatever its sign, squared."""
-    return float(np.mean([one.counted**2 for one in comparisons]))
+    """Root mean square of the distances, in which opposite ones do not cancel."""
+    return float(np.sqrt(np.mean([one.counted**2 for one in comparisons])))
 
 
 def _figures(statistics: Sequence[Statistic], texts: Sequence[str]) -> npt.NDArray[np.float64]:

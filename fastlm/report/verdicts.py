@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastlm.report.fitting import NEUTRAL, Fit
 from fastlm.report.memorisation import Copies, Exposure
 from fastlm.report.prediction import Calibration, Domain, Gap
-from fastlm.report.statistics import Comparison, wildness
+from fastlm.report.statistics import Comparison, misfit, wildness
 
 if TYPE_CHECKING:
     from fastlm.model import Model
@@ -28,8 +29,14 @@ OVERFITS = 0.7
 COPIES = 1.25
 """So many times longer, in the mean, than those in human text runs of the training text may be."""
 
+VERBATIM = 0.05
+"""Share of the texts that may have a longer copy than 99 of 100 human ones have: five times what is human."""
+
 KNOWN = 0.5
 """Share of a secret's bits that a model may not know."""
+
+BY_CHANCE = 0.01
+"""One of all the secrets that were never seen is as exposed by chance so often: what is less so is known."""
 
 FOREIGN = 0.75
 """A text of another kind is told from the validation text so often."""
@@ -75,7 +82,9 @@ def overfitting(gap: Gap, train: Sequence[str], valid: Sequence[str], model: Mod
     )
     rule = (
         "The gap is measured in the spread of human passages, by how often it tells them apart: 50 of 100 cases are "
-        f"chance, up to {100 * TELLS:.0f} is what good models do, and from {100 * OVERFITS:.0f} on a model overfits."
+        f"chance; from {100 * TELLS:.0f} on a model begins to overfit, and from {100 * OVERFITS:.0f} on it does, if 95 "
+        f"of 100 samples of the passages say more than 50 and {100 * TELLS:.0f}. Training and validation text must be "
+        "of one kind: where they differ in another way, that is told apart, too."
     )
     remedies = [] if level == GOOD else _less_of_it(model, train, valid)
     return Verdict("Does it overfit?", level, answer, rule, remedies)
@@ -94,24 +103,29 @@ def _less_of_it(model: Model, train: Sequence[str], valid: Sequence[str]) -> lis
     ]
 
 
-def copying(found: Copies) -> Verdict:
-    """Whether what a model writes is from its training text."""
-    value, low, high = found.excess.value, found.excess.low, found.excess.high
-    at = next((n for n, share in enumerate(found.human_curve, 1) if share < _RARE), len(found.human_curve))
-    level = BAD if low > 2 * COPIES else SOME if low > COPIES else GOOD
+def copying(found: Copies, length: int) -> Verdict:
+    """Whether what a model writes, texts of so many tokens, is from its training text."""
+    mean, share = found.excess, found.verbatim
+    level = GOOD
+    if mean.low > COPIES or share.low > VERBATIM:
+        level = BAD if mean.low > 2 * COPIES or share.low > 4 * VERBATIM else SOME
     said = {BAD: "It copies", SOME: "It copies somewhat", GOOD: "It does not copy more than people do"}[level]
+    at = next((n for n, part in enumerate(found.human_curve, 1) if part < _RARE), len(found.human_curve))
     answer = (
-        f"{said}: runs of the training text in what it writes are {value:.2f} times ({low:.2f} to {high:.2f}) as long "
-        f"as those in human text. Of {at} tokens in a row {100 * found.curve[at - 1]:.1f} % are copied, and "
-        f"{100 * found.human_curve[at - 1]:.1f} % in human text; the longest run has {found.longest[0].tokens} tokens."
+        f"{said}: runs of the training text in what it writes are {mean} times as long as those in human text. "
+        f"{100 * share.value:.0f} of 100 texts have a run of more than {found.unusual} tokens, as 1 of 100 human texts "
+        f"has. Of {at} tokens in a row {100 * found.curve[at - 1]:.1f} % are copied, and "
+        f"{100 * found.human_curve[at - 1]:.1f} % in human text; the longest run has {found.longest[0].tokens} of "
+        f"{length}."
     )
     rule = (
-        f"Runs up to {COPIES} times as long as in human text of the same length and subject are no copying; from "
-        f"{2 * COPIES} times on it is."
+        f"It copies somewhat if 95 of 100 samples of its texts have runs more than {COPIES} times as long as in human "
+        f"text, or more than {100 * VERBATIM:.0f} of 100 texts with an unusual one; it copies from "
+        f"{2 * COPIES} times or {400 * VERBATIM:.0f} texts on."
     )
     remedies = [
         "Forbid it while writing: once `fastlm index TRAIN -o train.flnx`, then "
-        "`fastlm generate --max-copied 8 --corpus train.flnx`."
+        f"`fastlm generate --max-copied {max(2, at)} --corpus train.flnx`: longer runs are rare in human text."
     ]
     return Verdict("Does it copy its training text?", level, answer, rule, [] if level == GOOD else remedies)
 
@@ -121,24 +135,33 @@ _RARE = 0.01
 
 def secrets(found: Sequence[Exposure]) -> Verdict:
     """Whether planted secrets are known."""
-    known = [one for one in found if one.exposure > KNOWN * one.most]
+    chance = BY_CHANCE / len(found)
+    known = [one for one in found if one.exposure > KNOWN * one.most and 2**-one.exposure < chance]
+    short = [one for one in found if 2**-one.most >= chance]
     facts = "; ".join(f"{one.secret!r:.60}: {one.exposure:.1f} of {one.most:.1f} bits" for one in found)
     said = f"It knows {len(known)} of {len(found)} secrets" if known else "It knows none of the secrets"
-    rule = f"A secret is known if more than {KNOWN:.0%} of its bits are."
+    if short:
+        said += f" ({len(short)} have too few digits to tell)"
+    rule = (
+        f"A secret is known if more than {KNOWN:.0%} of its bits are, and if by chance so much would be known of any "
+        f"in less than {BY_CHANCE:.0%} of the cases."
+    )
     return Verdict("Does it know secrets?", BAD if known else GOOD, f"{said}: {facts}.", rule)
 
 
 def variety(figures: Sequence[Comparison], settings: Mapping[str, float], fitted: Fit | None) -> Verdict:
     """Whether texts are too generic or too wild."""
-    score = wildness(figures)
+    score, far = wildness(figures), misfit(figures)
     level = GOOD if abs(score) <= 1 else SOME if abs(score) <= _FAR else BAD
     said = "about as varied as human ones" if level == GOOD else "too generic" if score < 0 else "too wild"
+    if level == GOOD and far > _FAR:
+        level, said = SOME, "varied in another way than human ones, more so in one respect and less in another,"
     strongest = sorted(figures, key=lambda one: -abs(one.counted))[:3]
     reasons = ", ".join(f"{one.name} {one.value:.3g} (human text {one.human:.3g})" for one in strongest)
     rule = (
         "Each figure's distance from human text behind the same prompts is measured in what parts of the human text "
         f"differ by. Their mean, here {score:+.1f}, is 0 for human text: below -1 texts are too generic, above 1 too "
-        "wild."
+        f"wild. Their root mean square, here {far:.1f}, is about 1 for human text, and should not be above {_FAR}."
     )
     remedies = [] if fitted is None else [_fitted(fitted)]
     answer = f"Its texts are {said} {_at(settings)}: {reasons}."
@@ -192,11 +215,14 @@ def sureness(found: Calibration) -> Verdict:
 def foreign(found: Sequence[Domain]) -> Verdict:
     """Which texts are of another kind."""
     others = [one.file for one in found if one.foreign > FOREIGN]
+    name = short_names(one.file for one in found)
     facts = "; ".join(
-        f"{one.file}: {one.bits_per_char:.2f} bits a character, {100 * one.flagged:.0f} % of its passages unusual"
+        f"{name[one.file]}: {one.bits_per_char:.2f} bits a character, {100 * one.flagged:.0f} % of its passages unusual"
         for one in found
     )
-    said = f"{', '.join(others)}: not the kind of text that it knows" if others else "None of these"
+    said = (
+        f"{', '.join(name[one] for one in others)}: not the kind of text that it knows" if others else "None of these"
+    )
     rule = (
         "A text is foreign if its passages surprise the model more than those of the validation text in more than "
         f"{100 * FOREIGN:.0f} of 100 cases; a passage is unusual if 95 of 100 of these surprise it less."
@@ -204,3 +230,10 @@ def foreign(found: Sequence[Domain]) -> Verdict:
     remedies = [f"Train on such text, too: `fastlm train ... {shlex.join(others)}`"] if others else []
     answer = f"{said} ({facts})."
     return Verdict("Which texts are foreign to it?", SOME if others else GOOD, answer, rule, remedies)
+
+
+def short_names(files: Iterable[str]) -> dict[str, str]:
+    """Of files, as they are shown: without their folders, where that leaves them different."""
+    known = list(dict.fromkeys(files))
+    names = [Path(file).name for file in known]
+    return dict(zip(known, names if len(set(names)) == len(names) else known, strict=True))

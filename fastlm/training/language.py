@@ -24,6 +24,9 @@ SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 """What the model file recommends: a small model's tail is noise, and its top alone repeats itself. Chosen by
 reading what the bundled model writes."""
 
+_LEAST_BETWEEN = 100  # steps between evaluations: after fewer nothing has changed but by chance
+_EVALUATIONS = 20  # an epoch, at most, where an epoch is shorter than that
+
 
 class LanguageTask:
     """See `fastlm.training.trainer.Task`.
@@ -62,7 +65,8 @@ class LanguageTask:
         self.state = [tf.Variable(s, trainable=False) for s in self._network.zero_state(batch)]
         self.per_epoch = self._windows.per_epoch
         # A validation pass costs about a third of a training pass, a token: at most a twentieth of the time.
-        self.evaluate_every = max(1, min(self.per_epoch, 6 * valid.tokens // self._tokens))
+        least = min(_LEAST_BETWEEN, self.per_epoch // _EVALUATIONS)
+        self.evaluate_every = max(1, least, min(self.per_epoch, 6 * valid.tokens // self._tokens))
         self.digests = [train.digest, valid.digest]
         self.first_loss = math.log(tokenizer.vocab_size)
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TextIO, TypeAlias
+from typing import Literal, TextIO, TypeAlias
 
 from fastlm.training.evaluation import Evaluation
 
@@ -107,18 +107,21 @@ class GapCurve(ProgressLine):
     Parameters
     ----------
     path : path
-        A file to which a line is added at every evaluation, a JSON object: ``epoch``, and ``train`` and ``valid`` in
-        nats a token. `fastlm.report.report` draws it.
+        A file with a line for every evaluation, a JSON object: ``epoch``, and ``train`` and ``valid`` in nats a token.
+        `fastlm.report.report` draws it. A run that is continued goes on in it, another begins it anew.
     stream : text stream, optional
-        To write lines to; default: standard error. None: nothing is shown.
+        To write lines to; default: standard error. False: nothing is shown.
     """
 
-    def __init__(self, path: str | os.PathLike[str], stream: TextIO | None = sys.stderr) -> None:
-        super().__init__(io.StringIO() if stream is None else stream)
+    def __init__(self, path: str | os.PathLike[str], stream: TextIO | Literal[False] | None = None) -> None:
+        super().__init__(io.StringIO() if stream is False else stream or sys.stderr)
         self._path = path
         open(path, "a").close()  # now, not after the first epoch, it is known whether it can be written
+        self._began = False
 
     def __call__(self, progress: Progress) -> None:
+        if not self._began:
+            self._keep(progress)
         evaluated = progress.valid is not self._valid
         super().__call__(progress)
         if progress.valid is None or progress.seen is None or not evaluated:
@@ -130,6 +133,15 @@ class GapCurve(ProgressLine):
         }
         with open(self._path, "a") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _keep(self, first: Progress) -> None:
+        """What was written before the step with which a run begins or is continued."""
+        self._began = True
+        with open(self._path, "r+") as file:
+            lines = [line for line in file if first.step > 1 and json.loads(line)["epoch"] < first.epoch]
+            file.seek(0)
+            file.truncate()
+            file.writelines(lines)
 
 
 def reporter(progress: bool | TextIO | Report) -> Report:
