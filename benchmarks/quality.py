@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,15 +100,26 @@ def _of_tasks(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
 
 def _copied(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
     """Share of the texts with names, versions or commands of the source, as far as the reference keeps them, that have
-    all of them; and what the source itself would have as a translation."""
-    right = count = 0
+    all of them: as words, or as parts of words with hyphens, which German makes of them ("X11-Client"); beside it that
+    of texts whose reference has them as words, and which have them so, too; and what the source itself would have as a
+    translation."""
+    right: Counter[str] = Counter()
     for (source, given), text in zip(pairs, texts, strict=True):
-        names = _names(source) & set(_words(given))
-        count += bool(names)
-        right += bool(names) and names <= set(_words(text))
-    sources = [source for source, _ in pairs]
-    baseline = _score("translate", pairs, sources)["bleu"]
-    return {"names copied": 100 * right / max(1, count), "sentences with names": count, "bleu of the source": baseline}
+        for how, within in (("", _stands_in), (" as words", lambda name, said: name in _words(said))):
+            names = [name for name in _names(source) if within(name, given)]
+            right[f"of{how}"] += bool(names)
+            right[how] += bool(names) and all(within(name, text) for name in names)
+    baseline = _score("translate", pairs, [source for source, _ in pairs])["bleu"]
+    return {
+        "names copied": 100 * right[""] / max(1, right["of"]),
+        "sentences with names": right["of"],
+        "names copied as words": 100 * right[" as words"] / max(1, right["of as words"]),
+        "bleu of the source": baseline,
+    }
+
+
+def _stands_in(name: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 
 def _words(text: str) -> list[str]:

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 import fastlm
-from fastlm.training import evaluate, load_checkpoint
+from fastlm.cli import main
+from fastlm.report import read_curve
+from fastlm.training import GapCurve, Progress, evaluate, load_checkpoint
 
 TINY = {"units": 16, "layers": 1, "embedding": 8, "sequence_length": 16, "batch_size": 8, "learning_rate": 0.01}
 
@@ -94,6 +96,36 @@ def test_validation_text_may_be_given_and_corpora_may_be_many(corpus, tmp_path):
     (tmp_path / "valid.txt").write_text("Anna likes the sun.\n\nBen sees a hat.", encoding="utf-8")
     report = train([corpus, corpus], tmp_path / "m.gguf", valid=tmp_path / "valid.txt", epochs=1)
     assert report.valid_perplexity > 1
+
+
+def test_a_small_validation_file_does_not_end_a_run_early(corpus, tmp_path):
+    """What is noisy is not asked so often that nine evaluations of no use come in no time."""
+    (tmp_path / "valid.txt").write_text("Anna sees.", encoding="utf-8")
+    found = set()
+    report = train(
+        corpus, tmp_path / "m.gguf", valid=tmp_path / "valid.txt", epochs=1, progress=lambda p: found.add(id(p.valid))
+    )
+    assert report.epochs == pytest.approx(1)
+    assert 4 < len(found) <= 22
+
+
+def test_the_gap_is_written_down_and_drawn(corpus, tmp_path, capsys):
+    """By the command; a run that is continued goes on in its file, another begins it anew."""
+    curve, model = tmp_path / "curve.jsonl", str(tmp_path / "m.gguf")
+    curve.write_text('{"epoch": 0.01, "train": 9, "valid": 9}\n')
+    tiny = ["--units", "16", "--embedding", "8", "--batch-size", "8", "--sequence-length", "16"]
+    command = ["train", str(corpus), "-o", model, "--documents", "blank-line", *tiny, "--epochs", "2"]
+    assert main([*command, "--curve", str(curve)]) == 0
+    assert "gap" in capsys.readouterr().err
+    rows = read_curve(curve)
+    epochs = [row["epoch"] for row in rows]
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] == pytest.approx(2, abs=0.1)
+    assert rows[0]["train"] > rows[-1]["train"]
+    assert rows[0]["train"] < 9
+    gap = GapCurve(curve, stream=False)
+    gap(Progress(100, 1.0, 1.0, None, 0.1, 1.0, 1.0, 1.0))
+    assert read_curve(curve) == [row for row in rows if row["epoch"] < 1]
 
 
 def test_a_time_limit_ends_training(corpus, tmp_path):

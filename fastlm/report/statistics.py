@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 Words: TypeAlias = "list[list[str]]"
 """Of each text."""
 
-SELF_BLEU_TEXTS = 40
-"""Of all texts, that are compared with one another."""
+SELF_BLEU_TEXTS = 24
+"""Of all texts, that are compared with one another, each with each."""
 
 TOP_SENTENCES = 10
 
