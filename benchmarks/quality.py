@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from typing import Any
 import fastlm
 from fastlm.evaluation import _MEASURES, evaluate
 from fastlm.pairs import read_pairs
+from fastlm.seq2seq import names_in, stands_in, words_in
 
 Pairs = list[tuple[str, str]]
 Measures = Mapping[str, float]
@@ -43,6 +43,8 @@ class Set:
 
 
 GREEDY_AND_BEAMS = {"greedy": {"temperature": 0}, "beam 5": {"num_beams": 5}}
+WITH_NAMES = {**GREEDY_AND_BEAMS, "names": {"num_beams": 10, "keep_names": True}}
+SHORT = {**GREEDY_AND_BEAMS, "beam 5": {"num_beams": 5, "no_repeat_ngram_size": 2, "length_penalty": 0.5}}
 
 
 def main() -> None:
@@ -105,8 +107,8 @@ def _copied(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
     translation."""
     right: Counter[str] = Counter()
     for (source, given), text in zip(pairs, texts, strict=True):
-        for how, within in (("", _stands_in), (" as words", lambda name, said: name in _words(said))):
-            names = [name for name in _names(source) if within(name, given)]
+        for how, within in (("", stands_in), (" as words", lambda name, said: name in words_in(said))):
+            names = [name for name in names_in(source) if within(name, given)]
             right[f"of{how}"] += bool(names)
             right[how] += bool(names) and all(within(name, text) for name in names)
     baseline = _score("translate", pairs, [source for source, _ in pairs])["bleu"]
@@ -116,25 +118,6 @@ def _copied(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
         "names copied as words": 100 * right[" as words"] / max(1, right["of as words"]),
         "bleu of the source": baseline,
     }
-
-
-def _stands_in(name: str, text: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip(".") for word in re.findall(r"[^\s,;:()\[\]\"'!?<>„“»«]+", text)]
-
-
-def _names(source: str) -> set[str]:
-    """Words with a digit, a capital behind the first letter or at the beginning of a word that begins no sentence, or a
-    mark that only names have."""
-    found = set()
-    for sentence in re.split(r"(?<=[.!?])\s+", source):
-        for place, word in enumerate(_words(sentence)):
-            if re.search(r"\d|[_/+@]|.[A-Z]", word) or (word[:1].isupper() and place > 0 and len(word) > 1):
-                found.add(word)
-    return found
 
 
 def _either_answer(files: list[Path], pairs: Pairs, texts: list[str]) -> Measures:
@@ -155,9 +138,9 @@ def _score(task: str, pairs: Pairs, texts: list[str]) -> Measures:
 SETS: dict[str, Set] = {
     "multi30k.en-de": Set("translate", "multi30k.en-de.{part}.tsv", GREEDY_AND_BEAMS),
     "multi30k.de-en": Set("translate", "multi30k.de-en.{part}.tsv", GREEDY_AND_BEAMS),
-    "debian.en-de": Set("translate", "debian.en-de.{part}.tsv", GREEDY_AND_BEAMS, _copied),
-    "debian.en-fr": Set("translate", "debian.en-fr.{part}.tsv", GREEDY_AND_BEAMS, _copied),
-    "summaries": Set("summarize", "summaries.{part}.tsv", GREEDY_AND_BEAMS),
+    "debian.en-de": Set("translate", "debian.en-de.{part}.tsv", WITH_NAMES, _copied),
+    "debian.en-fr": Set("translate", "debian.en-fr.{part}.tsv", WITH_NAMES, _copied),
+    "summaries": Set("summarize", "summaries.{part}.tsv", SHORT),
     "babi-1k": Set("answer", "babi-1k.{part}-*.tsv", more=_of_tasks),
     "babi-10k": Set("answer", "babi-10k.{part}-*.tsv", more=_of_tasks),
     "fairytales": Set("summarize", "fairytales.{part}.tsv", GREEDY_AND_BEAMS, _either_answer),

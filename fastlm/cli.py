@@ -743,6 +743,7 @@ def _add_writing_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--coverage-penalty", type=float, help="of beams: against texts that leave out parts of the source (default: 0)"
     )
+    add("--keep-names", action="store_true", default=None, help="of beams: the text with most of the source's names")
     add("--max-tokens", type=int, help="longest text (default: 128)")
     add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
     _add_threads_argument(command)

@@ -63,7 +63,7 @@ _OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms",
 _OF_A_TEXT = (
     *("contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"),
     *("max_tokens", "echo", "stop", "stop_repeats", "logprobs", "prompt_logprobs", "deadline_ms", "cancelled"),
-    *("attention", "replace_unknown", "coverage_penalty"),
+    *("attention", "replace_unknown", "coverage_penalty", "keep_names"),
 )
 """Options that do nothing to what may come next, or are not looked at there."""
 
@@ -87,6 +87,7 @@ class Model:
         "attention": "a language model has no source to look at",
         "replace_unknown": "a language model has no source to take words from",
         "coverage_penalty": "a language model has no source to look at",
+        "keep_names": "a language model has no source with names",
     }
     """Options that this kind of model has not, and why."""
 
@@ -436,7 +437,7 @@ class Model:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         if "num_beams" in options:
             raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
-        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement", "coverage_penalty"):
+        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement", "coverage_penalty", "keep_names"):
             if acts(name, options.get(name)):
                 raise ValueError(f"most_likely has no {name}: leave it out")
         if options.get("logprobs") not in (None, False, True, 0):
@@ -466,7 +467,10 @@ class Model:
         begin: float,
     ) -> list[list[Completion]]:
         """The n best of each search."""
-        found = [self._in_order(decoder, start, texts) for start, texts in zip(starts, found, strict=True)]
+        found = [
+            self._in_order(decoder, prompt, start, texts)
+            for prompt, start, texts in zip(prompts, starts, found, strict=True)
+        ]
         kept = [texts[: start.plan.options.n] for start, texts in zip(starts, found, strict=True)]
         total = sum(start.prompt_tokens for start in starts) + sum(len(one.tokens) for group in kept for one in group)
         timings = timed(begin, total)
@@ -480,7 +484,7 @@ class Model:
             for prompt, start, seed, group in zip(prompts, starts, seeds, kept, strict=True)
         ]
 
-    def _in_order(self, decoder: _engine.Decoder, start: Start, found: list[Found]) -> list[Found]:
+    def _in_order(self, decoder: _engine.Decoder, prompt: Prompt, start: Start, found: list[Found]) -> list[Found]:
         """What a search has found, once all of it is known."""
         return found
 

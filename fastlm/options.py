@@ -112,6 +112,7 @@ _NEEDED_BY = {
     "contrastive_beta": ("contrastive_model",),
     "length_penalty": ("num_beams",),
     "coverage_penalty": ("num_beams",),
+    "keep_names": ("num_beams",),
     "early_stopping": ("num_beams",),
     "num_beam_groups": ("num_beams",),
     "diversity_penalty": ("num_beam_groups",),
@@ -189,6 +190,7 @@ class Options(TypedDict, total=False):
     num_beams: int
     length_penalty: float | None
     coverage_penalty: float | None
+    keep_names: bool
     early_stopping: bool | str | None
     num_beam_groups: int | None
     diversity_penalty: float | None
@@ -317,6 +319,10 @@ class GenerationOptions:
         Of a model with a source, 0 to 100: the texts that a beam search has found are put in order once more, with this
         times the sum, over the source's places, of log(min(1, how much the text looked at it in all)) added to each
         score (Wu et al. 2016, "Google's Neural Machine Translation System").
+    keep_names : bool
+        Of a model with a source: of the texts that a beam search has found those come first that have most of its
+        names, versions and commands: words with a digit, with one of ``_/+@``, with a capital behind the first letter,
+        or with one at the beginning though they begin no sentence. More beams give more to choose from.
     early_stopping : bool or "never"
         When a beam search ends: with so many whole texts as beams (True), when an unfinished one is not better as it
         is (False, the default), or when it cannot become better ("never").
@@ -400,6 +406,7 @@ class GenerationOptions:
     num_beams: int = 1
     length_penalty: float | None = None
     coverage_penalty: float | None = None
+    keep_names: bool = False
     early_stopping: bool | str | None = None
     num_beam_groups: int | None = None
     diversity_penalty: float | None = None
@@ -771,6 +778,7 @@ _CHECKS: Mapping[str, _Check] = {
     "num_beams": _whole(1, 64),
     "length_penalty": _real(-10.0, 10.0),
     "coverage_penalty": _real(0.0, 100.0),
+    "keep_names": _truth,
     "early_stopping": _stopping,
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,27 @@ _LOOKING = ("attention", "replace_unknown", "coverage_penalty")  # options that 
 _LEAST_COVERAGE = 1e-6  # of a place, so that its logarithm is a number
 
 _TOGETHER = 64  # sources, as many as the engine reads side by side
+
+
+def names_in(source: str) -> set[str]:
+    """Words that a translation keeps: with a digit, with a mark that only names, commands and paths have, with a
+    capital behind the first letter, or with one at the beginning though it begins no sentence."""
+    found = set()
+    for sentence in re.split(r"(?<=[.!?])\s+", source):
+        for place, word in enumerate(words_in(sentence)):
+            if re.search(r"\d|[_/+@]|.[A-Z]", word) or (word[:1].isupper() and place > 0 and len(word) > 1):
+                found.add(word)
+    return found
+
+
+def words_in(text: str) -> list[str]:
+    """What stands between spaces, commas, brackets and quotes, without dots at the ends."""
+    return [word.strip(".") for word in re.findall(r"[^\s,;:()\[\]\"'!?<>„“»«]+", text)]
+
+
+def stands_in(name: str, text: str) -> bool:
+    """Whether a name is in a text, as a word or as part of one with hyphens."""
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
 
 
 class Seq2Seq(Model):
@@ -130,10 +152,26 @@ class Seq2Seq(Model):
         text = self._with_source_words(prompt, tokens, weights) if replaces else completion.text
         return replace(completion, text=text, attention=weights if options.attention else None)
 
-    def _in_order(self, decoder: _engine.Decoder, start: Start, found: list[Found]) -> list[Found]:
-        """By score and coverage, texts that are as they should be first."""
-        if not (penalty := start.plan.options.coverage_penalty):
-            return found
+    def _in_order(self, decoder: _engine.Decoder, prompt: Prompt, start: Start, found: list[Found]) -> list[Found]:
+        """Texts that are as they should be first, then those with most of the source's names, then by score and
+        coverage."""
+        if penalty := start.plan.options.coverage_penalty:
+            found = self._by_coverage(decoder, start, found, penalty)
+        if start.plan.options.keep_names:
+            found = self._by_names(prompt, found)
+        return found
+
+    def _by_names(self, prompt: Prompt, found: list[Found]) -> list[Found]:
+        known = self.tokenizer
+        if not isinstance(prompt, str) or known is None:
+            raise ValueError("keep_names: expected the source as a text, found token ids")
+        names = names_in(prompt)
+        texts = [known.decode(one.tokens) for one in found]
+        lost = [sum(not stands_in(name, text) for name in names) for text in texts]
+        order = sorted(range(len(found)), key=lambda n: (*found[n].rank[:2], lost[n]))
+        return [found[n] for n in order]
+
+    def _by_coverage(self, decoder: _engine.Decoder, start: Start, found: list[Found], penalty: float) -> list[Found]:
         assert start.source is not None
         again = []
         for one in found:

@@ -2,6 +2,7 @@
 """Sequence-to-sequence models: the engine against float64, and the same bits however the work is cut."""
 
 from array import array
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import fastlm
 from conftest import damaged_files
 from fastlm import _engine, format
 from fastlm.cli import main
+from fastlm.seq2seq import names_in, stands_in
 from fastlm.tokenizer import CharTokenizer
 from fastlm.weights import Weights
 from reference import log_softmax, seq2seq_logits
@@ -505,3 +507,33 @@ def test_copying_models_write_what_their_log_probabilities_say(attention, tmp_pa
     assert set(alone[0].token_ids) & set(sources[0])
     with pytest.raises(ValueError, match=r"attention\.copy: a source's tokens are copied, but there are 70"):
         fastlm.export(weights_of(attention=attention, copy=True, source=70), tmp_path / "x.gguf", bos=0)
+
+
+# ---- names -----------------------------------------------------------------------------------------------
+
+
+def test_names_are_told_from_words():
+    source = "The GNOME desktop runs /usr/bin/gtk3-demo on Linux 2.6. It needs X11 (see README.txt), not e-mail. A b."
+    assert names_in(source) == {"GNOME", "/usr/bin/gtk3-demo", "Linux", "2.6", "X11", "README.txt"}
+    assert stands_in("X11", "ein X11-Programm")
+    assert not stands_in("X11", "ein X112")
+    assert stands_in("C++", "in C++.")
+
+
+def test_texts_with_the_names_of_the_source_come_first():
+    lm = fastlm.load(Path(__file__).parent.parent / "models" / "babi.gguf")
+    source = "Who gave the milk? Mary gave the milk to Fred. Who gave the milk?"
+    plain = lm.generate(source, num_beams=12, n=12, max_tokens=6)
+    found = lm.generate(source, num_beams=12, n=12, max_tokens=6, keep_names=True)
+
+    def lost(text):
+        return sum(not stands_in(name, str(text)) for name in ("Fred",))
+
+    assert [lost(one) for one in plain] != sorted(lost(one) for one in plain)
+    assert [str(one) for one in found] == [str(one) for one in sorted(plain, key=lost)]
+    with pytest.raises(ValueError, match="num_beams"):
+        lm.generate(source, keep_names=True)
+    with pytest.raises(ValueError, match="expected the source as a text"):
+        lm.generate(lm.encode_source(source), num_beams=2, keep_names=True)
+    with pytest.raises(ValueError, match="keep_names: a language model has no source"):
+        fastlm.load("stories").generate("a", num_beams=2, keep_names=True)

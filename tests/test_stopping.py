@@ -145,6 +145,7 @@ NOT_OFFERED_BY_GENERATE = {
     "attention",
     "cancelled",
     "coverage_penalty",
+    "keep_names",
     "logits_processor",
     "logprobs",
     "prompt_logprobs",
