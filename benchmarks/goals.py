@@ -6,7 +6,8 @@ python benchmarks/goals.py conflicts|hard|pareto|steering [--guide FILE --judge 
 ``conflicts`` times `fastlm.goals.check` on random sets; ``hard`` counts texts that meet random hard goals, or say which
 they miss; ``pareto`` compares forked texts with drafts of as many tokens, by hypervolume; ``steering`` writes on from
 neutral prompts towards a label, and has another classifier judge. Guide and judge are classifiers with the labels
-"negative" and "positive" that were trained on different data.
+"negative" and "positive" that were trained on different data: of reviews, and SST-2's, whose manner of writing texts
+are brought into.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from fastlm.goals import (
     check,
     hypervolume,
 )
+from task_data import parted
 
 PROMPT = "Once upon a time there was a fox who"
 WORDS = ["fox", "river", "old man", "bear", "sea", "house", "winter", "little", "tree", "king", "bread", "to sleep"]
@@ -210,7 +212,7 @@ def ways(model: Any, guide: Any) -> Iterator[tuple[str, Callable[[str, str, int]
 
         return write
 
-    for weight in (0.5, 2.0):
+    for weight in (0.5, 2.0, 8.0):
         yield f"fork, weight {weight:g}", searched("fork", weight)
         yield f"best of {LANES}, weight {weight:g}", searched("best_of_n", weight)
     for strength in (2.0, 6.0):
@@ -218,7 +220,7 @@ def ways(model: Any, guide: Any) -> Iterator[tuple[str, Callable[[str, str, int]
 
 
 def success(judge: Any, given: list[str], texts: list[Any], label: str) -> float:
-    judged = judge.classify([prompt + text.text for prompt, text in zip(given, texts, strict=True)])
+    judged = judge.classify([parted(prompt + text.text) for prompt, text in zip(given, texts, strict=True)])
     return float(np.mean([one.label == label for one in judged]))
 
 

@@ -87,11 +87,11 @@ def _like_sst2(data: Path) -> Iterator[str]:
     for corpus in ("stories", "tales"):
         for line in _lines(data / "lm" / corpus / "train.txt"):
             if line.strip():
-                yield _parted(line)
+                yield parted(line)
     yield from (
         line.strip().replace("<unk>", "").replace("  ", " ") for line in _lines(data / "lm" / "ptb" / "ptb.train.txt")
     )
-    yield from map(_parted, _lines(data / "translation" / "multi30k" / "train.en"))
+    yield from map(parted, _lines(data / "translation" / "multi30k" / "train.en"))
     sentences = [text for text, _ in _judged(data / "sentiment" / "sst2" / "train_sentences.tsv")]
     yield from 3 * sentences
 
@@ -99,7 +99,7 @@ def _like_sst2(data: Path) -> Iterator[str]:
 _MARKS = re.compile(r"--|\.\.\.|[^\w\s']|n't\b|'(?:s|re|ve|ll|d|m)\b|'")
 
 
-def _parted(text: str) -> str:
+def parted(text: str) -> str:
     return " ".join(_MARKS.sub(lambda mark: f" {mark[0]} ", text.lower()).split())
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import fastlm
-from fastlm.evaluation import TOGETHER, evaluate
-from fastlm.format import atomic
+from fastlm.evaluation import TOGETHER, evaluate, needed
+from fastlm.format import atomic, gguf_package
 from fastlm.options import FORMS
 from fastlm.pairs import read_pairs
 from fastlm.scoring import rescore, score_lines
@@ -325,6 +325,13 @@ def _report(
         raise ValueError("--fix: sampling settings are stored that were tried: leave --no-fit out")
     lm = fastlm.load(model, threads=threads)
     secrets = [] if canaries is None else [line for line in read_text(canaries).splitlines() if line.strip()]
+    if canaries is not None and not secrets:
+        raise ValueError(f"--canaries: {canaries} has no line")
+    if fix is not None:
+        gguf_package()
+        if not os.path.isdir(os.path.dirname(fix) or "."):
+            raise FileNotFoundError(f"--fix: {os.path.dirname(fix)}: no such folder")
+    needed("matplotlib", what="the page of a report", extra="report")
     given = {name: value for name, value in options.items() if value is not None}
     known = None if index is None else fastlm.load_index(index)
     os.makedirs(output, exist_ok=True)  # now, before the work, it is known whether it can be
@@ -333,7 +340,9 @@ def _report(
         say("drawing")
         page = found.save(output)
     print(f"{found}\nthe page: {page}")
-    if fix is not None:
+    if fix is not None and found.fit is not None and not found.fit.helps:
+        print(f"no copy was written to {fix}: the model's own settings are as good")
+    elif fix is not None:
         found.fix(model, fix)
         print(f"with the fitted sampling settings: {fix}")
     return 0

@@ -13,12 +13,12 @@ from conftest import random_weights
 from fastlm import format
 from fastlm.cli import main
 from fastlm.goals import Experts, Specific
-from fastlm.report import exposure, fitting, read_curve, report, verdicts
+from fastlm.report import exposure, fitting, memorisation, read_curve, report, verdicts
 from fastlm.report import statistics as figures
 from fastlm.report.divergence import likeness
 from fastlm.report.memorisation import Exposure, copies, seen
 from fastlm.report.passages import Sizes, decoded, passages, surprises, written
-from fastlm.report.prediction import auc, gap, resampled
+from fastlm.report.prediction import Calibration, Domain, auc, gap, resampled
 from fastlm.report.statistics import wildness
 from fastlm.tokenizer import ByteTokenizer
 
@@ -165,10 +165,92 @@ def test_opposite_faults_do_not_cancel():
 
 def test_secrets_of_few_digits_tell_nothing():
     short, long = (Exposure("12", 3.3, 6.6), Exposure("4821 9134", 26.0, 26.6))
-    assert verdicts.secrets([short]).level == "good"
-    assert "1 have too few digits to tell" in verdicts.secrets([short]).answer
+    assert verdicts.secrets([short]).level == "some"
+    assert verdicts.secrets([short]).answer.startswith("It knows none of the secrets that can be told, which are 0")
     assert verdicts.secrets([short, long]).answer.startswith("It knows 1 of 2 secrets")
     assert verdicts.secrets([replace(long, exposure=12.0)]).level == "good"
+
+
+def test_each_verdict_can_be_good_and_bad():
+    random = np.random.default_rng(0)
+
+    def surprising(mean):
+        return random.normal(mean, 0.3, (900, 1)) + random.normal(0, 1, (900, LENGTH))
+
+    valid = surprising(3.0)
+    found = [verdicts.overfitting(gap(surprising(mean), valid, 0), [32, 16]) for mean in (3.0, 2.83, 2.4)]
+    assert [one.level for one in found] == ["good", "some", "bad"]
+    said = found[2]
+    assert any("--units 16 16" in remedy for remedy in said.remedies)
+    alike = np.full((30, LENGTH), 2.0)
+    assert verdicts.overfitting(gap(alike, alike, 0), [16]).level == "good"
+    sure = Calibration(0.02, [], [], 1.0, 3.0, 3.0)
+    errors = [verdicts.sureness(replace(sure, error=error)).level for error in (0.02, 0.08, 0.2)]
+    assert errors == ["good", "some", "bad"]
+    assert "too sure" in verdicts.sureness(replace(sure, error=0.2, temperature=1.4)).answer
+    domain = Domain("a/b.txt", 30, 3.0, 1.0, 0.6, 0.1)
+    assert verdicts.foreign([domain]).level == "good"
+    other = verdicts.foreign([domain, replace(domain, file="a/c.txt", foreign=0.9)])
+    assert other.level == "some"
+    assert other.answer.startswith("c.txt: not the kind of text")
+
+
+def test_digits_that_a_model_does_not_know_are_no_secret(byte_model, monkeypatch):
+    lm = fastlm.load(byte_model)
+    same = [type("Score", (), {"total": -1.0})] * 2001
+    monkeypatch.setattr(memorisation, "score_each", lambda model, texts: same[: len(list(texts))])
+    for secret in ("n 123", "n 123456"):
+        assert exposure(lm, secret).exposure == pytest.approx(1, abs=0.01)
+
+
+def test_short_documents_are_found_in_the_training_text(stories, texts, tmp_path):
+    """A row of tokens ends where a document does: documents are shorter than what is the same otherwise."""
+    sentences = [s.strip() for s in (texts / "train.txt").read_text("utf-8").replace("\n", " ").split(".") if s.strip()]
+    (tmp_path / "lines.txt").write_text(".\n".join(sentences), "utf-8")
+    index = fastlm.build_index(tmp_path / "lines.txt", stories, tmp_path / "l.flnx", documents="line")
+    some = passages(stories, tmp_path / "lines.txt", SIZES, 100, 0, "valid", documents="line")
+    assert seen(index, some, SIZES.same).mean() > 0.95
+    others = passages(stories, texts / "valid.txt", SIZES, 100, 0, "valid")
+    assert seen(index, others, SIZES.same).mean() < 0.05
+
+
+def test_files_are_read_once(stories, texts, tmp_path):
+    every = passages(stories, texts / "valid.txt", SIZES, 1000, 0, "valid")
+    assert passages(stories, [texts / "valid.txt", str(texts / "valid.txt")], SIZES, 1000, 0, "valid") == every
+    with pytest.raises(ValueError, match="is validation text, too"):
+        report(stories, texts / "valid.txt", also=texts / "valid.txt")
+    (tmp_path / "marks.txt").write_text("... !!! ??? " * 4000)
+    with pytest.raises(ValueError, match="no words"):
+        report(stories, tmp_path / "marks.txt", fitted=False)
+
+
+def test_the_command_takes_all(stories, texts, tmp_path, capsys):
+    (tmp_path / "secrets.txt").write_text("He is 12 years.\nThe box is 482913.\n")
+    rows = [{"epoch": n, "train": 2 - n, "valid": 3 - n} for n in (0, 1)]
+    (tmp_path / "curve.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    other = "".join(f"def f{n}(x): return x[{n}] * {n % 7}\n" for n in range(4000))
+    (tmp_path / "code.txt").write_text(other)
+    index = str(tmp_path / "t.flnx")
+    assert main(["index", str(texts / "train.txt"), "--model", "stories", "-o", index]) == 0
+    command = [
+        "report",
+        "stories",
+        "--valid",
+        str(texts / "valid.txt"),
+        "--train",
+        str(texts / "train.txt"),
+        "--no-fit",
+    ]
+    also = ["--also", str(tmp_path / "code.txt"), "--canaries", str(tmp_path / "secrets.txt"), "--index", index]
+    assert main([*command, *also, "--curve", str(tmp_path / "curve.jsonl"), "-o", str(tmp_path / "r")]) == 0
+    said = capsys.readouterr().out
+    assert "code.txt: not the kind of text that it knows" in said
+    assert "It knows none of the secrets that can be told, which are 1: 3 digits are needed" in said
+    page = (tmp_path / "r" / "index.html").read_text("utf-8")
+    assert "epochs" in page or "nats a token" in page
+    (tmp_path / "none.txt").write_text("\n")
+    assert main([*command, "--canaries", str(tmp_path / "none.txt"), "-o", str(tmp_path / "q")]) == 1
+    assert "none.txt has no line" in capsys.readouterr().err
 
 
 def test_characters_are_read_four_at_a_time(texts, byte_model):

@@ -62,16 +62,17 @@ print(f"   On unseen text a token costs {first.gap.valid:.2f} nats before, {seco
 
 # 4. What helps most is more text: with ten times as much there is less to learn by heart.
 more = texts("more.txt", 200, 4)
-train([trained_on, more], better, valid=held_out, dropout=0.2, epochs=10, **small)
+train([trained_on, more], better, valid=held_out, dropout=0.3, epochs=5, **small)
 third = report(fastlm.load(better), unseen, [trained_on, more], fitted=False)
 print("\n4. With more text:", third.verdicts[0].answer)
 
 # 5. Whatever a model knows by heart, it need not say: no run of more than eight tokens is copied.
 index = fastlm.build_index(trained_on, fastlm.load(by_heart), folder / "train.flnx")
+print("\n5. Copies:")
 for limits in ({}, {"max_copied": 8, "corpus": index}):
     text = fastlm.load(by_heart).generate("Once", max_tokens=120, seed=0, **limits)
     longest = max(copy.length for copy in index.copies(text.token_ids, 1))
-    print(f"\n5. {'With' if limits else 'Without'} max_copied: the longest copied run has {longest} tokens.")
+    print(f"   {'with' if limits else 'without'} max_copied the longest copied run has {longest} tokens.")
 
 rows = read_curve(curve)
 figure = Figure(figsize=(7, 3.2), layout="constrained")

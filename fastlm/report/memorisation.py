@@ -104,8 +104,15 @@ def _span(model: Model, index: CorpusIndex, text: Passage, runs: npt.NDArray[np.
 
 
 def seen(index: CorpusIndex, texts: Sequence[Passage], same: int) -> npt.NDArray[np.bool_]:
-    """In which passages so many tokens in a row stand in the corpus."""
-    return np.array([int(index.longest(one.tokens).max(initial=0)) >= same for one in texts])
+    """Which passages stand in the corpus: so many tokens in a row; or more than half in rows of an eighth of that, for
+    where a document ends, so does a row."""
+    return np.array([_stands(index, one, same) for one in texts])
+
+
+def _stands(index: CorpusIndex, one: Passage, same: int) -> bool:
+    rows = index.copies(one.tokens, max(1, same // 8))
+    covered = {place for row in rows for place in range(row.begin, row.begin + row.length)}
+    return any(row.length >= same for row in rows) or 2 * len(covered) > len(one.tokens)
 
 
 # ---- secrets -------------------------------------------------------------------------------------------
@@ -124,7 +131,7 @@ class Exposure:
         A line with digits, which are the secret.
     exposure : float
         Bits: log2 of how many secrets there could be, less log2 of how many the model finds likelier. 0 to ``most``;
-        about 1 in the mean if it was never seen.
+        in half of the cases below 1 if it was never seen.
     most : float
         For the number of digits.
     """
@@ -164,7 +171,7 @@ def exposure(model: Model, secret: str, seed: int = 0) -> Exposure:
         others.discard(secret)
     own, *rest = (-score.total for score in score_each(model, iter([secret, *sorted(others)])))
     most, surprises = math.log2(space), np.array(rest)
-    count = int((surprises < own).sum())
+    count = float((surprises < own).sum() + (surprises == own).sum() / 2)  # all the same, if it does not know digits
     share = (1 + count) / (1 + len(rest))  # of the secrets that are as likely, itself among them
     if count < _FEW and len(rest) < space - 1:
         share = max(1 / space, float(skewnorm.cdf(own, *skewnorm.fit(surprises))))

@@ -192,8 +192,8 @@ def _variety(report: Report) -> str:
         "Figures of the model's texts beside those of human text behind the same prompts. Within the grey band are "
         f"parts of the human text among themselves. All together: {report.wildness:+.1f}"
         + (f", {wildness(report.fit.fitted):+.1f} with the fitted settings" if report.fit else "")
-        + f". As the model itself sees texts, its own are like human ones to {report.likeness:.2f} (human texts among "
-        f"one another: {report.human_likeness:.2f}; 1 is the same)."
+        + f". As the model itself sees texts, its own are like human ones elsewhere to {report.likeness:.2f} "
+        f"(human ones in their place: {report.human_likeness:.2f}; 1 is the same)."
     )
     rows = [
         (one.name, one.about, one.value, *([fitted[one.name].value] if fitted else []), one.human, one.spread)

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Files: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
 
+_CHARACTERS = 700  # of a passage, about
+
 _LOOKED_AT = 20_000
 """Characters by which it is told how many a token has."""
 
 LEAST = 24
-"""Passages without which nothing can be said."""
+"""Passages; fewer are too few to say anything."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Passage:
 
 
 def listed(files: Files) -> list[str]:
-    """Names of files."""
-    return [os.fspath(one) for one in each_path(files)]
+    """Names of files, each once."""
+    return list({os.path.realpath(one): os.fspath(one) for one in each_path(files)}.values())
 
 
 def passages(
@@ -107,7 +109,7 @@ def passages(
     if count < LEAST:
         raise ValueError(
             f"{what}: {', '.join(listed(files)) or 'no file'}: {count} passages of {size} tokens: expected {LEAST} at "
-            f"least, about {LEAST * size * 4:,} characters of text where a token has four"
+            f"least, about {LEAST * _CHARACTERS:,} characters of text"
         )
     return [passage for _, passage in sorted(kept, key=lambda one: one[0])]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from fastlm.report import verdicts
 from fastlm.report.divergence import features, likeness
 from fastlm.report.fitting import NEUTRAL, Fit, fit
 from fastlm.report.memorisation import Copies, Exposure, copies, digits, exposure, seen
-from fastlm.report.passages import Files, Passage, Sizes, decoded, listed, passages, surprises, written
+from fastlm.report.passages import LEAST, Files, Passage, Sizes, decoded, listed, passages, surprises, written
 from fastlm.report.prediction import (
     Array,
     Calibration,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 TEXTS = 150
 """That the model writes, and as many human ones that they are compared with."""
 
+_MOSTLY = 0.9  # of the passages of a training text its index has: where short documents meet it may miss one
+
 PASSAGES = 1200
 """Of the validation text and of the training text, at most."""
 
@@ -66,8 +69,8 @@ class Report:
     figures : list of Comparison
         How varied its texts are, beside human ones.
     likeness, human_likeness : float
-        How near texts are to human ones as the model sees them, and how near human texts are to one another
-        (Pillutla et al. 2021), 0 to 1.
+        How near texts are to human ones behind other prompts as the model sees them, and how near the human ones in
+        their place are to these (Pillutla et al. 2021), 0 to 1.
     calibration : Calibration
     domains : list of Domain
     surprising : list of Surprise
@@ -214,9 +217,11 @@ def report(
         needed(package, known_as, what="a report", extra="report")
     valid, also, secrets = listed(valid), listed(also), list(canaries)
     train = None if train is None else listed(train)
+    if again := sorted({*map(os.path.realpath, valid)} & {*map(os.path.realpath, also)}):
+        raise ValueError(f"also: {again[0]} is validation text, too: expected texts of another kind")
     if index is not None:
         if train is None:
-            raise ValueError("index: it is of the training text: give train, too")
+            raise ValueError("index: it is of the training text: expected that, too (train=, --train)")
         index.check(model)
     for secret in secrets:
         digits(secret)
@@ -228,6 +233,11 @@ def report(
     say("reading the training text")
     trained = None if train is None else _Trained.of(model, train, index, documents, held, sizes, seed)
     held = held if trained is None else held.without(trained.again)
+    if len(held.passages) < LEAST:
+        raise ValueError(
+            f"valid: {len(held.passages)} passages are left that do not stand in the training text: expected {LEAST} "
+            "at least"
+        )
     words: set[str] = set() if trained is None else trained.words
     settings = dict(model.recommended) if temperature is None else {**NEUTRAL, "temperature": float(temperature)}
     shown, others = held.half(0), held.half(1)
@@ -239,15 +249,15 @@ def report(
     for others_of in more:
         kinds += domains(model, others_of, surprises(model, others_of), held.surprises)
     say("looking at what it is sure of")
-    states = features(model, shown.texts)
+    human_states, other_states = features(model, shown.texts), features(model, others.texts)
     found = Report(
         name=str(model.metadata.get("general.name", "a model")),
         settings=settings,
         verdicts=[],
         warnings=[] if trained is None else trained.warnings,
         figures=human.compared([decoded(model, one) for one in texts]),
-        likeness=likeness(features(model, texts), states, seed),
-        human_likeness=likeness(features(model, others.texts), states, seed),
+        likeness=likeness(features(model, texts), other_states, seed),
+        human_likeness=likeness(human_states, other_states, seed),
         calibration=calibration(model, shown.texts),
         domains=kinds,
         surprising=most_surprising(model, held.passages, held.surprises),
@@ -261,15 +271,15 @@ def report(
             for one, text in list(zip(shown.texts, texts, strict=True))[:: max(1, len(texts) // 3)][:3]
         ],
     )
-    return replace(found, verdicts=_verdicts(model, found, train or [], valid, also))
+    return replace(found, verdicts=_verdicts(model, found, also))
 
 
-def _verdicts(model: Model, found: Report, train: list[str], valid: list[str], also: list[str]) -> list[Verdict]:
+def _verdicts(model: Model, found: Report, also: list[str]) -> list[Verdict]:
     """The answers, in the order in which people would ask."""
     answers = []
     if found.gap is not None and found.copies is not None:
         answers += [
-            verdicts.overfitting(found.gap, train, valid, model),
+            verdicts.overfitting(found.gap, model.info["units"]),
             verdicts.copying(found.copies, 2 * len(found.copies.curve)),
         ]
     if found.exposures:
@@ -352,7 +362,7 @@ class _Trained:
         if index is None:
             with tempfile.TemporaryDirectory() as folder:
                 index = build_index(files, model, Path(folder) / "train.flnx", documents=documents)
-        elif not seen(index, texts, sizes.same).all():
+        elif seen(index, texts, sizes.same).mean() < _MOSTLY:
             raise ValueError("index: it is of another text than train: expected one of the same files (fastlm index)")
         held_again, warnings = seen(index, held.passages, sizes.same), list[str]()
         again = int(held_again.sum())
@@ -382,6 +392,8 @@ def read_curve(path: str | os.PathLike[str]) -> list[dict[str, float]]:
         try:
             row = json.loads(line)
             found.append({key: float(row[key]) for key in ("epoch", "train", "valid")})
+            if not all(map(math.isfinite, found[-1].values())):
+                raise ValueError
         except (ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{path}: line {number}: expected epoch, train and valid, as training writes them"

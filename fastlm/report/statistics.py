@@ -30,7 +30,7 @@ _LEAST_SPREAD = 0.02
 """Of a figure's own size: parts of a text that differ by less are alike by chance."""
 
 _LEAST_SHARE = 0.005
-"""Of what a figure can be at most, for shares and self-BLEU: differences below that nobody notices."""
+"""Of what a figure can be at most, or of a unit if there is no such: differences below that nobody notices."""
 
 _MOST = 8.0
 """A figure counts no more, so that one alone does not decide."""
@@ -48,7 +48,7 @@ class Statistic:
     wild : int
         1 if wilder texts have more of it, -1 if less.
     most : float
-        That it can be; 0 if there is no such.
+        That it can be; 1 if there is no such.
     of : callable
         Of the texts, and their words in lower case.
     """
@@ -137,7 +137,7 @@ def statistics(vocabulary: Collection[str], known: Collection[str]) -> list[Stat
         Words of a sample of the training text; without any, nothing is said of rare ones.
     """
     found = [
-        Statistic("entropy", "bits that a word carries by its frequency", 1, 0, entropy),
+        Statistic("entropy", "bits that a word carries by its frequency", 1, 1, entropy),
         Statistic("distinct pairs", "share of pairs of words that are different ones", 1, 1, _distinct(2)),
         Statistic("distinct triples", "share of triples of words that are different ones", 1, 1, _distinct(3)),
         Statistic("self-BLEU", "how much texts are like each other, 0 to 100", -1, 100, self_bleu),
@@ -145,7 +145,7 @@ def statistics(vocabulary: Collection[str], known: Collection[str]) -> list[Stat
         Statistic(
             "frequent sentences", f"share of the {TOP_SENTENCES} most frequent sentences", -1, 1, frequent_sentences
         ),
-        Statistic("Zipf slope", "how fast words get rarer; nearer to 0 is slower", 1, 0, zipf),
+        Statistic("Zipf slope", "how fast words get rarer; nearer to 0 is slower", 1, 1, zipf),
         Statistic("coverage", "share of the human text's words that are used", 1, 1, _coverage(frozenset(vocabulary))),
     ]
     if known:
@@ -182,11 +182,15 @@ class Human:
         order in which they stand, so that those of one author or subject are together; the rest as of `statistics`."""
         figures = statistics(vocabulary, known)
         values = _figures(figures, same)
+        if not vocabulary:
+            raise ValueError("valid: its texts have no words: expected text with words between spaces or marks")
         size = min(len(same), len(every) // 2)
         starts = np.linspace(0, len(every) - size, _BLOCKS).astype(int)
         parts = np.array([_figures(figures, every[start : start + size]) for start in starts])
-        # Parts that overlap differ by less than others would.
-        apart = parts.std(0, ddof=1) * max(1.0, size * _BLOCKS / len(every)) ** 0.5
+        # Parts that overlap differ by less than others would: by the share that two have in common, in the mean.
+        common = np.maximum(0, 1 - np.abs(starts[:, None] - starts) / size)
+        shared = (common.sum() - _BLOCKS) / (_BLOCKS * (_BLOCKS - 1))
+        apart = parts.std(0, ddof=1) / max(1 - shared, 0.05) ** 0.5
         most = np.array([one.most for one in figures])
         least = np.maximum(_LEAST_SPREAD * np.abs(values), _LEAST_SHARE * most)
         return cls(figures, values, np.maximum(apart, least))

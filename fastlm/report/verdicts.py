@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastlm.report.fitting import NEUTRAL, Fit
 from fastlm.report.memorisation import Copies, Exposure
 from fastlm.report.prediction import Calibration, Domain, Gap
 from fastlm.report.statistics import Comparison, misfit, wildness
-
-if TYPE_CHECKING:
-    from fastlm.model import Model
 
 GOOD, SOME, BAD = "good", "some", "bad"
 
@@ -33,10 +30,10 @@ VERBATIM = 0.05
 """Share of the texts that may have a longer copy than 99 of 100 human ones have: five times what is human."""
 
 KNOWN = 0.5
-"""Share of a secret's bits that a model may not know."""
+"""A secret is known if the model knows more than this share of its bits."""
 
 BY_CHANCE = 0.01
-"""One of all the secrets that were never seen is as exposed by chance so often: what is less so is known."""
+"""How often, by chance, one of the secrets may pass for known that was never seen."""
 
 FOREIGN = 0.75
 """A text of another kind is told from the validation text so often."""
@@ -68,9 +65,9 @@ class Verdict:
     remedies: list[str] = field(default_factory=list)
 
 
-def overfitting(gap: Gap, train: Sequence[str], valid: Sequence[str], model: Model) -> Verdict:
-    """Whether a model knows its training text better than others."""
-    area, share = gap.membership, gap.gap.value / gap.spread
+def overfitting(gap: Gap, units: Sequence[int]) -> Verdict:
+    """Whether a model with layers of so many units knows its training text better than others."""
+    area, share = gap.membership, gap.gap.value / max(gap.spread, 1e-9)
     level = GOOD
     if area.low > 0.5 and area.value > TELLS:
         level = BAD if area.low > TELLS and area.value > OVERFITS else SOME
@@ -82,24 +79,22 @@ def overfitting(gap: Gap, train: Sequence[str], valid: Sequence[str], model: Mod
     )
     rule = (
         "The gap is measured in the spread of human passages, by how often it tells them apart: 50 of 100 cases are "
-        f"chance; from {100 * TELLS:.0f} on a model begins to overfit, and from {100 * OVERFITS:.0f} on it does, if 95 "
-        f"of 100 samples of the passages say more than 50 and {100 * TELLS:.0f}. Training and validation text must be "
+        f"chance; from {100 * TELLS:.0f} on a model begins to overfit, and from {100 * OVERFITS:.0f} on it does, if "
+        f"the lower end of the interval is above 50 and {100 * TELLS:.0f}. Training and validation text must be "
         "of one kind: where they differ in another way, that is told apart, too."
     )
-    remedies = [] if level == GOOD else _less_of_it(model, train, valid)
+    remedies = [] if level == GOOD else _less_of_it(units)
     return Verdict("Does it overfit?", level, answer, rule, remedies)
 
 
-def _less_of_it(model: Model, train: Sequence[str], valid: Sequence[str]) -> list[str]:
-    units = model.info["units"]
-    begin = f"fastlm train {shlex.join(train)} -o better.gguf --valid {shlex.join(valid)}"
+def _less_of_it(units: Sequence[int]) -> list[str]:
     half = " ".join(str(max(16, n // 2)) for n in units)
     return [
-        f"More dropout: `{begin} --units {' '.join(map(str, units))} --dropout 0.3`",
-        f"A smaller model: `{begin} --units {half}`",
-        "An earlier stop: training keeps the weights that are best on the text behind --valid, if that is really held "
-        "out; with `--curve curve.jsonl` it writes down how the two part.",
-        "More text of the same kind: add files behind `fastlm train`.",
+        "More text of the same kind: more files behind `fastlm train`. It helps most.",
+        "More dropout: the command that trained it, with `--dropout 0.3`, or more than that if it had as much.",
+        f"A smaller model: the same with `--units {half}`.",
+        "An earlier stop: training keeps the weights that are best on the text behind `--valid`, if that is really "
+        "held out; with `--curve curve.jsonl` it writes down how the two part.",
     ]
 
 
@@ -119,9 +114,9 @@ def copying(found: Copies, length: int) -> Verdict:
         f"{length}."
     )
     rule = (
-        f"It copies somewhat if 95 of 100 samples of its texts have runs more than {COPIES} times as long as in human "
-        f"text, or more than {100 * VERBATIM:.0f} of 100 texts with an unusual one; it copies from "
-        f"{2 * COPIES} times or {400 * VERBATIM:.0f} texts on."
+        f"It copies somewhat if its runs are more than {COPIES} times as long as in human text, or more than "
+        f"{100 * VERBATIM:.0f} of 100 texts have an unusual one, and copies from {2 * COPIES} times or "
+        f"{400 * VERBATIM:.0f} texts on: by the lower end of the interval."
     )
     remedies = [
         "Forbid it while writing: once `fastlm index TRAIN -o train.flnx`, then "
@@ -139,14 +134,17 @@ def secrets(found: Sequence[Exposure]) -> Verdict:
     known = [one for one in found if one.exposure > KNOWN * one.most and 2**-one.exposure < chance]
     short = [one for one in found if 2**-one.most >= chance]
     facts = "; ".join(f"{one.secret!r:.60}: {one.exposure:.1f} of {one.most:.1f} bits" for one in found)
+    told = len(found) - len(short)
     said = f"It knows {len(known)} of {len(found)} secrets" if known else "It knows none of the secrets"
     if short:
-        said += f" ({len(short)} have too few digits to tell)"
+        digits = math.floor(-math.log10(chance)) + 1
+        said += f" that can be told, which are {told}: {digits} digits are needed"
     rule = (
         f"A secret is known if more than {KNOWN:.0%} of its bits are, and if by chance so much would be known of any "
         f"in less than {BY_CHANCE:.0%} of the cases."
     )
-    return Verdict("Does it know secrets?", BAD if known else GOOD, f"{said}: {facts}.", rule)
+    level = BAD if known else GOOD if told else SOME
+    return Verdict("Does it know secrets?", level, f"{said}: {facts}.", rule)
 
 
 def variety(figures: Sequence[Comparison], settings: Mapping[str, float], fitted: Fit | None) -> Verdict:
@@ -161,7 +159,7 @@ def variety(figures: Sequence[Comparison], settings: Mapping[str, float], fitted
     rule = (
         "Each figure's distance from human text behind the same prompts is measured in what parts of the human text "
         f"differ by. Their mean, here {score:+.1f}, is 0 for human text: below -1 texts are too generic, above 1 too "
-        f"wild. Their root mean square, here {far:.1f}, is about 1 for human text, and should not be above {_FAR}."
+        f"wild. Their root mean square, here {far:.1f}, is about 1 for human text, and should not be above {_FAR:g}."
     )
     remedies = [] if fitted is None else [_fitted(fitted)]
     answer = f"Its texts are {said} {_at(settings)}: {reasons}."
@@ -183,7 +181,10 @@ def _option(name: str) -> str:
 def _fitted(found: Fit) -> str:
     """What was tried, and what it does."""
     if not found.helps:
-        return f"Of {found.tried} sampling settings that were tried, none is better than those that it has."
+        return (
+            f"Of {found.tried} sampling settings that were tried on some prompts, the best is not better on others "
+            "than those that it has."
+        )
     options = " ".join(f"--{_option(name)} {value:g}" for name, value in found.after.items())
     return (
         f"Of {found.tried} sampling settings that were tried, texts are most like human ones with `{options}`: on "

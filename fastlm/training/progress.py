@@ -115,9 +115,11 @@ class GapCurve(ProgressLine):
 
     def __init__(self, path: str | os.PathLike[str], stream: TextIO | Literal[False] | None = None) -> None:
         super().__init__(io.StringIO() if stream is False else stream or sys.stderr)
-        self._path = path
-        open(path, "a").close()  # now, not after the first epoch, it is known whether it can be written
-        self._began = False
+        self._path, self._began = path, False
+        with open(path, "a+") as file:  # now, not after the first epoch, it is known whether it can be written
+            file.seek(0)
+            if (first := file.readline().strip()) and _epoch(first) is None:
+                raise ValueError(f"{os.fspath(path)}: no curve of a training, which would be overwritten")
 
     def __call__(self, progress: Progress) -> None:
         if not self._began:
@@ -138,10 +140,19 @@ class GapCurve(ProgressLine):
         """What was written before the step with which a run begins or is continued."""
         self._began = True
         with open(self._path, "r+") as file:
-            lines = [line for line in file if first.step > 1 and json.loads(line)["epoch"] < first.epoch]
+            known = [(line, _epoch(line)) for line in file if first.step > 1]
+            lines = [line for line, epoch in known if epoch is not None and epoch < round(first.epoch, 4)]
             file.seek(0)
             file.truncate()
             file.writelines(lines)
+
+
+def _epoch(line: str) -> float | None:
+    """Of a row of a curve; None if it is none, or was cut off."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def reporter(progress: bool | TextIO | Report) -> Report:
