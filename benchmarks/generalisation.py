@@ -33,11 +33,18 @@ Row = dict[str, Any]
 PIECE = 60_000
 """Characters of a piece."""
 
-SMALL: dict[str, Any] = {"preset": "bpe", "documents": "line", "vocab_size": 800, "units": 128, "sequence_length": 32}
+SMALL: dict[str, Any] = {
+    "preset": "bpe",
+    "documents": "line",
+    "vocab_size": 800,
+    "layers": 1,
+    "units": 256,
+    "sequence_length": 32,
+}
 
-BY_HEART: dict[str, Any] = {"dropout": 0.0, "epochs": 14, "learning_rate": 4e-3}
+BY_HEART: dict[str, Any] = {"dropout": 0.0, "epochs": 20, "learning_rate": 5e-3}
 
-WELL: dict[str, Any] = {"dropout": 0.3, "epochs": 8}
+WELL: dict[str, Any] = {"dropout": 0.4, "epochs": 6}
 
 LEVELS = ("good", "some", "bad")
 

@@ -2,12 +2,13 @@
 """Sentiment: the verdict as the text grows, word by word, and then which words decided."""
 
 import argparse
+from pathlib import Path
 
 import fastlm
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("text", nargs="*", default=["The plot is thin, but the acting is superb."])
-parser.add_argument("--model", required=True)
+parser.add_argument("--model", default=Path(__file__).parent.parent / "models" / "reviews.gguf")
 options = parser.parse_args()
 
 judge = fastlm.load(options.model)

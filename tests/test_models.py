@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models that a checkout has: small, sound, described, and what examples use."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +54,18 @@ def test_the_example_uses_it():
     command = [sys.executable, str(ROOT / "examples" / "answer.py")]
     found = subprocess.run(command, input=STORY, capture_output=True, text=True, check=True)
     assert found.stdout.startswith("Where is the milk? garden (")
+
+
+EXAMPLES = {
+    "translate.py": ("", "Bibliothek Python|bibliothèque Python"),
+    "summarize.py": ("frotz is a Python module that reads and writes PNG images quickly.", "PNG"),
+    "sentiment.py": ("", "positive|negative"),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run_with_the_models_of_the_checkout(name):
+    given, said = EXAMPLES[name]
+    command = [sys.executable, str(ROOT / "examples" / name)]
+    found = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+    assert re.search(said, found.stdout), found.stdout
