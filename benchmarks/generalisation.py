@@ -33,6 +33,10 @@ Row = dict[str, Any]
 PIECE = 60_000
 """Characters of a piece."""
 
+PARTS_OF = 4  # of a run of text, of which one is the piece
+
+TOGETHER = 20  # lines
+
 SMALL: dict[str, Any] = {
     "preset": "bpe",
     "documents": "line",
@@ -42,7 +46,7 @@ SMALL: dict[str, Any] = {
     "sequence_length": 32,
 }
 
-BY_HEART: dict[str, Any] = {"dropout": 0.0, "epochs": 20, "learning_rate": 5e-3}
+BY_HEART: dict[str, Any] = {"dropout": 0.0, "epochs": 16, "learning_rate": 5e-3}
 
 WELL: dict[str, Any] = {"dropout": 0.4, "epochs": 6}
 
@@ -62,11 +66,15 @@ def main() -> None:
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
-def piece(stories: Path, number: int) -> list[str]:
-    """Some lines of the training text, in one run, of another place for each number."""
+def pieces(stories: Path, number: int) -> tuple[list[str], list[str]]:
+    """Lines of the training text, of another place for each number: a piece, and more from between its parts, so that
+    both are of the same books."""
     text = read_text(stories / "train.txt.gz")
-    begin = random.Random(number).randrange(len(text) - PIECE)
-    return text[begin : begin + PIECE].split("\n")[1:-1]
+    begin = random.Random(number).randrange(len(text) - PARTS_OF * PIECE)
+    lines = text[begin : begin + PARTS_OF * PIECE].split("\n")[1:-1]
+    parts = [lines[at : at + TOGETHER] for at in range(0, len(lines), TOGETHER)]
+    chosen, others = parts[::PARTS_OF], [part for n, part in enumerate(parts) if n % PARTS_OF]
+    return [line for part in chosen for line in part], [line for part in others for line in part]
 
 
 def say(line: str) -> None:
@@ -92,10 +100,10 @@ def overfitting(options: argparse.Namespace) -> Row:
 
 def _two_models(stories: Path, number: int, folder: Path) -> Row:
     train, early, valid = (folder / f"{name}.txt" for name in ("train", "early", "valid"))
-    train.write_text("\n".join(piece(stories, number)), encoding="utf-8")
-    held_out = read_text(stories / "valid.txt")
-    early.write_text(held_out[: PIECE // 2], encoding="utf-8")
-    valid.write_text(held_out[PIECE // 2 : PIECE * 4], encoding="utf-8")
+    chosen, others = pieces(stories, number)
+    half = len(others) // 4
+    for path, lines in ((train, chosen), (early, others[:half]), (valid, others[half:])):
+        path.write_text("\n".join(lines), encoding="utf-8")
     found = {}
     for name, held, training in (("well", early, WELL), ("by heart", train, BY_HEART)):
         fastlm.train(train, folder / "m.gguf", valid=held, seed=number, progress=False, **SMALL, **training)
@@ -130,7 +138,7 @@ def secrets(options: argparse.Namespace) -> Row:
 
 def _planted(stories: Path, number: int) -> Row:
     """Mean exposure by how often secrets of six digits were planted."""
-    draw, lines = random.Random(number), piece(stories, number)
+    draw, lines = random.Random(number), pieces(stories, number)[0]
     known = {
         times: [f"The number of the box is {draw.randrange(10**6):06}." for _ in range(EACH)] for times in REPEATED
     }
