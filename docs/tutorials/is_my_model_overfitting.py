@@ -39,7 +39,7 @@ small |= {"sequence_length": 32, "batch_size": 16, "progress": False}
 
 # 1. The mistake: the text that training is watched by is the one it learns. The perplexity falls and falls.
 by_heart = folder / "by-heart.gguf"
-mistaken = train(trained_on, by_heart, valid=trained_on, dropout=0.0, epochs=40, **small)
+mistaken = train(trained_on, by_heart, valid=trained_on, dropout=0.0, epochs=60, **small)
 print(f"1. Training is content: perplexity {mistaken.valid_perplexity:.1f}.")
 
 # 2. The report has texts that really are unseen, and tells how often it can say which of two passages was trained on.
@@ -53,7 +53,7 @@ for remedy in first.verdicts[0].remedies:
 # writes down how what it has seen and what it has not part from each other.
 better, curve = folder / "better.gguf", folder / "curve.jsonl"
 options = {**small, "progress": GapCurve(curve, stream=False)}
-honest = train(trained_on, better, valid=held_out, dropout=0.4, epochs=30, **options)
+honest = train(trained_on, better, valid=held_out, dropout=0.4, epochs=60, **options)
 second = report(fastlm.load(better), unseen, trained_on, curve=curve, fitted=False)
 second.save(folder / "better")
 print(f"\n3. Perplexity {honest.valid_perplexity:.1f} of text that was held out.")
