@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from fastlm.tokenizer import ByteTokenizer, CharTokenizer, train_words
 from fastlm.training import build_model, checkpoint
@@ -224,3 +225,27 @@ def test_a_checkpoint_comes_back_and_a_damaged_one_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="not a fastlm checkpoint"):
             checkpoint.load(path)
+
+
+def test_pieces_that_are_evaluated_begin_as_training_does():
+    """A network has only learnt to go on from the zero state behind a border: from the middle of a word some never find
+    back, and all of a piece is lost."""
+    read = []
+
+    class Network:
+        def zero_state(self, streams):
+            return []
+
+        def __call__(self, inputs, keep, state):
+            read.append(inputs.numpy())
+            return tf.zeros([inputs.shape[0] * inputs.shape[1], 20]), []
+
+    ids = np.arange(1, 2001, dtype=np.int32) % 19 + 1
+    ids[0] = 0
+    evaluator = Evaluator(Network(), Corpus(ids, 0, 100.0, ""), steps=64, streams=4, warm_up=100)
+    for window in (0, 1):
+        evaluator._window(tf.constant(ids), tf.constant(window), [])
+    piece = evaluator._geometry[3]
+    assert (read[0][0] == 0).all()
+    assert (read[0][1:, 1] == ids[piece - 99 : piece - 36]).all()
+    assert (read[1][:, 1] == ids[piece - 36 : piece + 28]).all()
