@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from fastlm.tokenizer import ByteTokenizer, CharTokenizer, train_words
 from fastlm.training import build_model, checkpoint
-from fastlm.training.corpus import TrainingWindows, encode, hold_out, read_documents
+from fastlm.training.corpus import Corpus, TrainingWindows, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluator
 from fastlm.training.network import Network
 from fastlm.training.options import resolve
@@ -232,7 +232,7 @@ def test_pieces_that_are_evaluated_begin_as_training_does():
     back, and all of a piece is lost."""
     read = []
 
-    class Network:
+    class Recorder:
         def zero_state(self, streams):
             return []
 
@@ -242,7 +242,7 @@ def test_pieces_that_are_evaluated_begin_as_training_does():
 
     ids = np.arange(1, 2001, dtype=np.int32) % 19 + 1
     ids[0] = 0
-    evaluator = Evaluator(Network(), Corpus(ids, 0, 100.0, ""), steps=64, streams=4, warm_up=100)
+    evaluator = Evaluator(Recorder(), Corpus(ids, 0, 100.0, ""), steps=64, streams=4, warm_up=100)
     for window in (0, 1):
         evaluator._window(tf.constant(ids), tf.constant(window), [])
     piece = evaluator._geometry[3]

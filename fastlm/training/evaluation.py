@@ -66,9 +66,10 @@ class Evaluator:
 
     One stream is exact, and slow: every token is a product with a vector. Cut into ``streams`` equal
     pieces that are read side by side, it takes a fraction of the time; each piece but the first begins
-    with the ``warm_up`` tokens before it, which are not counted, the first of them a border: from the zero state
-    the network has only learnt to go on from there, and may never find back from anything else. On the bundled model's validation text
-    16 pieces give 33.11 where one stream gives 33.15: near enough to steer a run by.
+    with the ``warm_up`` tokens before it, which are not counted. The first of them is a border: a network
+    has only learnt to go on from the zero state behind one, and may never find back from anything else.
+    On the bundled model's validation text 16 pieces give 33.11 where one stream gives 33.15: near enough
+    to steer a run by.
 
     Parameters
     ----------
