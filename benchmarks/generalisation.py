@@ -13,7 +13,6 @@ write at each; ``remedy`` fits its sampling settings, and times the whole report
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -27,6 +26,7 @@ import numpy as np
 import fastlm
 from fastlm.report import Report, exposure, report
 from fastlm.tokenizer import read_text
+from goals import publish
 
 Row = dict[str, Any]
 
@@ -60,10 +60,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="trainings (default: 20 of overfitting, 3 of secrets)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    figures = PARTS[options.part](options)
-    print(json.dumps(figures, indent=1))
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    publish(PARTS[options.part](options), options.json)
 
 
 def pieces(stories: Path, number: int) -> tuple[list[str], list[str]]:

@@ -61,10 +61,15 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="sets, texts, seeds or prompts (default: as published)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     options = parser.parse_args()
-    figures = PARTS[options.part](options)
-    print(json.dumps(figures, indent=1))
-    if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    publish(PARTS[options.part](options), options.json)
+
+
+def publish(figures: dict[str, Any], path: Path | None) -> None:
+    """Prints figures, and writes them to a file if one is wanted."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if path is not None:
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 # ---- hard goals ----------------------------------------------------------------------------------------
