@@ -373,7 +373,7 @@ def _stages() -> Iterator[Callable[[str], None]]:
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
     *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
-    *("embedding_range", "pooling", "pretrained"),
+    *("bpe_dropout", "embedding_range", "pooling", "pretrained"),
 )
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
 
@@ -794,6 +794,7 @@ def _add_train(commands: Any) -> None:
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
+    add("--bpe-dropout", type=float, help="pairs: share of the tokens that fall into their parts, others every time")
     add("--embedding-range", type=float, help="pairs: embeddings begin between this and its negative")
     add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens or labels")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")

@@ -15,7 +15,7 @@ from fastlm.pairs import read_pairs  # noqa: E402
 from fastlm.tokenizer import CharTokenizer, train_bpe  # noqa: E402
 from fastlm.training import train_pairs  # noqa: E402
 from fastlm.training.options import resolve_pairs  # noqa: E402
-from fastlm.training.pairs import Batches, Pairs  # noqa: E402
+from fastlm.training.pairs import Batches, Pairs, Splits  # noqa: E402
 from fastlm.training.seq2seq import Seq2SeqNetwork, Shape  # noqa: E402
 from fastlm.training.writing import WritingTask  # noqa: E402
 from reference import log_softmax, seq2seq_logits  # noqa: E402
@@ -47,6 +47,37 @@ def test_pairs_are_read_from_columns(tmp_path):
     (tmp_path / "c.tsv").write_text("")
     with pytest.raises(ValueError, match="no pairs found"):
         read_pairs(tmp_path / "c.tsv")
+
+
+def test_tokens_fall_apart_into_what_was_merged_alike_in_source_and_text():
+    tokenizer = train_bpe(["the weather, the feather and the leather"] * 9, 300, "line")
+    rows = [("the leather and the weather", "the weather"), ("the feather", "feather")] * 50
+    pairs = Pairs.of(rows, tokenizer, tokenizer)
+    splits, seen = Splits(0.3, tokenizer, tokenizer), set()
+    for seed, (before, after) in enumerate(rows):
+        source, text = splits(pairs.sources[seed], pairs.texts[seed], np.random.default_rng(seed))
+        assert tokenizer.decode(source.tolist()) == before
+        assert tokenizer.decode(text.tolist()) == after
+        whole = set(tokenizer.encode(after)) - set(text.tolist())
+        assert not whole & set(source.tolist())  # what fell apart in the text did so in the source
+        seen.add(tuple(source.tolist()))
+    assert len(seen) > 20
+    alone = Splits(0.999999, tokenizer, tokenizer)(pairs.sources[0], pairs.texts[0], np.random.default_rng(0))[1]
+    assert len(alone) == len("the weather")  # bytes
+
+
+def test_an_epoch_splits_otherwise_than_the_one_before_and_as_when_it_is_read_again():
+    tokenizer = train_bpe(["the weather, the feather and the leather"] * 9, 300, "line")
+    pairs = Pairs.of([(f"the {w} weather", w) for w in words(60)], tokenizer, tokenizer)
+    batches = Batches(pairs, 200, 1, Splits(0.2, tokenizer, tokenizer))
+    stream = batches.from_step(0)
+    read = [next(stream) for _ in range(2 * batches.per_epoch)]
+    at = batches.per_epoch + 2
+    for one, again in zip(read[at], next(batches.from_step(at)), strict=True):
+        np.testing.assert_array_equal(one, again)
+    lengths = [sorted(np.concatenate([batch[1] for batch in part])) for part in (read[: at - 2], read[at - 2 :])]
+    assert lengths[0] != lengths[1]
+    assert len(lengths[0]) == len(lengths[1]) == 60
 
 
 @pytest.mark.parametrize("seed", [None, 3])

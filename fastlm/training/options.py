@@ -231,6 +231,9 @@ class PairOptions(TaskOptions):
     scheduled_sampling : float
         Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
         the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
+    bpe_dropout : float
+        Share of the merged tokens that fall apart, others every time (Provilkov et al. 2020); see
+        `fastlm.training.pairs.Splits`.
     embedding_range : float
         Embeddings begin evenly between this and its negative. From 0.1, as is common, attention does not learn to look
         up who did what (bAbI, task 1: after 8 epochs perplexity 2.46, as if places were guessed); from 1 it begins to
@@ -244,6 +247,7 @@ class PairOptions(TaskOptions):
     tied: bool
     copying: bool
     scheduled_sampling: float
+    bpe_dropout: float
     embedding_range: float
 
 
@@ -273,6 +277,7 @@ _PAIRS: dict[str, Any] = {
     "tied": True,
     "copying": False,
     "scheduled_sampling": 0.0,
+    "bpe_dropout": 0.0,
     "embedding_range": 0.1,
     "dropout": 0.3,
     "label_smoothing": 0.1,
@@ -377,6 +382,7 @@ def resolve_pairs(
         tied=_flag("tied", o["tied"]),
         copying=_flag("copying", o["copying"]),
         scheduled_sampling=_share("scheduled_sampling", o["scheduled_sampling"]),
+        bpe_dropout=_share("bpe_dropout", o["bpe_dropout"]),
         embedding_range=_positive("embedding_range", o["embedding_range"]),
         **common,
     )

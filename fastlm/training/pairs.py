@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastlm.tokenizer import Tokenizer
+from fastlm.tokenizer import HuggingFaceTokenizer, Tokenizer
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 
@@ -76,6 +76,42 @@ Batch: TypeAlias = tuple[Ids, Ids, Ids, Ids]
 padded behind with -1 where nothing is predicted."""
 
 
+class Splits:
+    """Tokens that fall apart at random into those that BPE merged into them, and these again.
+
+    So a model sees a word in other pieces every time, and learns what the pieces are (BPE-dropout, Provilkov et al.
+    2020, which leaves out merges instead; subword regularisation, Kudo 2018). In a source and its text a token of a
+    shared vocabulary falls apart alike: what can be copied stays what can be copied.
+
+    Parameters
+    ----------
+    share : float
+        Of the tokens that are merged, of each pair.
+    source, text : HuggingFaceTokenizer
+        Of BPE; the same object if they share a vocabulary.
+    """
+
+    def __init__(self, share: float, source: HuggingFaceTokenizer, text: HuggingFaceTokenizer) -> None:
+        self._share, self._alike = share, source is text
+        self._source, self._text = source.parts(), text.parts()
+
+    def __call__(self, source: Ids, text: Ids, random: np.random.Generator) -> tuple[Ids, Ids]:
+        apart = self._drawn(self._source, random)
+        source = _split(source, self._source, apart)
+        return source, _split(text, self._text, apart if self._alike else self._drawn(self._text, random))
+
+    def _drawn(self, parts: Ids, random: np.random.Generator) -> npt.NDArray[np.bool_]:
+        drawn: npt.NDArray[np.bool_] = (random.random(len(parts)) < self._share) & (parts[:, 0] >= 0)
+        return drawn
+
+
+def _split(ids: Ids, parts: Ids, apart: npt.NDArray[np.bool_]) -> Ids:
+    while (split := apart[ids]).any():
+        pieces = np.where(split[:, None], parts[ids], ids[:, None])
+        ids = pieces[np.stack([np.ones_like(split), split], 1)]
+    return ids
+
+
 class Batches:
     """Batches of pairs of like lengths, each a pure function of (seed, step).
 
@@ -86,10 +122,12 @@ class Batches:
         About so many of source and text together, padding included, are read at once.
     seed : int or None
         Of the order, another one in every epoch; None: always the same, the longest first.
+    splits : Splits, optional
+        How tokens fall apart, in another way in every epoch. Lengths count without.
     """
 
-    def __init__(self, pairs: Pairs, tokens: int, seed: int | None) -> None:
-        self._pairs, self._tokens, self._seed = pairs, tokens, seed
+    def __init__(self, pairs: Pairs, tokens: int, seed: int | None, splits: Splits | None = None) -> None:
+        self._pairs, self._tokens, self._seed, self._splits = pairs, tokens, seed, splits
         self._lengths = np.array(
             [(len(s), len(t) + 1) for s, t in zip(pairs.sources, pairs.texts, strict=True)], np.int64
         )
@@ -101,13 +139,13 @@ class Batches:
         while True:
             batches = self._of_epoch(epoch)
             for batch in batches[at:]:
-                yield self._batch(batch)
+                yield self._batch(batch, epoch)
             epoch, at = epoch + 1, 0
 
     def once(self) -> Iterator[Batch]:
         """Every pair once."""
         for batch in self._of_epoch(0):
-            yield self._batch(batch)
+            yield self._batch(batch, 0)
 
     def _of_epoch(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         cut = self._cut(self._order(epoch))
@@ -133,14 +171,16 @@ class Batches:
                 begin, longest = at, lengths
         return [*found, order[begin:]]
 
-    def _batch(self, chosen: npt.NDArray[np.int64]) -> Batch:
-        sources = [self._pairs.sources[n] for n in chosen]
-        texts = [self._pairs.texts[n] for n in chosen]
-        S, T = self._lengths[chosen].max(axis=0)
+    def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> Batch:
+        pairs = [(self._pairs.sources[n], self._pairs.texts[n]) for n in chosen]
+        if self._splits is not None:
+            random = np.random.default_rng([self._seed or 0, epoch, 2, int(chosen[0])])
+            pairs = [self._splits(source, text, random) for source, text in pairs]
+        S, T = max(len(source) for source, _ in pairs), max(len(text) + 1 for _, text in pairs)
         read = np.zeros((S, len(chosen)), np.int32)
         inputs, targets = np.full((T, len(chosen)), self._pairs.eos, np.int32), np.full((T, len(chosen)), -1, np.int32)
-        for j, (source, text) in enumerate(zip(sources, texts, strict=True)):
+        for j, (source, text) in enumerate(pairs):
             read[S - len(source) :, j] = source
             inputs[: len(text) + 1, j] = [self._pairs.bos, *text]
             targets[: len(text) + 1, j] = [*text, self._pairs.eos]
-        return read, np.array([len(one) for one in sources], np.int32), inputs, targets
+        return read, np.array([len(source) for source, _ in pairs], np.int32), inputs, targets

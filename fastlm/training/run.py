@@ -22,7 +22,7 @@ from fastlm.exporter import ExportReport
 from fastlm.format import gguf_package, unpack
 from fastlm.model import load, model_path
 from fastlm.pairs import read_pairs
-from fastlm.tokenizer import CharTokenizer, Tokenizer, from_fields, train_bpe, train_words
+from fastlm.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer, from_fields, train_bpe, train_words
 from fastlm.training import checkpoint as checkpoints
 from fastlm.training.classifier import LABELS, ClassifyingTask
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
@@ -423,8 +423,9 @@ def _prepare_pairs(
     else:
         text = train_bpe(sources + texts if options.shared_vocabulary else texts, options.vocab_size, "line")
         source = None if options.shared_vocabulary else train_bpe(sources, options.vocab_size, "line")
-    assert text is not None
     source = text if source is None else source
+    assert isinstance(source, HuggingFaceTokenizer)
+    assert isinstance(text, HuggingFaceTokenizer)
     return WritingTask(options, source, text, Pairs.of(pairs, source, text), Pairs.of(held, source, text))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import tensorflow as tf
 
 from fastlm.exporter import ExportReport, export
-from fastlm.tokenizer import Tokenizer
+from fastlm.tokenizer import HuggingFaceTokenizer
 from fastlm.training.evaluation import Evaluation
 from fastlm.training.options import PairOptions
-from fastlm.training.pairs import Batches, Pairs
+from fastlm.training.pairs import Batches, Pairs, Splits
 from fastlm.training.recurrence import Tensor
 from fastlm.training.seq2seq import Copies, Seq2SeqNetwork, Shape
 
@@ -33,12 +33,19 @@ class WritingTask:
     Parameters
     ----------
     options : PairOptions
-    source, text : Tokenizer
+    source, text : HuggingFaceTokenizer
         The same object if they share one vocabulary and embedding.
     train, valid : Pairs
     """
 
-    def __init__(self, options: PairOptions, source: Tokenizer, text: Tokenizer, train: Pairs, valid: Pairs) -> None:
+    def __init__(
+        self,
+        options: PairOptions,
+        source: HuggingFaceTokenizer,
+        text: HuggingFaceTokenizer,
+        train: Pairs,
+        valid: Pairs,
+    ) -> None:
         self.options, self.source_tokenizer, self.tokenizer = options, source, text
         shape = Shape(
             source_vocab=None if source is text else source.vocab_size,
@@ -55,7 +62,8 @@ class WritingTask:
             embedding_range=options.embedding_range,
         )
         self.network = Seq2SeqNetwork(shape, options.dropout, options.seed)
-        self._batches = Batches(train, options.batch_tokens, options.seed)
+        splits = Splits(options.bpe_dropout, source, text) if options.bpe_dropout else None
+        self._batches = Batches(train, options.batch_tokens, options.seed, splits)
         self._train, self._valid, self._held = train, valid, Batches(valid, 4 * options.batch_tokens, None)
         ids = tf.TensorSpec([None, None], tf.int32)
         self.specs = ids, tf.TensorSpec([None], tf.int32), ids, ids
