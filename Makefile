@@ -1,5 +1,5 @@
 # The index of commands.
-.PHONY: help develop check lint types test check-c check-screens check-transformers check-arm bench-c fuzz bench bench-full pythons ci clean
+.PHONY: help develop check lint types test check-c check-screens check-transformers check-arm bench-c fuzz tutorials bench bench-full pythons ci clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,11 @@ fuzz: ## a million damaged model files under sanitizers (the tests make a hundre
 	mkdir -p build
 	$(CC) $(C_FLAGS) $(SANITIZE) -DFUZZ_MAIN csrc/*.c tests/c/fuzz_format.c -lm -pthread -o build/fuzz_format
 	build/fuzz_format --count 1000000
+
+tutorials: ## the programs of docs/tutorials, whole, in build/tutorials: about four minutes
+	mkdir -p build/tutorials
+	python docs/tutorials/when_wishes_conflict.py build/tutorials
+	python docs/tutorials/is_my_model_overfitting.py build/tutorials
 
 bench: ## speed against the other engines, two workloads, and the report: about ten minutes
 	python benchmarks/report.py --quick

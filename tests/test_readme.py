@@ -135,3 +135,27 @@ def test_the_tutorial_of_wishes_runs(tmp_path, capsys, monkeypatch):
     assert "include 'honey' and 'river': met" in said
     assert "pull against each other" in said
     assert (tmp_path / "wishes.svg").stat().st_size > 5000
+
+
+def test_the_tutorial_of_overfitting_runs(tmp_path, capsys, monkeypatch):
+    """Its steps, each on little text and for two epochs: `make tutorials` runs it whole, for what it shows."""
+    training = pytest.importorskip("fastlm.training")
+    pytest.importorskip("matplotlib")
+    train, load = training.train, fastlm.load
+
+    class Brief:
+        def generate(self, *given, n, **options):
+            return load("stories").generate(*given, n=min(n, 26), **options)
+
+    monkeypatch.setattr(training, "train", lambda *given, epochs, **options: train(*given, epochs=2, **options))
+    monkeypatch.setattr(fastlm, "load", lambda path: Brief() if path == "stories" else load(path))
+    path = ROOT / "docs" / "tutorials" / "is_my_model_overfitting.py"
+    monkeypatch.setattr("sys.argv", [str(path), str(tmp_path)])
+    runpy.run_path(str(path))
+    said = capsys.readouterr().out
+    for step in range(1, 6):
+        assert f"{step}. " in said
+    limited = re.search(r"   with max_copied the longest copied run has (\d+) tokens", said)
+    assert int(limited.group(1)) <= 8
+    assert (tmp_path / "overfitting.svg").stat().st_size > 5000
+    assert "overfit" in (tmp_path / "better" / "index.html").read_text(encoding="utf-8")
