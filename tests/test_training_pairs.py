@@ -75,7 +75,8 @@ def test_an_epoch_splits_otherwise_than_the_one_before_and_as_when_it_is_read_ag
     at = batches.per_epoch + 2
     for one, again in zip(read[at], next(batches.from_step(at)), strict=True):
         np.testing.assert_array_equal(one, again)
-    lengths = [sorted(np.concatenate([batch[1] for batch in part])) for part in (read[: at - 2], read[at - 2 :])]
+    epochs = read[: batches.per_epoch], read[batches.per_epoch :]
+    lengths = [sorted(np.concatenate([batch[1] for batch in epoch])) for epoch in epochs]
     assert lengths[0] != lengths[1]
     assert len(lengths[0]) == len(lengths[1]) == 60
 
