@@ -19,9 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 DOCUMENTS = ("file", "blank-line", "line")
 """How a text file is cut into documents: not at all, at blank lines, or at every line end."""
 
@@ -394,13 +391,11 @@ class HuggingFaceTokenizer(Tokenizer):
         table = _byte_level_table()
         return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
 
-    def parts(self) -> npt.NDArray[np.int32]:
-        """[vocab_size, 2]: the tokens that BPE merges into each; -1 where nothing is merged."""
-        found, ids = np.full((self.vocab_size, 2), -1, np.int32), self._library.get_vocab()
-        for merge in json.loads(self._source)["model"].get("merges", []):
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            found[ids[left + right]] = ids[left], ids[right]
-        return found
+    def parts(self) -> dict[int, tuple[int, int]]:
+        """The two tokens that BPE merges into each token that is merged."""
+        ids, merges = self._library.get_vocab(), json.loads(self._source)["model"].get("merges", [])
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+        return {ids[left + right]: (ids[left], ids[right]) for left, right in pairs}
 
     def fields(self) -> dict[str, Any]:
         return {**self._common_fields(), "tokenizer.huggingface.json": self._source}

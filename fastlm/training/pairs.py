@@ -93,7 +93,7 @@ class Splits:
 
     def __init__(self, share: float, source: HuggingFaceTokenizer, text: HuggingFaceTokenizer) -> None:
         self._share, self._alike = share, source is text
-        self._source, self._text = source.parts(), text.parts()
+        self._source, self._text = _parts(source), _parts(text)
 
     def __call__(self, source: Ids, text: Ids, random: np.random.Generator) -> tuple[Ids, Ids]:
         apart = self._drawn(self._source, random)
@@ -103,6 +103,14 @@ class Splits:
     def _drawn(self, parts: Ids, random: np.random.Generator) -> npt.NDArray[np.bool_]:
         drawn: npt.NDArray[np.bool_] = (random.random(len(parts)) < self._share) & (parts[:, 0] >= 0)
         return drawn
+
+
+def _parts(tokenizer: HuggingFaceTokenizer) -> Ids:
+    """[vocab_size, 2], -1 where nothing is merged."""
+    table = np.full((tokenizer.vocab_size, 2), -1, np.int32)
+    for token, parts in tokenizer.parts().items():
+        table[token] = parts
+    return table
 
 
 def _split(ids: Ids, parts: Ids, apart: npt.NDArray[np.bool_]) -> Ids:
