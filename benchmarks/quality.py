@@ -44,7 +44,12 @@ class Set:
 
 GREEDY_AND_BEAMS = {"greedy": {"temperature": 0}, "beam 5": {"num_beams": 5}}
 WITH_NAMES = {**GREEDY_AND_BEAMS, "names": {"num_beams": 10, "keep_names": True}}
-SHORT = {**GREEDY_AND_BEAMS, "beam 5": {"num_beams": 5, "no_repeat_ngram_size": 2, "length_penalty": 0.5}}
+SHORTLY = {"no_repeat_ngram_size": 2, "length_penalty": 0.5}
+SHORT = {
+    **GREEDY_AND_BEAMS,
+    "beam 5": {"num_beams": 5, **SHORTLY},
+    "least risk of 32": {"num_beams": 32, "mbr": True, **SHORTLY},
+}
 
 
 def main() -> None:

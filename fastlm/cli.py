@@ -564,6 +564,9 @@ def _add_generate(commands: Any) -> None:
     more.add_argument("--token-healing", action="store_const", const=True, help="write the prompt's last tokens anew")
     copies = "of a model with a source: copy words that it does not know"
     more.add_argument("--replace-unknown", action="store_const", const=True, help=copies)
+    more.add_argument(
+        "--mbr", action="store_const", const=True, help="of beams: the text that is most like all of them"
+    )
     more.add_argument("--without-replacement", action="store_const", const=True, help="the n texts are all different")
     for name, kind, metavar, about in _REPEATED:
         more.add_argument(f"--{name}", type=kind, metavar=metavar, action="append", help=f"{about}; may be repeated")
@@ -753,6 +756,8 @@ def _add_writing_arguments(command: argparse.ArgumentParser) -> None:
         "--coverage-penalty", type=float, help="of beams: against texts that leave out parts of the source (default: 0)"
     )
     add("--keep-names", action="store_true", default=None, help="of beams: the text with most of the source's names")
+    add("--mbr", action="store_true", default=None, help="of beams, 16 or more: the text that is most like all of them")
+    add("--no-repeat-ngram-size", type=int, help="no so many tokens in a row come twice (default: 0, they may)")
     add("--max-tokens", type=int, help="longest text (default: 128)")
     add("--replace-unknown", action="store_true", default=None, help="copy words that the model does not know")
     _add_threads_argument(command)

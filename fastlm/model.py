@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import threading
 import time
@@ -37,7 +38,7 @@ from fastlm.options import (
     used,
 )
 from fastlm.scoring import score_each
-from fastlm.search import Beam, Found, Over, Proof, beam_searches, exact_search, stochastic_beams
+from fastlm.search import Beam, Found, Over, Proof, beam_searches, by_risk, exact_search, stochastic_beams
 from fastlm.state import PrefixCache, Session, State, restored, resumed
 from fastlm.suggest import Suggestions, Words, suggest
 from fastlm.writing import Text
@@ -63,7 +64,7 @@ _OF_A_CALL = ("n", "best_of", "num_beams", "without_replacement", "deadline_ms",
 _OF_A_TEXT = (
     *("contrastive_model", "logits_processor", "num_beams", "token_healing", "n", "best_of", "without_replacement"),
     *("max_tokens", "echo", "stop", "stop_repeats", "logprobs", "prompt_logprobs", "deadline_ms", "cancelled"),
-    *("attention", "replace_unknown", "coverage_penalty", "keep_names"),
+    *("attention", "replace_unknown", "coverage_penalty", "keep_names", "mbr"),
 )
 """Options that do nothing to what may come next, or are not looked at there."""
 
@@ -437,7 +438,7 @@ class Model:
             raise ValueError(f"max_steps={max_steps!r}: expected a whole number from 1 on")
         if "num_beams" in options:
             raise ValueError("num_beams: as many texts are followed as it takes (max_steps): leave it out")
-        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement", "coverage_penalty", "keep_names"):
+        for name in (*DRAWING, *WITHOUT_BEAMS, "without_replacement", "coverage_penalty", "keep_names", "mbr"):
             if acts(name, options.get(name)):
                 raise ValueError(f"most_likely has no {name}: leave it out")
         if options.get("logprobs") not in (None, False, True, 0):
@@ -486,7 +487,12 @@ class Model:
 
     def _in_order(self, decoder: _engine.Decoder, prompt: Prompt, start: Start, found: list[Found]) -> list[Found]:
         """What a search has found, once all of it is known."""
-        return found
+        if not start.plan.options.mbr:
+            return found
+        known = self.tokenizer
+        if known is None:
+            return by_risk(found, [one.tokens for one in found])
+        return by_risk(found, [re.findall(r"\w+", known.decode(one.tokens).lower()) for one in found])
 
     def _found_completion(
         self,

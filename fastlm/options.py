@@ -113,6 +113,7 @@ _NEEDED_BY = {
     "length_penalty": ("num_beams",),
     "coverage_penalty": ("num_beams",),
     "keep_names": ("num_beams",),
+    "mbr": ("num_beams",),
     "early_stopping": ("num_beams",),
     "num_beam_groups": ("num_beams",),
     "diversity_penalty": ("num_beam_groups",),
@@ -191,6 +192,7 @@ class Options(TypedDict, total=False):
     length_penalty: float | None
     coverage_penalty: float | None
     keep_names: bool
+    mbr: bool
     early_stopping: bool | str | None
     num_beam_groups: int | None
     diversity_penalty: float | None
@@ -323,6 +325,9 @@ class GenerationOptions:
         Of a model with a source: of the texts that a beam search has found those come first that have most of its
         names, versions and commands: words with a digit, with one of ``_/+@``, with a capital behind the first letter,
         or with one at the beginning though they begin no sentence. More beams give more to choose from.
+    mbr : bool
+        Of the texts that a beam search has found those come first that are most like all of them, each weighing by e to
+        its score (`fastlm.search.by_risk`: minimum Bayes risk). The more beams there are, the more it knows: 16 to 32.
     early_stopping : bool or "never"
         When a beam search ends: with so many whole texts as beams (True), when an unfinished one is not better as it
         is (False, the default), or when it cannot become better ("never").
@@ -407,6 +412,7 @@ class GenerationOptions:
     length_penalty: float | None = None
     coverage_penalty: float | None = None
     keep_names: bool = False
+    mbr: bool = False
     early_stopping: bool | str | None = None
     num_beam_groups: int | None = None
     diversity_penalty: float | None = None
@@ -779,6 +785,7 @@ _CHECKS: Mapping[str, _Check] = {
     "length_penalty": _real(-10.0, 10.0),
     "coverage_penalty": _real(0.0, 100.0),
     "keep_names": _truth,
+    "mbr": _truth,
     "early_stopping": _stopping,
     "num_beam_groups": _whole(1, 64),
     "diversity_penalty": _real(0.0, 100.0),

@@ -15,7 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import combinations_with_replacement, zip_longest
 from typing import NamedTuple, TypeAlias
 
 from fastlm import _engine
@@ -306,6 +306,30 @@ def _cut(plan: Plan, beam: Beam, finish: str) -> Found:
     satisfied, missing = _judged(None if beam.guide is None else beam.guide.complete, beam.wanted)
     none = not beam.tokens and not plan.options.without_replacement  # behind all others, whatever their length
     return Found(beam.tokens, finish, None, -math.inf if none else score, satisfied, missing)
+
+
+def by_risk(found: Sequence[Found], texts: Sequence[Sequence[str | int]]) -> list[Found]:
+    """Texts that a search has found in the order of their expected likeness to what is right, if that is one of them
+    with a probability that grows as e to its score (minimum Bayes risk: Kumar & Byrne 2004). Likeness is the F1 of
+    their words, as in ROUGE-1. Those that are as they should be stay before the others.
+
+    Parameters
+    ----------
+    found : sequence of Found
+    texts : sequence of sequences
+        Their words; tokens, where there are no words.
+    """
+    best = max(one.score for one in found)
+    if best == -math.inf:  # nothing was written
+        return list(found)
+    weights, words = [math.exp(one.score - best) for one in found], [Counter(text) for text in texts]
+    likeness = [0.0] * len(found)
+    for i, j in combinations_with_replacement(range(len(found)), 2):
+        both = 2 * (words[i] & words[j]).total() / max(1, len(texts[i]) + len(texts[j]))
+        likeness[i] += weights[j] * both
+        likeness[j] += weights[i] * both * (i != j)
+    order = sorted(range(len(found)), key=lambda n: (*found[n].rank[:2], -likeness[n]))
+    return [found[n] for n in order]
 
 
 # ---- sampling without replacement ------------------------------------------------------------------------

@@ -153,10 +153,11 @@ class Seq2Seq(Model):
         return replace(completion, text=text, attention=weights if options.attention else None)
 
     def _in_order(self, decoder: _engine.Decoder, prompt: Prompt, start: Start, found: list[Found]) -> list[Found]:
-        """Texts that are as they should be first, then those with most of the source's names, then by score and
-        coverage."""
+        """Texts that are as they should be first, then those with most of the source's names, then by likeness if it
+        is asked for, or else by score and coverage."""
         if penalty := start.plan.options.coverage_penalty:
             found = self._by_coverage(decoder, start, found, penalty)
+        found = super()._in_order(decoder, prompt, start, found)
         if start.plan.options.keep_names:
             found = self._by_names(prompt, found)
         return found

@@ -6,6 +6,7 @@ import re
 import time
 import tracemalloc
 from array import array
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -493,6 +494,45 @@ def test_texts_with_their_form_come_first(lm):
     assert lm.most_likely("ab", regex="[a-c]{8}x", max_tokens=4)[0] == []
     cut = lm.generate("ab", choices=["cat"], stop=["a"])
     assert (cut.text, cut.satisfied) == ("c", False)
+
+
+def by_expected_f1(texts, scores):
+    """Places in the order of the mean F1 of words with all texts, each weighing as much as it is likely."""
+    counts = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+    shares = np.exp(np.array(scores) - np.logaddexp.reduce(scores))
+
+    def f1(one, other):
+        common = sum(min(one[word], other[word]) for word in one)
+        return 2 * common / max(1, sum(one.values()) + sum(other.values()))
+
+    expected = [sum(share * f1(one, other) for share, other in zip(shares, counts, strict=True)) for one in counts]
+    return sorted(range(len(texts)), key=lambda n: -expected[n])
+
+
+def test_the_text_of_least_risk_comes_first(lm):
+    how = {"num_beams": 16, "n": 16, "max_tokens": 24, "length_penalty": 0.5, "no_repeat_ngram_size": 3}
+    plain = lm.generate("Once upon a time", **how)
+    found = lm.generate("Once upon a time", mbr=True, **how)
+    order = by_expected_f1([str(one) for one in plain], [one.score for one in plain])
+    assert order != list(range(16))
+    assert [str(one) for one in found] == [str(plain[n]) for n in order]
+    assert [one.score for one in found] == [plain[n].score for n in order]
+    assert lm.generate("Once upon a time", mbr=True, **{**how, "n": 1}).text == found[0].text
+
+
+def test_least_risk_without_words_and_with_phrases(toys, lm):
+    model, _ = toys[0]
+    plain = model.generate([1], num_beams=8, n=8, max_tokens=4)
+    found = model.generate([1], num_beams=8, n=8, max_tokens=4, mbr=True)
+    order = by_expected_f1([" ".join(map(str, one.token_ids)) for one in plain], [one.score for one in plain])
+    assert [one.token_ids for one in found] == [plain[n].token_ids for n in order]
+    assert model.generate([1], num_beams=2, max_tokens=0, mbr=True).token_ids == []
+    found = lm.generate("The", num_beams=8, n=8, max_tokens=6, mbr=True, must_include=["umbrella"])
+    assert [len(one.missing) for one in found] == sorted(len(one.missing) for one in found)
+    with pytest.raises(ValueError, match="mbr=True does nothing without num_beams"):
+        lm.generate("a", mbr=True)
+    with pytest.raises(ValueError, match="most_likely has no mbr"):
+        lm.most_likely("a", mbr=True)
 
 
 def test_thousands_of_choices(lm):
