@@ -47,6 +47,7 @@ def _sets(data: Path) -> Iterator[tuple[str, Iterable[tuple[str, ...]]]]:
         yield f"summaries.{part}", _columns(data / "summarisation" / "debian" / f"{part}.tsv")
         yield f"fairytales.{part}", _fairytales(data / "qa" / "fairytaleqa", part)
         yield f"reviews.{part}", _judged(data / "sentiment" / "reviews" / f"{part}.tsv")
+    yield "summaries.gaps", _gaps(_columns(data / "summarisation" / "debian" / "train.tsv"))
     for part, stem in (("phrases", "train_phrases"), ("valid", "valid"), ("test", "test")):
         yield f"sst2.{part}", _judged(data / "sentiment" / "sst2" / f"{stem}.tsv")
     yield from _babi(data / "qa" / "babi")
@@ -67,6 +68,18 @@ def _judged(path: Path) -> Iterator[Pair]:
     """Texts, and what is said of them."""
     for label, text in _columns(path):
         yield text, {"0": "negative", "1": "positive"}[label]
+
+
+# ---- more pairs to learn summaries from ----------------------------------------------------------------
+
+
+def _gaps(pairs: Iterable[Pair]) -> Iterator[Pair]:
+    """The first sentence of each description as the text for the others, behind a mark that tells such a source from a
+    whole description (gap sentences: Zhang et al. 2020, "PEGASUS")."""
+    for description, _ in pairs:
+        found = re.match(r"(.{15,}?[.!?]) (?=[A-Z0-9\"(])(.*)$", description)
+        if found and 3 <= len(found[1].split()) <= 24 and len(found[2].split()) >= 4:
+            yield f"[...] {found[2]}", found[1]
 
 
 # ---- text to read before learning labels ------------------------------------------------------------------
