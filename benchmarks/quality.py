@@ -48,7 +48,7 @@ SHORTLY = {"no_repeat_ngram_size": 2, "length_penalty": 0.5}
 SHORT = {
     **GREEDY_AND_BEAMS,
     "beam 5": {"num_beams": 5, **SHORTLY},
-    "least risk of 32": {"num_beams": 32, "mbr": True, **SHORTLY},
+    "mbr 32": {"num_beams": 32, "mbr": True, **SHORTLY},
 }
 
 

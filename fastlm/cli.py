@@ -565,7 +565,7 @@ def _add_generate(commands: Any) -> None:
     copies = "of a model with a source: copy words that it does not know"
     more.add_argument("--replace-unknown", action="store_const", const=True, help=copies)
     more.add_argument(
-        "--mbr", action="store_const", const=True, help="of beams: the text that is most like all of them"
+        "--mbr", action="store_const", const=True, help="the text that is most like all (with --num-beams, 16 or more)"
     )
     more.add_argument("--without-replacement", action="store_const", const=True, help="the n texts are all different")
     for name, kind, metavar, about in _REPEATED:
@@ -750,7 +750,7 @@ def _add_answers(commands: Any) -> None:
 def _add_writing_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--model", required=True, help="model file")
-    add("--beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
+    add("--beams", "--num-beams", dest="num_beams", type=int, help="texts followed side by side (default: 1, greedy)")
     add("--length-penalty", type=float, help="of beams: above 0 favours long texts (default: 1)")
     add(
         "--coverage-penalty", type=float, help="of beams: against texts that leave out parts of the source (default: 0)"
@@ -799,7 +799,11 @@ def _add_train(commands: Any) -> None:
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
-    add("--bpe-dropout", type=float, help="pairs: share of the tokens that fall into their parts, others every time")
+    add(
+        "--bpe-dropout",
+        type=float,
+        help="pairs: share of the vocabulary's merged tokens that fall apart, drawn anew for each pair",
+    )
     add("--embedding-range", type=float, help="pairs: embeddings begin between this and its negative")
     add("--label-smoothing", type=float, help="pairs: share of each target that is spread over all tokens or labels")
     add("--batch-tokens", type=int, help="pairs: tokens of a batch, sources and texts together")

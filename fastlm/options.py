@@ -326,8 +326,10 @@ class GenerationOptions:
         names, versions and commands: words with a digit, with one of ``_/+@``, with a capital behind the first letter,
         or with one at the beginning though they begin no sentence. More beams give more to choose from.
     mbr : bool
-        Of the texts that a beam search has found those come first that are most like all of them, each weighing by e to
-        its score (`fastlm.search.by_risk`: minimum Bayes risk). The more beams there are, the more it knows: 16 to 32.
+        Of the texts that a beam search has found those come first that are most like all of them, by the F1 of their
+        words, each weighing by e to its score (minimum Bayes risk: Kumar & Byrne 2004); with ``keep_names`` among those
+        with as many names. The more beams there are, the more it knows: 16 to 32. A word is a run of letters and
+        digits: where a script has no spaces, the likeliest text mostly stays the first.
     early_stopping : bool or "never"
         When a beam search ends: with so many whole texts as beams (True), when an unfinished one is not better as it
         is (False, the default), or when it cannot become better ("never").
@@ -880,7 +882,7 @@ class Completion:
     prompt_logprobs : list of float or None
         Natural log-probability of each of the prompt's tokens, if asked for; None for a start of text, which is given.
     score : float or None
-        Of a search: by which texts are ranked.
+        Of a search: by which texts are ranked, unless ``mbr`` or ``keep_names`` put them in another order.
     attention : float32 [tokens, source tokens] or None
         Of a sequence-to-sequence model: where it looked before it wrote each token, if asked for. A row adds up to 1.
     satisfied : bool or None

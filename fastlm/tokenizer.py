@@ -392,10 +392,10 @@ class HuggingFaceTokenizer(Tokenizer):
         return bytes(table[c] for c in name) if all(c in table for c in name) else name.encode()
 
     def parts(self) -> dict[int, tuple[int, int]]:
-        """The two tokens that BPE merges into each token that is merged."""
+        """The two tokens that byte-level BPE merges into each token that is merged; of other models none."""
         ids, merges = self._library.get_vocab(), json.loads(self._source)["model"].get("merges", [])
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
-        return {ids[left + right]: (ids[left], ids[right]) for left, right in pairs}
+        return {ids[left + right]: (ids[left], ids[right]) for left, right in pairs if left + right in ids}
 
     def fields(self) -> dict[str, Any]:
         return {**self._common_fields(), "tokenizer.huggingface.json": self._source}

@@ -6,7 +6,6 @@ import re
 import time
 import tracemalloc
 from array import array
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import fastlm
 import reference
 from conftest import LEVELS, random_weights
 from fastlm import _engine
+from fastlm.search import Found, by_risk
 from fastlm.tokenizer import train_bpe, train_words
 
 VOCAB, END = 5, 0
@@ -498,15 +498,40 @@ def test_texts_with_their_form_come_first(lm):
 
 def by_expected_f1(texts, scores):
     """Places in the order of the mean F1 of words with all texts, each weighing as much as it is likely."""
-    counts = [Counter(re.findall(r"\w+", text.lower())) for text in texts]
+    words = [re.findall(r"\w+", text.lower()) for text in texts]
     shares = np.exp(np.array(scores) - np.logaddexp.reduce(scores))
 
     def f1(one, other):
-        common = sum(min(one[word], other[word]) for word in one)
-        return 2 * common / max(1, sum(one.values()) + sum(other.values()))
+        common = sum(min(one.count(word), other.count(word)) for word in set(one))
+        return 2 * common / (len(one) + len(other)) if one or other else 1.0
 
-    expected = [sum(share * f1(one, other) for share, other in zip(shares, counts, strict=True)) for one in counts]
+    expected = [sum(share * f1(one, other) for share, other in zip(shares, words, strict=True)) for one in words]
     return sorted(range(len(texts)), key=lambda n: -expected[n])
+
+
+def found_with(scores, **rest):
+    return [Found((n,), "stop", 0, score, rest.get("satisfied"), ()) for n, score in enumerate(scores)]
+
+
+@pytest.mark.parametrize(
+    ("scores", "order"),
+    [
+        ((-0.1, -9.0, -9.0), [0, 1, 2]),  # the likeliest knows most
+        ((-1.0, -1.1, -1.2), [1, 2, 0]),  # two that are alike against one
+        ((-5.0, -4.0, -9.0), [1, 2, 0]),
+    ],
+)
+def test_risk_goes_by_scores_and_likeness(scores, order):
+    texts = [["x"], ["a", "b", "c"], ["a", "b", "d"]]
+    found = found_with(scores)
+    assert [one.tokens[0] for one in by_risk(found, texts)] == order
+    assert order == by_expected_f1([" ".join(text) for text in texts], scores)
+
+
+def test_risk_of_texts_without_words():
+    assert [one.tokens[0] for one in by_risk(found_with((-0.1, -9.0)), [[], ["minus"]])] == [0, 1]
+    assert [one.tokens[0] for one in by_risk(found_with((-0.1, -9.0)), [[], []])] == [0, 1]
+    assert by_risk(found_with((-np.inf,)), [[]])[0].tokens == (0,)
 
 
 def test_the_text_of_least_risk_comes_first(lm):
@@ -520,19 +545,20 @@ def test_the_text_of_least_risk_comes_first(lm):
     assert lm.generate("Once upon a time", mbr=True, **{**how, "n": 1}).text == found[0].text
 
 
-def test_least_risk_without_words_and_with_phrases(toys, lm):
+def test_least_risk_without_words_and_with_phrases(toys):
     model, _ = toys[0]
     plain = model.generate([1], num_beams=8, n=8, max_tokens=4)
     found = model.generate([1], num_beams=8, n=8, max_tokens=4, mbr=True)
     order = by_expected_f1([" ".join(map(str, one.token_ids)) for one in plain], [one.score for one in plain])
     assert [one.token_ids for one in found] == [plain[n].token_ids for n in order]
     assert model.generate([1], num_beams=2, max_tokens=0, mbr=True).token_ids == []
-    found = lm.generate("The", num_beams=8, n=8, max_tokens=6, mbr=True, must_include=["umbrella"])
-    assert [len(one.missing) for one in found] == sorted(len(one.missing) for one in found)
+    stories = fastlm.load("stories")
+    wanted = {"must_include": ["umbrella", "dog"], "num_beams": 8, "n": 8, "max_tokens": 20}
+    assert [len(one.missing) for one in stories.generate("Once", mbr=True, **wanted)] == [0] * 3 + [1] * 5
     with pytest.raises(ValueError, match="mbr=True does nothing without num_beams"):
-        lm.generate("a", mbr=True)
+        stories.generate("a", mbr=True)
     with pytest.raises(ValueError, match="most_likely has no mbr"):
-        lm.most_likely("a", mbr=True)
+        stories.most_likely("a", mbr=True)
 
 
 def test_thousands_of_choices(lm):

@@ -531,6 +531,10 @@ def test_texts_with_the_names_of_the_source_come_first():
 
     assert [lost(one) for one in plain] != sorted(lost(one) for one in plain)
     assert [str(one) for one in found] == [str(one) for one in sorted(plain, key=lost)]
+    alike = lm.generate(source, num_beams=12, n=12, max_tokens=6, mbr=True)
+    both = lm.generate(source, num_beams=12, n=12, max_tokens=6, mbr=True, keep_names=True)
+    assert [str(one) for one in alike] != [str(one) for one in plain]
+    assert [str(one) for one in both] == [str(one) for one in sorted(alike, key=lost)]
     with pytest.raises(ValueError, match="num_beams"):
         lm.generate(source, keep_names=True)
     with pytest.raises(ValueError, match="expected the source as a text"):

@@ -320,6 +320,23 @@ def test_guesses_take_the_place_of_some_words():
     assert np.isfinite(float(task.loss((sources, lengths, inputs, inputs), tf.constant([0, 99], tf.int64))[0]))
 
 
+def test_tokens_fall_apart_in_training_and_nowhere_else():
+    tokenizer = train_bpe([" ".join(words(200))], 300)
+    pairs = Pairs.of(
+        [(f"{one} {two}", f"{two} {one}") for one, two in zip(words(60), words(60), strict=True)], tokenizer, tokenizer
+    )
+    whole, apart = (
+        WritingTask(resolve_pairs("summarize", {**SHORT, "bpe_dropout": share}), tokenizer, tokenizer, pairs, pairs)
+        for share in (0.0, 0.3)
+    )
+    drawn = [
+        sum(int(batch[1].sum()) for batch, _ in zip(task.from_step(0), range(8), strict=False))
+        for task in (whole, apart)
+    ]
+    assert drawn[1] > 1.1 * drawn[0]
+    assert whole.evaluate() == apart.evaluate()
+
+
 def test_a_preset_copies_where_it_can():
     assert resolve_pairs("answer", {}).copying
     assert not resolve_pairs("answer", {"shared_vocabulary": False}).copying

@@ -3,7 +3,7 @@
 
 python docs/tutorials/is_my_model_overfitting.py [FOLDER]    # writes there; needs fastlm[train,report]
 
-Three minutes. The picture is overfitting.svg; the pages are by-heart/index.html and better/index.html.
+Three minutes. The picture is overfitting.svg; the pages are index.html in by-heart, better and best.
 """
 
 import os
@@ -62,8 +62,10 @@ print(f"   On unseen text a token costs {first.gap.valid:.2f} nats before, {seco
 
 # 4. What helps most is more text: of forty times as much, read twice, little can be learnt by heart.
 more = texts("more.txt", 1000, 4)
-train([trained_on, more], better, valid=held_out, dropout=0.3, epochs=2, **small)
-third = report(fastlm.load(better), unseen, [trained_on, more], fitted=False)
+best = folder / "best.gguf"
+train([trained_on, more], best, valid=held_out, dropout=0.3, epochs=2, **small)
+third = report(fastlm.load(best), unseen, [trained_on, more], fitted=False)
+third.save(folder / "best")
 print("\n4. With more text:", third.verdicts[0].answer)
 print(f"   On unseen text a token costs {third.gap.valid:.2f} nats.")
 

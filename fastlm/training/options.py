@@ -232,8 +232,10 @@ class PairOptions(TaskOptions):
         Share of the tokens behind which a text is written that are the model's own guesses; it rises in a line over
         the first five epochs (Bengio et al. 2015, with guesses of a first pass: Mihaylova & Martins 2019).
     bpe_dropout : float
-        Share of the merged tokens that fall apart, others every time (Provilkov et al. 2020); see
-        `fastlm.training.pairs.Splits`.
+        Share of the vocabulary's merged tokens that fall apart, drawn anew for each pair and epoch; see
+        `fastlm.training.pairs.Splits`. 0.1 makes texts, batches and the count of tokens a tenth longer (the p of
+        Provilkov et al. 2020 does so by a seventh), and the training perplexity is that of these shorter tokens: do not
+        compare it with that of the validation text, whose tokens are whole.
     embedding_range : float
         Embeddings begin evenly between this and its negative. From 0.1, as is common, attention does not learn to look
         up who did what (bAbI, task 1: after 8 epochs perplexity 2.46, as if places were guessed); from 1 it begins to

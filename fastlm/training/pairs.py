@@ -79,14 +79,14 @@ padded behind with -1 where nothing is predicted."""
 class Splits:
     """Tokens that fall apart at random into those that BPE merged into them, and these again.
 
-    So a model sees a word in other pieces every time, and learns what the pieces are (BPE-dropout, Provilkov et al.
-    2020, which leaves out merges instead; subword regularisation, Kudo 2018). In a source and its text a token of a
+    So a model sees a word in other pieces every time, and learns what the pieces are (after BPE-dropout, Provilkov et
+    al. 2020, which leaves out merges instead; subword regularisation, Kudo 2018). In a source and its text a token of a
     shared vocabulary falls apart alike: what can be copied stays what can be copied.
 
     Parameters
     ----------
     share : float
-        Of the tokens that are merged, of each pair.
+        Of the vocabulary's merged tokens, drawn for each pair: in it one falls apart wherever it stands, or nowhere.
     source, text : HuggingFaceTokenizer
         Of BPE; the same object if they share a vocabulary.
     """
@@ -182,7 +182,7 @@ class Batches:
     def _batch(self, chosen: npt.NDArray[np.int64], epoch: int) -> Batch:
         pairs = [(self._pairs.sources[n], self._pairs.texts[n]) for n in chosen]
         if self._splits is not None:
-            random = np.random.default_rng([self._seed or 0, epoch, 2, int(chosen[0])])
+            random = np.random.default_rng([self._seed or 0, epoch, 2, int(chosen[0])])  # 0 and 1: the order
             pairs = [self._splits(source, text, random) for source, text in pairs]
         S, T = max(len(source) for source, _ in pairs), max(len(text) + 1 for _, text in pairs)
         read = np.zeros((S, len(chosen)), np.int32)

@@ -51,7 +51,7 @@ class TrainReport:
     tokens_per_second : float
         Tokens trained on by seconds, validation included.
     train_perplexity : float
-        Over the last hundred steps or so, with dropout.
+        Over the last hundred steps or so, with dropout; with ``bpe_dropout``, of shorter tokens than ``valid`` has.
     valid : Evaluation
         Of the weights in the file, which are the best on the validation text. To be quick, a language model reads it
         as 16 streams; see `evaluate` for the exact figure, which differs by a thousandth or so.
