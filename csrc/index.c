@@ -237,7 +237,8 @@ static fl_status open_block(const fl_index *x, block *b, const uint8_t **at, con
 
 static fl_status read_header(fl_index *x, const uint8_t *data, size_t size, fl_error *error) {
     if (size < HEADER || read64(data) != ((uint64_t)VERSION << 32 | MAGIC))
-        return fl_fail(error, FL_ERROR_FORMAT, "this is no index of version %d", VERSION);
+        return fl_fail(error, FL_ERROR_FORMAT, "expected an index that 'fastlm index' has written, of version %d",
+                       VERSION);
     const uint64_t vocab_size = read64(data + 8), blocks = read64(data + 16);
     if (blocks > (size - HEADER) / 16)
         return fl_fail(error, FL_ERROR_FORMAT, "the index has fewer blocks than it says");

@@ -66,11 +66,15 @@ _LATER = {
 }
 
 
+_PARTS = ("goals", "report", "training")
+
+
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
+    if name in _LATER or name in _PARTS:
         import importlib
 
-        return getattr(importlib.import_module(_LATER[name]), name)
+        module = importlib.import_module(_LATER.get(name, f"fastlm.{name}"))
+        return module if name in _PARTS else getattr(module, name)
     raise AttributeError(f"module 'fastlm' has no attribute {name!r}")
 
 

@@ -578,6 +578,20 @@ def _from_file(text: str) -> str:
     return read_text(text[1:]) if text.startswith("@") else text
 
 
+def _loaded_by(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """With the reason, where a file cannot be read."""
+
+    def read(path: str) -> Any:
+        try:
+            return load(path)
+        except OSError as e:
+            raise argparse.ArgumentTypeError(f"{path}: {e.strerror or e}") from None
+        except ValueError as e:
+            raise argparse.ArgumentTypeError(str(e)) from None
+
+    return read
+
+
 _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("best-of", int, "draw so many texts and print the likeliest n"),
     ("min-tokens", int, "no end of text before so many tokens"),
@@ -600,8 +614,8 @@ _CONTROLS: tuple[tuple[str, Any, str], ...] = (
     ("dry-allowed-length", int, "from what length on (default: 2)"),
     ("dry-window", int, "tokens looked back at (default: all)"),
     ("max-copied", int, "write no more than so many tokens in a row that stand in the corpus"),
-    ("corpus", fastlm.load_index, "index of the corpus, as fastlm index writes it"),
-    ("contrastive-model", fastlm.load, "a weaker model file, whose preferences are avoided"),
+    ("corpus", _loaded_by(fastlm.load_index), "index of the corpus, as fastlm index writes it"),
+    ("contrastive-model", _loaded_by(fastlm.load), "a weaker model file, whose preferences are avoided"),
     ("contrastive-alpha", float, "the stronger model's say (default: 0.1)"),
     ("contrastive-beta", float, "how much they are avoided (default: 0.5)"),
     ("samplers", lambda names: names.split(","), "the order of the steps, as in top_k,temperature,min_p"),

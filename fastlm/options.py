@@ -544,6 +544,8 @@ class GenerationOptions:
         for name in options:
             if name in _DEFAULTS:
                 continue
+            if name in ("goals", "search"):
+                raise TypeError(f"{name}: only generate has it, and for all prompts of a call")
             guess = _ELSEWHERE.get(name) or next(iter(difflib.get_close_matches(name, _DEFAULTS, 1)), None)
             hint = f"did you mean {guess}?" if guess else f"expected one of {', '.join(_DEFAULTS)}"
             raise TypeError(f"unknown option {name!r}: {hint}")

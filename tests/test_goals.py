@@ -14,7 +14,7 @@ import pytest
 
 import fastlm
 from fastlm.cli import main
-from fastlm.goals import ConflictError, Exclude, Include, Length, Matches, check, read_goals
+from fastlm.goals import ConflictError, Exclude, Goal, Include, Length, Matches, check, read_goals
 from fastlm.goals.automaton import shortest
 from fastlm.goals.texts import count_phrase, count_sentences, count_words
 from fastlm.goals.writing import outcome
@@ -166,7 +166,7 @@ def test_the_shortest_text_is_as_short_as_brute_force_finds(seed):
         (
             [Include(["cat", "dog", "umbrella"]), Length("characters", max=13), Exclude("bird")],
             [*map(Include, (["dog", "umbrella"], ["cat", "umbrella"], ["cat", "dog"])), Length("characters", max=16)],
-            "drop 'cat', or drop 'dog', or drop 'umbrella', or raise max to 16 characters",
+            "raise max to 16 characters, or drop 'cat', or drop 'dog', or drop 'umbrella'",
         ),
         ([Length("sentences", 3), Length("words", max=2)], [Length("sentences", 2), Length("words", max=3)], "3 words"),
         ([Length("words", 7), Length("characters", max=0)], None, "at least 7 words; at most 0 characters"),
@@ -215,11 +215,31 @@ def test_forms_and_words():
         check([Matches(regex="(")])
 
 
+def test_forms_are_left_out_and_not_compared_forever(monkeypatch):
+    pytest.importorskip("llguidance")
+    with pytest.raises(ConflictError, match="leave out: match the regular expression 'a\\+', or leave out: match") as e:
+        check([Matches(regex="a+"), Matches(regex="b+")])
+    assert e.value.relaxations == [Include(()), Include(())]
+    with pytest.raises(ConflictError, match="possible if you leave out: match the regular") as e:
+        check([Matches(regex="[0-9]{5}"), Include("bear"), Length("characters", max=4)])
+    assert check([Include("bear"), Length("characters", max=4)]).possible is True
+    monkeypatch.setattr("fastlm.goals.conflicts.FORM_SECONDS", -1.0)
+    undecided = check([Matches(regex="[a-z ]+"), Include("bear")])
+    assert undecided.possible is None
+    assert "take too long to compare" in undecided.reason
+    with pytest.raises(ConflictError) as e:  # what needs no comparison is known all the same
+        check([Matches(regex="[a-z ]+"), Include("bear"), Length("characters", max=3)])
+    assert e.value.conflict == [Include("bear"), Length("characters", max=3)]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: check("cat"), "expected a list of goals, found str"),
         (lambda: check([Include("cat"), "dog"]), r"goals\[1\]='dog': expected a goal"),
+        (lambda: check([Include("a")], "stories"), "model='stories': expected a model, as fastlm.load gives"),
+        (lambda: check([Goal()]), r"goals\[0\]=Goal\(\): expected a goal"),
+        (lambda: Length("words", None, 3), "Length: min=None: expected a whole number"),
         (lambda: Include([3]), "Include: expected words, found 3"),
         (lambda: Exclude(" "), "Exclude: expected words, found ' '"),
         (lambda: Include("a", case=1), "Include: case=1: expected True or False"),
@@ -344,7 +364,7 @@ def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
         lm.generate("a", goals=[Include("umbrella")], max_tokens=4)
     with pytest.raises(ConflictError) as e:  # of a grammar it is not known before
         check([Include("umbrella"), Length("characters", max=5), Matches(grammar="start: /[a-z]+/")], stories)
-    assert "Nothing would rule it out if you drop 'umbrella', or raise max to 8 characters" in str(e.value)
+    assert "It might be possible if you raise max to 8 characters, or drop 'umbrella'" in str(e.value)
     for name, value in {"num_beams": 4, "stop": ".", "prompt_logprobs": True, "token_healing": True}.items():
         with pytest.raises(ValueError, match=f"{name}: goals are met by a search of their own"):
             stories.generate(PROMPT, goals=[Include("sea")], **{name: value})
@@ -352,6 +372,14 @@ def test_goals_that_cannot_be_are_said_before_anything_is_written(lm):
         stories.generate(PROMPT, goals=[Include("sea")], min_tokens=4)
     with pytest.raises(ValueError, match="logprobs=3"):
         stories.generate(PROMPT, goals=[Include("sea")], logprobs=3)
+    with pytest.raises(ValueError, match="bad_words: beside Include say Exclude"):
+        stories.generate(PROMPT, goals=[Include("sea")], bad_words=["sea"])
+    with pytest.raises(ConflictError, match=r"include 'sea'; match the regular expression '\[0-9\]\+'"):
+        stories.generate(PROMPT, goals=[Include("sea")], regex="[0-9]+")
+    with pytest.raises(ConflictError, match="at least 500 characters; at most 5 tokens"):
+        check([Length("characters", 500), Length("tokens", max=5)], stories)
+    with pytest.raises(TypeError, match="goals: only generate has it"):
+        stories.stream(PROMPT, goals=[Include("sea")])
     plain = stories.generate(PROMPT, seed=1, max_tokens=9)
     assert stories.generate(PROMPT, goals=[], seed=1, max_tokens=9).token_ids == plain.token_ids
     with pytest.raises(ValueError, match="each: with goals"):

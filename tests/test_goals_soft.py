@@ -4,6 +4,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -176,6 +177,16 @@ def test_forked_texts_have_more_than_drafts(stories, judge):
     assert better >= 3
 
 
+def test_brief_texts_end_with_their_first_sentence(stories):
+    for seed in range(3):
+        text = stories.generate("Once upon a time", goals=[Likely(), Brief(weight=5)], max_tokens=60, seed=seed)
+        assert text.finish_reason == "stop"
+        assert len(text.text.split()) < 20
+        assert re.search(r"[.!?…]['\"]*$", text.text), text.text
+    enough = stories.generate("Once upon a time", goals=[Brief(at_least=-10), Likely()], max_tokens=40, seed=1)
+    assert enough.goals[0].satisfied
+
+
 def test_the_same_seed_gives_the_same_text(stories, judge):
     goals = [Label(judge, "good", at_least=0.7), Likely()]
     one, again = (stories.generate(PROMPT, goals=goals, seed=3, max_tokens=16) for _ in range(2))
@@ -273,7 +284,7 @@ def test_fudge_weighs_tokens_by_the_label(stories, judge):
         (lambda s, j: Diverse(0), "n=0: expected a whole number from 1 on"),
         (lambda s, j: Custom(3), "expected a function of a text"),
         (lambda s, j: Label(j, "fine"), "label='fine': the classifier knows bad, good"),
-        (lambda s, j: Label(s, "good"), "expected a fastlm.Classifier"),
+        (lambda s, j: Label(s, "good"), "expected a classifier, as fastlm"),
         (lambda s, j: Label(j, "good", at_least=1.5), "at_least=1.5: expected a probability"),
         (lambda s, j: Like(j), "expected a language model"),
         (lambda s, j: Like("stories"), "expected a language model"),

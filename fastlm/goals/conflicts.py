@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
@@ -20,6 +22,11 @@ if TYPE_CHECKING:
 
 CLOSE = 1.25
 """So many times the shortest possible length a limit may be, and is still called close."""
+
+
+FORM_SECONDS = 0.7
+"""Of a check, for all comparisons of regular expressions together; none is begun later, and each is over in a second or
+so (`fastlm.goals.forms.FUEL`)."""
 
 
 class ConflictError(ValueError):
@@ -80,8 +87,10 @@ def check(goals: Sequence[Goal], model: Model | None = None) -> Verdict:
     ConflictError
         If no text can meet them.
     TypeError
-        For what is no goal.
+        For what is no goal, or no model.
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model={str(model)!r:.60}: expected a model, as fastlm.load gives")
     hard = [goal for goal in listed(goals) if goal.hard]
     question = _Question(model)
     try:
@@ -100,7 +109,7 @@ def listed(given: Any) -> list[Goal]:
     if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
         raise TypeError(f"goals: expected a list of goals, found {type(given).__name__}")
     for place, goal in enumerate(given):
-        if not isinstance(goal, Goal):
+        if not isinstance(goal, Goal) or type(goal) is Goal:
             raise TypeError(f"goals[{place}]={goal!r:.60}: expected a goal, such as fastlm.goals.Include('word')")
     return list(given)
 
@@ -112,6 +121,7 @@ class _Question:
         self._model, self._budget = model, Budget()
         self._alphabet = None if model is None else Alphabet(model)
         self._known: dict[tuple[Goal, ...], Verdict] = {}
+        self._seconds = 0.0  # for forms
 
     def ask(self, goals: Sequence[Goal]) -> Verdict:
         """Whether all can be met."""
@@ -148,22 +158,29 @@ class _Question:
             return Verdict(None, "how many tokens a text has depends on the model")
         return _in_tokens(self._model, goals, text, bounds)
 
-    @staticmethod
-    def _with_forms(goals: Sequence[Goal]) -> Verdict:
+    def _with_forms(self, goals: Sequence[Goal]) -> Verdict:
         wanted = [goal for goal in goals if isinstance(goal, Matches)]
         for goal in wanted:
             grammar_of(GenerationOptions.of(goal.form))  # what cannot be read is said
         if not wanted:
             return Verdict(True)
         regular = [goal for goal in goals if not isinstance(goal, Matches) or goal.regex is not None]
-        if any(goal.regex is not None for goal in wanted) and (found := forms.possible(regular)) is not True:
-            return Verdict(found, "the regular expression and the other goals take too long to compare")
+        if any(goal.regex is not None for goal in wanted) and (found := self._compared(regular)) is not True:
+            return Verdict(found, _TOO_LONG)
         if len(regular) < len(goals):
             return Verdict(None, "whether a grammar or schema has texts that meet all goals shows while writing")
         counted = {goal.unit for goal in goals if isinstance(goal, Length)} & {"sentences", "tokens"}
         if counted:
             return Verdict(None, f"whether a form leaves room for {' and '.join(sorted(counted))} shows while writing")
         return Verdict(True)
+
+    def _compared(self, goals: Sequence[Goal]) -> bool | None:
+        if self._seconds > FORM_SECONDS:
+            return None
+        begin = time.thread_time()
+        found = forms.possible(goals)
+        self._seconds += time.thread_time() - begin
+        return found
 
     def least(self, goals: Sequence[Goal]) -> list[Goal]:
         """A minimal set of goals that cannot all be met, of some that cannot."""
@@ -183,7 +200,7 @@ class _Question:
         found: list[Change] = []
         sure = all(self.ask([goal]).possible is not None for goal in goals)
         for among, would in (
-            (goals, "It would be possible" if sure else "Nothing would rule it out"),
+            (goals, "It would be possible" if sure else "It might be possible"),
             (conflict, "Besides these others conflict, too; these would be possible"),
         ):
             other_conflict = True
@@ -208,6 +225,8 @@ class _Question:
             yield from _fewer(goal, possible)
         elif isinstance(goal, Length):
             yield from _wider(goal, possible)
+        elif isinstance(goal, Matches) and possible(Include(())):
+            yield Include(())
 
     # ---- in words --------------------------------------------------------------------------------------
 
@@ -218,7 +237,8 @@ class _Question:
             reason = self._reason(conflict)
         except TooManyStates:
             reason = ""
-        helps = list(dict.fromkeys(_change(*change) for change in changes))
+        limits_first = sorted(changes, key=lambda change: not isinstance(change[0], Length))
+        helps = list(dict.fromkeys(_change(*change) for change in limits_first))
         if len(helps) > _SHOWN:
             helps = [*helps[:_SHOWN], "the like"]
         return ". ".join(filter(None, (said, reason, f"{would} if you {', or '.join(helps)}" if helps else "")))
@@ -255,8 +275,9 @@ def _in_tokens(model: Model, goals: Sequence[Goal], text: str, bounds: Bounds) -
         count = len(model.encode(text))
     if bounds.least <= count and (bounds.most is None or count <= bounds.most):
         return Verdict(True, example=text)
-    longest = max((len(piece) for piece in known.pieces), default=1)
-    if known.exact_pieces and bounds.most is not None and len(text.strip().encode()) > longest * bounds.most:
+    longest, shortest_text = max((len(piece) for piece in known.pieces), default=1), len(text.strip().encode())
+    shortest_text = max(shortest_text, Bounds.of(goals, "characters").least)  # a character has a byte or more
+    if known.exact_pieces and bounds.most is not None and shortest_text > longest * bounds.most:
         return Verdict(False)
     return Verdict(None, "whether the words fit into so many tokens shows while writing")
 
@@ -273,6 +294,8 @@ def _close(goals: Sequence[Goal], text: str) -> str:
 
 Change: TypeAlias = "tuple[Goal, Goal]"
 """A goal, and what may take its place."""
+
+_TOO_LONG = "the regular expression and the other goals take too long to compare"
 
 _SHOWN = 4
 """Changes that a message names."""

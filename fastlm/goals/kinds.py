@@ -121,7 +121,7 @@ class Length(Goal):
         if self.unit not in UNITS:
             raise ValueError(f"Length: unit={self.unit!r:.60}: expected one of {', '.join(UNITS)}")
         for name, value in (("min", self.min), ("max", self.max)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if (value is not None or name == "min") and (isinstance(value, bool) or not isinstance(value, int)):
                 raise TypeError(f"Length: {name}={value!r:.60}: expected a whole number")
             if value is not None and not 0 <= value <= LONGEST:
                 raise ValueError(f"Length: {name}={value}: expected a whole number from 0 to {LONGEST:,}")
@@ -182,7 +182,7 @@ class Matches(Goal):
 
 @dataclass(frozen=True)
 class Deadline(Goal):
-    """The text is there in time: writing stops, whatever it has come to.
+    """The text is there in time: writing stops at four fifths of it, whatever it has come to.
 
     Parameters
     ----------

@@ -163,7 +163,7 @@ class Label(Soft):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.classifier, Classifier):
-            raise TypeError(f"Label: classifier={self.classifier!r:.60}: expected a fastlm.Classifier")
+            raise TypeError(f"Label: classifier={self.classifier!r:.60}: expected a classifier, as fastlm.load gives")
         if self.label not in self.classifier.labels:
             raise ValueError(f"Label: label={self.label!r:.60}: the classifier knows {named(self.classifier.labels)}")
         if self.at_least is not None and not 0 < self.at_least < 1:

@@ -19,7 +19,7 @@ from fastlm.goals.automaton import Bounds
 from fastlm.goals.conflicts import check, listed
 from fastlm.goals.guides import Continued, WishForm, WishGuide
 from fastlm.goals.kinds import UNITS, Deadline, Goal, Include, Length, Matches, Novel, Words, words_of
-from fastlm.goals.soft import Soft
+from fastlm.goals.soft import Brief, Soft
 from fastlm.goals.tradeoffs import Lane, Search, Tradeoff, explored, front, measured, ranked
 from fastlm.model import is_batch, over_when, seed_of
 from fastlm.options import FORMS, Completion, GenerationOptions, acts, timed, used
@@ -38,6 +38,9 @@ PLAIN = 4
 
 PLACES = 24
 """In a draft that are tried for a word."""
+
+DRAFTING = 0.8
+"""Share of a `Deadline` after which nothing more is written: the rest is for weighing what there is."""
 
 NOISE = 0.5
 """Of Gumbel's kind, on mean log-probabilities, so that drafts differ in where they say a word."""
@@ -100,13 +103,18 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | 
     if plan.temperature == 0 and _explores(goals):
         raise ValueError("temperature=0: of soft goals texts that differ have more or less: expected more than 0")
     limits = model._limits(plan.options)
-    check([*goals, Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else goals, model)
+    asked: list[Goal] = [Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else []
+    asked += [Matches(**{name: given[name]}) for name in _FORMS_OF_GOALS if given.get(name) is not None]
+    check([*goals, *asked], model)
     writer = _Writer(model, goals, plan, plain, search or Search(), limits, begin)
     # At temperature 0 only where words are put is drawn.
     seed = seed_of({"seed": 0} | options if plan.temperature == 0 else options)
     each = [writer.write(one, seed) for one in (prompt if is_batch(prompt) else [prompt])]
     found = each if plan.options.n > 1 else [one for [one] in each]
     return found if is_batch(prompt) else found[0]
+
+
+_FORMS_OF_GOALS = ("regex", "json_schema", "grammar")
 
 
 def _explores(goals: Sequence[Goal]) -> bool:
@@ -128,9 +136,11 @@ def _options(goals: Sequence[Goal], given: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("contrastive_model") is not None and not all(goal.hard for goal in goals):
         raise ValueError("contrastive_model: say Unlike(model) among the goals")
     if limits := [goal.ms for goal in goals if isinstance(goal, Deadline)]:
-        options["deadline_ms"] = min([*limits, *filter(None, [options.get("deadline_ms")])])
+        options["deadline_ms"] = min([DRAFTING * min(limits), *filter(None, [options.get("deadline_ms")])])
     if novel := [goal for goal in goals if isinstance(goal, Novel)]:
         options |= _corpus(novel, options)
+    if options.get("bad_words") and any(isinstance(goal, Include) for goal in goals):
+        raise ValueError("bad_words: beside Include say Exclude(words) among the goals")
     if options.get("min_tokens"):
         raise ValueError('min_tokens: say Length("tokens", min=...) among the goals')
     if not isinstance(options.get("logprobs"), (bool, type(None))):
@@ -216,7 +226,8 @@ class _Writer:
         self._whole = self._wish(own)
         self._drafted = self._wish([goal for goal in own if not isinstance(goal, Include)])
         self._count = max(plan.options.n, plan.options.best_of or DRAFTS)
-        self._trims = bool(self._include) or any(isinstance(goal, Length) for goal in goals)
+        self._brief = any(isinstance(goal, Brief) for goal in goals)
+        self._trims = self._brief or bool(self._include) or any(isinstance(goal, Length) for goal in goals)
 
     def _wish(self, goals: Sequence[Goal]) -> WishForm:
         """Kept for the next call."""
@@ -248,12 +259,15 @@ class _Writer:
 
     def _drafts(self, ids: array[int], random: np.random.Generator) -> list[Completion]:
         """Texts into which the words that are asked for were put."""
-        drafts = [_Draft() for _ in range(self._count)]
+        drafts, over = [_Draft() for _ in range(self._count)], over_when(self._limits)
         for _ in words_of(self._include):
-            if over_when(self._limits)():
+            if over():
                 break
             written = self._written(ids, drafts, self._drafted, random)
-            drafts = [self._with_word(ids, *pair, random) for pair in zip(written, drafts, strict=True)]
+            drafts = [
+                draft if over() else self._with_word(ids, one, draft, random)
+                for one, draft in zip(written, drafts, strict=True)
+            ]
         return self._written(ids, drafts, self._whole, random)
 
     def _written(
@@ -264,7 +278,8 @@ class _Writer:
         for draft in drafts:
             kept = draft.tokens[: draft.kept]
             room = replace(self._plan.options, max_tokens=self._plan.options.max_tokens - len(kept), n=1, best_of=None)
-            plans.append(replace(self._plan, options=room, form=Continued(form, kept, closed=bool(kept))))
+            own = Continued(form, kept, closed=bool(kept)) if self._own else self._plan.form
+            plans.append(replace(self._plan, options=room, form=own))
             prompts.append(ids + array("i", kept))
         seeds = random.integers(2**62, size=len(drafts)).tolist()
         found = self._model._write(list(prompts), prompts, plans, seeds, self._limits)
@@ -324,6 +339,8 @@ class _Writer:
 
     def _best(self, prompt: Any, ids: array[int], written: list[Completion], seed: int) -> list[Completion]:
         """Those that meet their goals, end with a sentence, and are the likeliest, in this order."""
+        if self._brief:
+            written = [text for one in written for text in self._also_shorter(one)]
         ends = [self._end(one.token_ids) if self._trims else (len(one.token_ids), False) for one in written]
         texts = [one.token_ids[:end] for one, (end, _) in zip(written, ends, strict=True)]
         scores = [one.logprobs[len(ids) :] for one in score_each(self._model, ([*ids, *tokens] for tokens in texts))]
@@ -372,12 +389,24 @@ class _Writer:
     def _end(self, tokens: Sequence[int]) -> tuple[int, bool]:
         """How much of a text is worth keeping, and whether that ends with a sentence: up to the last end of one where
         all goals are met."""
-        guide, best = self._whole.guide(None), 0
+        ends = self._ends(tokens)
+        return (ends[-1], True) if ends else (len(tokens), False)
+
+    def _ends(self, tokens: Sequence[int]) -> list[int]:
+        """Where sentences end and all goals are met."""
+        guide, found = self._whole.guide(None), []
         for at, token in enumerate(tokens, 1):
             guide.accept(token)
             if guide.ended and guide.complete:
-                best = at
-        return (best, True) if best else (len(tokens), False)
+                found.append(at)
+        return found
+
+    def _also_shorter(self, one: Completion) -> list[Completion]:
+        """A text, and what it is up to its first end of a sentence."""
+        ends = self._ends(one.token_ids)
+        if len(ends) < 2:
+            return [one]
+        return [one, replace(one, token_ids=one.token_ids[: ends[0]], finish_reason="stop", stop_reason=None)]
 
     def _completion(
         self,

@@ -210,6 +210,8 @@ def report(
     TypeError, ValueError, OSError
         For a model or texts that cannot be used.
     """
+    if isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"model={str(model)!r:.60}: expected a model, as fastlm.load gives")
     if model.info["task"] != "lm":
         raise ValueError(f"report: expected a language model, this is a model of task {model.info['task']!r}")
     say = progress or (lambda _: None)
@@ -222,6 +224,8 @@ def report(
     if index is not None:
         if train is None:
             raise ValueError("index: it is of the training text: expected that, too (train=, --train)")
+        if not isinstance(index, CorpusIndex):
+            raise TypeError(f"index={index!r:.60}: expected an index, as fastlm.load_index gives")
         index.check(model)
     for secret in secrets:
         digits(secret)
