@@ -148,6 +148,7 @@ def pareto(options: argparse.Namespace) -> dict[str, Any]:
     pairs = {
         "likely, positive": [Likely(), Label(guide, "positive")],
         "likely, diverse": [Likely(), Diverse()],
+        "negative, diverse": [Label(guide, "negative"), Diverse()],
         "negative, brief": [Label(guide, "negative"), Brief()],
     }
     return {name: volumes(model, goals, options.count or 10) for name, goals in pairs.items()}

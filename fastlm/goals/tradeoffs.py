@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastlm.goals.soft import Soft
+from fastlm.goals.soft import Brief, Soft
 from fastlm.options import Completion, check_whole
 from fastlm.state import Session, write_together
 
@@ -64,6 +64,10 @@ class Search:
                 raise ValueError(f"Search: {name}={getattr(self, name)!r:.60}: expected one of {', '.join(known)}")
         for name in ("lanes", "segment"):
             check_whole(f"Search: {name}", getattr(self, name), 1, 4096)
+
+
+GIVEN_UP = "given up"
+"""How a lane ended that no longer grows."""
 
 
 class Lane:
@@ -119,7 +123,8 @@ def explored(
     seed: int,
     limits: Any,
 ) -> list[Lane]:
-    """So many texts, each to its end."""
+    """So many texts, each to its end; where they shall be brief, also those that were given up on the way, for what
+    they are up to the end of a sentence."""
     first = Session(model, plan, {}, seed)
     first.rewind(0)
     first._add(ids)
@@ -127,10 +132,13 @@ def explored(
         decoder.feed(first._state, first._unread)
     first._unread = array("i")
     begin = Lane(prompt, ids, first)
-    begin.marks = [goal.start(model, begin) for goal in goals]
+    brief = any(isinstance(goal, Brief) for goal in goals)
+    # How brief a text gets, its beginning does not say.
+    growing = [goal for goal in goals if not isinstance(goal, Brief)] or goals
+    begin.marks = [goal.start(model, begin) for goal in growing]
     lanes, used = [begin.copy(n) for n in range(count)], count
     done: list[Lane] = []
-    weightings = _weightings(goals, count)
+    weightings = _weightings(growing, count)
     for written in range(0, plan.options.max_tokens, search.segment):
         most = min(search.segment, plan.options.max_tokens - written)
         found = write_together([lane.session for lane in lanes if lane.session is not None], most, limits)
@@ -144,10 +152,18 @@ def explored(
         if not lanes or written + most >= plan.options.max_tokens:
             break
         if search.method == "fork":
-            kept = _kept(measured(model, goals, lanes), goals, weightings)
+            kept = _kept(measured(model, growing, lanes), growing, weightings)
+            if brief:
+                done += _given_up(lanes, kept)
             lanes = [lanes[n] if first_use else lanes[n].copy(used + at) for at, (n, first_use) in enumerate(kept)]
             used += len(kept)
     return done + lanes
+
+
+def _given_up(lanes: Sequence[Lane], kept: Sequence[tuple[int, bool]]) -> Iterator[Lane]:
+    for n in {*range(len(lanes))} - {n for n, _ in kept}:
+        lanes[n].session, lanes[n].finish = None, GIVEN_UP
+        yield lanes[n]
 
 
 def _weightings(goals: Sequence[Soft], lanes: int) -> list[npt.NDArray[np.float64]]:

@@ -20,7 +20,7 @@ from fastlm.goals.conflicts import check, listed
 from fastlm.goals.guides import Continued, WishForm, WishGuide
 from fastlm.goals.kinds import UNITS, Deadline, Goal, Include, Length, Matches, Novel, Words, words_of
 from fastlm.goals.soft import Brief, Soft
-from fastlm.goals.tradeoffs import Lane, Search, Tradeoff, explored, front, measured, ranked
+from fastlm.goals.tradeoffs import GIVEN_UP, Lane, Search, Tradeoff, explored, front, measured, ranked
 from fastlm.model import is_batch, over_when, seed_of
 from fastlm.options import FORMS, Completion, GenerationOptions, acts, timed, used
 from fastlm.scoring import score_each
@@ -402,11 +402,12 @@ class _Writer:
         return found
 
     def _also_shorter(self, one: Completion) -> list[Completion]:
-        """A text, and what it is up to its first end of a sentence."""
-        ends = self._ends(one.token_ids)
-        if len(ends) < 2:
-            return [one]
-        return [one, replace(one, token_ids=one.token_ids[: ends[0]], finish_reason="stop", stop_reason=None)]
+        """A text, and what it is up to its first end of a sentence; of one that was given up, what ends so."""
+        ends, given_up = self._ends(one.token_ids), one.finish_reason == GIVEN_UP
+        found = [] if given_up else [one]
+        for end in dict.fromkeys((ends[:1] + ends[-1:]) if given_up else ends[:-1][:1]):
+            found.append(replace(one, token_ids=one.token_ids[:end], finish_reason="stop", stop_reason=None))
+        return found
 
     def _completion(
         self,
