@@ -509,8 +509,8 @@ def by_expected_f1(texts, scores):
     return sorted(range(len(texts)), key=lambda n: -expected[n])
 
 
-def found_with(scores, **rest):
-    return [Found((n,), "stop", 0, score, rest.get("satisfied"), ()) for n, score in enumerate(scores)]
+def found_with(scores):
+    return [Found((n,), "stop", 0, score, None) for n, score in enumerate(scores)]
 
 
 @pytest.mark.parametrize(

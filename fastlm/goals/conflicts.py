@@ -166,7 +166,7 @@ class _Question:
             return Verdict(True)
         regular = [goal for goal in goals if not isinstance(goal, Matches) or goal.regex is not None]
         if any(goal.regex is not None for goal in wanted) and (found := self._compared(regular)) is not True:
-            return Verdict(found, _TOO_LONG)
+            return Verdict(found, "the regular expression and the other goals take too long to compare")
         if len(regular) < len(goals):
             return Verdict(None, "whether a grammar or schema has texts that meet all goals shows while writing")
         counted = {goal.unit for goal in goals if isinstance(goal, Length)} & {"sentences", "tokens"}
@@ -294,8 +294,6 @@ def _close(goals: Sequence[Goal], text: str) -> str:
 
 Change: TypeAlias = "tuple[Goal, Goal]"
 """A goal, and what may take its place."""
-
-_TOO_LONG = "the regular expression and the other goals take too long to compare"
 
 _SHOWN = 4
 """Changes that a message names."""

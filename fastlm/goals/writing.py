@@ -7,7 +7,7 @@ import math
 import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,9 @@ DRAFTING = 0.8
 NOISE = 0.5
 """Of Gumbel's kind, on mean log-probabilities, so that drafts differ in where they say a word."""
 
+
+_FORMS = tuple(one.name for one in fields(Matches))
+"""Options that say what a goal may say, too."""
 
 _WITHOUT = (
     *("num_beams", "must_include", "without_replacement", "stop", "stop_repeats", "token_healing", "prompt_logprobs"),
@@ -104,7 +107,7 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | 
         raise ValueError("temperature=0: of soft goals texts that differ have more or less: expected more than 0")
     limits = model._limits(plan.options)
     asked: list[Goal] = [Length("tokens", max=options["max_tokens"])] if "max_tokens" in given else []
-    asked += [Matches(**{name: given[name]}) for name in _FORMS_OF_GOALS if given.get(name) is not None]
+    asked += [Matches(**{name: given[name]}) for name in _FORMS if given.get(name) is not None]
     check([*goals, *asked], model)
     writer = _Writer(model, goals, plan, plain, search or Search(), limits, begin)
     # At temperature 0 only where words are put is drawn.
@@ -112,9 +115,6 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | 
     each = [writer.write(one, seed) for one in (prompt if is_batch(prompt) else [prompt])]
     found = each if plan.options.n > 1 else [one for [one] in each]
     return found if is_batch(prompt) else found[0]
-
-
-_FORMS_OF_GOALS = ("regex", "json_schema", "grammar")
 
 
 def _explores(goals: Sequence[Goal]) -> bool:
