@@ -373,9 +373,9 @@ def _stages() -> Iterator[Callable[[str], None]]:
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
     *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
-    *("bpe_dropout", "embedding_range", "pooling", "pretrained"),
+    *("bpe_dropout", "embedding_range", "pooling"),
 )
-_OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size")
+_OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size", "tokenizer")
 
 
 def _train(corpus: list[str], output: str, quiet: bool, curve: str | None, task: str | None, **options: Any) -> int:
@@ -809,7 +809,8 @@ def _add_train(commands: Any) -> None:
     add("--attention", choices=("dot", "general", "additive", "none"), help="pairs: how the source is looked at")
     add("--attention-units", type=int, help="pairs: values that attention makes")
     add("--pooling", choices=POOLINGS, help="classify: how all places of a text become one")
-    add("--pretrained", help="classify: a language model to begin with")
+    add("--pretrained", metavar="MODEL", help="text, and classify: a language model to begin with")
+    add("--tokenizer", metavar="MODEL", help="text: a model whose tokenizer is taken")
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")

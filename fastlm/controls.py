@@ -184,9 +184,16 @@ def _check_against(model: Model, options: GenerationOptions) -> None:
         return
     if type(other) is not type(model):
         raise TypeError(f"contrastive_model={other!r:.60}: expected a model, as fastlm.load gives")
-    tables = [None if one.tokenizer is None else one.tokenizer.fields() for one in (model, other)]
-    if other.vocab_size != model.vocab_size or tables[0] != tables[1]:
+    if not same_vocabulary(model, other):
         raise ValueError("contrastive_model: its tokens differ from this model's")
+
+
+def same_vocabulary(one: Model, other: Model) -> bool:
+    """Whether a text is the same tokens to both."""
+    a, b = one.tokenizer, other.tokenizer
+    if one.vocab_size != other.vocab_size or a is None or b is None:
+        return a is b and one.vocab_size == other.vocab_size
+    return bool(a.pieces == b.pieces and (a.bos, a.eos) == (b.bos, b.eos))
 
 
 def token_array(tokens: Any, name: str) -> array[int]:

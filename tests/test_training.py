@@ -14,8 +14,10 @@ import pytest
 
 import fastlm
 from fastlm.cli import main
+from fastlm.goals import Experts, Length, Like
 from fastlm.report import read_curve
-from fastlm.training import GapCurve, Progress, evaluate, load_checkpoint
+from fastlm.tokenizer import from_fields
+from fastlm.training import GapCurve, Progress, evaluate, load_checkpoint, train_pairs
 
 TINY = {"units": 16, "layers": 1, "embedding": 8, "sequence_length": 16, "batch_size": 8, "learning_rate": 0.01}
 
@@ -90,6 +92,79 @@ def test_other_tokenizers_train_too(corpus, tmp_path, preset):
     assert 10 < lm.vocab_size <= 300
     assert report.valid_perplexity < lm.vocab_size
     assert lm.generate("Anna", max_tokens=5, seed=1).text
+
+
+@pytest.mark.parametrize("preset", ["char", "bpe"])
+def test_a_language_model_is_gone_on_with(corpus, uninterrupted, tmp_path, preset):
+    base = uninterrupted[0].output
+    if preset == "bpe":
+        base = tmp_path / "base.gguf"
+        train(corpus, base, preset="bpe", vocab_size=300, units=8, epochs=1)
+    own = {"units": None, "layers": None, "embedding": None}
+    path = tmp_path / "m.gguf"
+    train(corpus, path, pretrained=base, epochs=1, **{**own, "learning_rate": 1e-9})
+    before, after = (fastlm.format.unpack(one).to_dict() for one in (base, path))
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_allclose(after[name], array, atol=1e-6, err_msg=name)
+
+    other = tmp_path / "other.txt"
+    other.write_text(corpus.read_text(encoding="utf-8").replace("Anna", "Ben"), encoding="utf-8")
+    train(other, tmp_path / "tuned.gguf", pretrained=base, epochs=4, **own)
+    tuned, known = fastlm.load(tmp_path / "tuned.gguf"), fastlm.load(base)
+    assert tuned.tokenizer.documents == "blank-line"
+    assert tuned.tokenizer.pieces == known.tokenizer.pieces
+    assert tuned.score("Anna likes").logprobs[0] < known.score("Anna likes").logprobs[0] - 0.5
+    assert known.generate(
+        "", logits_processor=Experts(known, like=tuned, unlike=known), min_tokens=3, max_tokens=9
+    ).text
+    assert known.generate("", goals=[Like(tuned), Length("tokens", min=3)], max_tokens=9).text
+
+
+def test_a_tokenizer_is_taken_over(corpus, uninterrupted, tmp_path):
+    base = uninterrupted[0].output
+    other = tmp_path / "other.txt"
+    other.write_text("Zoë saw 7 ships.\n" * 200, encoding="utf-8")
+    path = tmp_path / "m.gguf"
+    train(other, path, tokenizer=base, documents="line", units=12, epochs=1)
+    model, known = fastlm.load(path), fastlm.load(base)
+    assert model.tokenizer.pieces == known.tokenizer.pieces
+    assert model.tokenizer.documents == "line"
+    assert known.tokenizer.unknown in model.encode("Zoë")
+    assert known.generate("", contrastive_model=model, max_tokens=5).text is not None
+
+
+def test_what_a_run_cannot_begin_with_is_named(corpus, uninterrupted, tmp_path):
+    base = uninterrupted[0].output
+    (tmp_path / "pairs.tsv").write_text("a b\tgood\nc d\tbad\n" * 30)
+    classifier = tmp_path / "c.gguf"
+    train_pairs(tmp_path / "pairs.tsv", classifier, task="classify", epochs=1, units=4, progress=False)
+    weights = fastlm.format.unpack(base).to_dict()
+    no_tokenizer, two_marks, more_rows = (tmp_path / f"{name}.gguf" for name in ("ids", "marks", "rows"))
+    fastlm.export(weights, no_tokenizer)
+    marks = {"tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1}
+    known = from_fields({**fastlm.load(base).tokenizer.fields(), **marks})
+    fastlm.export(weights, two_marks, tokenizer=known)
+    known = fastlm.load(base).tokenizer
+    one_more = {"embedding": [(0, 1), (0, 0)], "output.kernel": [(0, 0), (0, 1)], "output.bias": [(0, 1)]}
+    rows = {name: np.pad(array, one_more.get(name, [(0, 0)] * array.ndim)) for name, array in weights.items()}
+    fastlm.export(rows, more_rows, tokenizer=known)
+    own = {"units": None, "layers": None, "embedding": None}
+    for options, match in (
+        ({"pretrained": base}, "layers: that of the pretrained model is taken; leave it out"),
+        ({"pretrained": base, **own, "vocab_size": 300}, "vocab_size: that of the pretrained model"),
+        ({"pretrained": base, **own, "tied": True}, "tied: that of the pretrained model"),
+        ({"tokenizer": base, "vocab_size": 300}, "vocab_size: that of the tokenizer is taken"),
+        ({"tokenizer": base, "pretrained": base}, "tokenizer: that of the pretrained model is taken"),
+        ({"pretrained": classifier, **own}, "pretrained: expected a language model with a tokenizer"),
+        ({"pretrained": no_tokenizer, **own}, "pretrained: expected a language model with a tokenizer"),
+        ({"tokenizer": no_tokenizer}, "tokenizer: expected a model with a tokenizer, found"),
+        ({"tokenizer": two_marks}, "begin with token 0 and end with 1"),
+        ({"pretrained": more_rows, **own}, f"its tokenizer has {known.vocab_size} tokens, it {known.vocab_size + 1}"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            train(corpus, tmp_path / "x.gguf", **options)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_validation_text_may_be_given_and_corpora_may_be_many(corpus, tmp_path):

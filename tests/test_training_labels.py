@@ -275,11 +275,11 @@ def test_a_run_of_another_kind_is_not_resumed(data, tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(InterruptedError):
         train_pairs(data / "train.tsv", path, task="classify", **{**SMALL, "progress": stop})
-    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify', not 'translate'"):
+    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify': give"):
         train_pairs(data / "train.tsv", path, task="translate", **given)
     with pytest.raises(ValueError, match="pretrained: the run in the checkpoint has begun"):
         train_pairs(data / "train.tsv", path, task="classify", pretrained="stories", **given)
-    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify', not a language model"):
+    with pytest.raises(ValueError, match="the run in the checkpoint is of task 'classify': give"):
         train(data / "train.tsv", path, **given)
     swapped = (data / "train.tsv").read_text().replace("\tgood", "\tfair")
     (tmp_path / "t.tsv").write_text(swapped)

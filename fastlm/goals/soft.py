@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fastlm import _engine
 from fastlm.classifier import Classifier, named
+from fastlm.controls import same_vocabulary
 from fastlm.goals.kinds import UNITS, Goal
 from fastlm.goals.texts import count_sentences, count_words, folded, runs
 from fastlm.options import check_whole
@@ -117,7 +118,7 @@ class Like(Soft):
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a model that writes with another vocabulary."""
-        if model is not self.model and not _same_vocabulary(model, self.model):
+        if model is not self.model and not same_vocabulary(model, self.model):
             raise ValueError(f"{type(self).__name__}: its model has another vocabulary than the one that writes")
 
     def start(self, model: Model, text: Growing) -> _Read:
@@ -354,13 +355,6 @@ def _check_writes(model: Any, goal: str) -> None:
 
     if not isinstance(model, Model) or model.info["task"] != "lm":
         raise TypeError(f"{goal}: model={model!r:.60}: expected a language model, as fastlm.load gives it")
-
-
-def _same_vocabulary(one: Model, other: Model) -> bool:
-    a, b = one.tokenizer, other.tokenizer
-    if a is None or b is None:
-        return a is b and one.vocab_size == other.vocab_size
-    return bool(a.pieces == b.pieces and (one.bos, one.eos) == (other.bos, other.eos))
 
 
 def _name(model: Model) -> str:

@@ -19,6 +19,7 @@ from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.network import Network, build_model
 from fastlm.training.options import Options
 from fastlm.training.recurrence import Tensor
+from fastlm.weights import Weights
 
 SAMPLING = {"temperature": 0.7, "top_p": 0.9}
 """What the model file recommends: a small model's tail is noise, and its top alone repeats itself. Chosen by
@@ -36,13 +37,17 @@ class LanguageTask:
     options : Options
     tokenizer : Tokenizer
     train, valid : Corpus
+    pretrained : Weights, optional
+        Of a language model with the options' sizes, to begin with.
 
     Attributes
     ----------
     model : keras.Model
     """
 
-    def __init__(self, options: Options, tokenizer: Tokenizer, train: Corpus, valid: Corpus) -> None:
+    def __init__(
+        self, options: Options, tokenizer: Tokenizer, train: Corpus, valid: Corpus, pretrained: Weights | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.model = build_model(
             tokenizer.vocab_size,
@@ -52,6 +57,9 @@ class LanguageTask:
             dropout=options.dropout,
             seed=options.seed,
         )
+        if pretrained is not None:
+            for variable, array in zip(self.model.trainable_variables, pretrained.to_dict().values(), strict=True):
+                variable.assign(array)
         batch, steps = options.batch_size, options.sequence_length
         assert tokenizer.bos is not None
         self._windows = TrainingWindows(train, tokenizer.bos, batch, steps, options.seed)

@@ -22,7 +22,15 @@ from fastlm.exporter import ExportReport
 from fastlm.format import gguf_package, unpack
 from fastlm.model import load, model_path
 from fastlm.pairs import read_pairs
-from fastlm.tokenizer import CharTokenizer, HuggingFaceTokenizer, Tokenizer, from_fields, train_bpe, train_words
+from fastlm.tokenizer import (
+    ByteTokenizer,
+    CharTokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    from_fields,
+    train_bpe,
+    train_words,
+)
 from fastlm.training import checkpoint as checkpoints
 from fastlm.training.classifier import LABELS, ClassifyingTask
 from fastlm.training.corpus import Paths, encode, hold_out, read_documents
@@ -109,6 +117,8 @@ def train(
     epochs: int | None = None,
     time_limit: float | None = None,
     seed: int | None = None,
+    pretrained: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     name: str | None = None,
@@ -156,6 +166,12 @@ def train(
         Seconds at most, all sessions of the run together.
     seed : int, optional
         Of initial weights, dropout and fresh starts. Default: 0.
+    pretrained : path or name of a bundled model, optional
+        A language model whose tokenizer, sizes and weights the run begins with (fine-tuning).
+    tokenizer : path or name of a bundled model, optional
+        A model whose tokenizer is taken, as that of models that shall judge one text together must be one
+        (`fastlm.goals.Like`, ``Experts``, ``Specific``, the option ``contrastive_model``). The rest is the run's own;
+        of the preset only the other defaults count, by default those of the preset with the like of it.
     resume : bool
         Continue the run in the checkpoint, on the same text. Options left out are the run's; epochs, time limit
         and learning rate may be others, the rest must agree.
@@ -191,7 +207,7 @@ def train(
     >>> report.valid_bits_per_char  # doctest: +SKIP
     1.93
     """
-    given = {
+    given: dict[str, Any] = {
         "preset": preset,
         "documents": documents,
         "vocab_size": vocab_size,
@@ -210,15 +226,17 @@ def train(
     target, saved = _paths(output, checkpoint, resume)
     report = reporter(progress)
     before = checkpoints.load(saved) if resume else None
-    if before and "task" in before[0]["options"]:
-        raise ValueError(
-            f"the run in the checkpoint is of task {before[0]['options']['task']!r}, not a language model's: "
-            "give the task"
-        )
-    options = resolve(**(fill_up(given, before[0]["options"]) if before else given))
+    begun = None
+    if before:
+        _check_resumed(before[0]["options"], None, pretrained=pretrained, tokenizer=tokenizer)
+        given = fill_up(given, before[0]["options"])
+    elif pretrained is not None or tokenizer is not None:
+        begun = _begun(pretrained, tokenizer)
+        given = _as_begun(given, begun)
+    options = resolve(**given)
     gguf_package()  # now, so that a missing package is known before the work is done
     with _memory_errors():
-        task = _prepare(corpus, valid, options, before)
+        task = _prepare(corpus, valid, options, before, begun)
         trainer = _run(options, task, saved, before, report)
     return _finish(task, trainer, target, saved if checkpoint is None else None, name, license)
 
@@ -280,12 +298,11 @@ def train_pairs(
     begun = known = None
     if before:
         known = before[0]["options"]
-        _check_resumed(known, task, pretrained)
+        _check_resumed(known, task, pretrained=pretrained)
         task = known["task"]
     elif pretrained is not None:
         begun = _pretrained(pretrained, task, options)
-        options = {**options, "embedding": begun.weights.embedding.shape[1], "vocab_size": len(begun.weights.embedding)}
-        options["units"] = tuple(layer.units for layer in begun.weights.layers)
+        options = {**options, **begun.sizes, "vocab_size": begun.tokens}
     resolved = resolve_pairs(task, options, known)
     gguf_package()
     with _memory_errors():
@@ -294,33 +311,95 @@ def train_pairs(
     return _finish(prepared, trainer, target, saved if checkpoint is None else None, name, license)
 
 
-def _check_resumed(known: Mapping[str, Any], task: str, pretrained: Any) -> None:
+def _check_resumed(known: Mapping[str, Any], task: str | None, **begun: Any) -> None:
     if (before := known.get("task")) != task:
-        found = "a language model's: leave the task out" if before is None else f"of task {before!r}, not {task!r}"
+        found = "a language model's: leave the task out" if before is None else f"of task {before!r}: give this task"
         raise ValueError(f"the run in the checkpoint is {found}")
-    if pretrained is not None:
-        raise ValueError("pretrained: the run in the checkpoint has begun already; leave it out")
+    for name, value in begun.items():
+        if value is not None:
+            raise ValueError(f"{name}: the run in the checkpoint has begun already; leave it out")
 
 
 @dataclass(frozen=True)
 class _Begun:
-    """A language model that a classifier begins with."""
+    """What a run begins with: a tokenizer, or a language model with its own."""
 
-    weights: Weights
     tokenizer: Tokenizer
+    weights: Weights | None
+
+    @property
+    def tokens(self) -> int:
+        """Those of the model, which may have more than its tokenizer knows."""
+        return self.tokenizer.vocab_size if self.weights is None else len(self.weights.embedding)
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Options that the model decides."""
+        if self.weights is None:
+            return {}
+        return {"embedding": self.weights.embedding.shape[1], "units": tuple(one.units for one in self.weights.layers)}
 
 
-def _pretrained(path: str | os.PathLike[str], task: str, options: Mapping[str, Any]) -> _Begun:
-    if task != "classify":
-        raise ValueError(f"pretrained: for task='classify', not for {task!r}")
-    for name in ("vocab_size", "embedding", "units"):
-        if options.get(name) is not None:
-            raise ValueError(f"{name}: that of the pretrained model is taken; leave it out")
+def _begun(pretrained: str | os.PathLike[str] | None, tokenizer: str | os.PathLike[str] | None) -> _Begun:
+    """What a language model begins with: one of the two."""
+    if pretrained is None:
+        assert tokenizer is not None
+        known = load(tokenizer).tokenizer
+        if known is None:
+            raise ValueError(f"tokenizer: expected a model with a tokenizer, found {tokenizer}")
+        begun = _Begun(known, None)
+    elif tokenizer is not None:
+        raise ValueError("tokenizer: that of the pretrained model is taken; leave it out")
+    else:
+        begun = _language_model(pretrained)
+    known = begun.tokenizer
+    if known.bos is None or known.bos != known.eos:
+        raise ValueError(
+            f"{pretrained or tokenizer}: its texts begin with token {known.bos} and end with {known.eos}: expected one "
+            "token for both, as the border between documents that are laid end to end"
+        )
+    if begun.tokens != known.vocab_size:
+        raise ValueError(
+            f"{pretrained}: its tokenizer has {known.vocab_size} tokens, it {begun.tokens}: expected as many"
+        )
+    return begun
+
+
+def _language_model(path: str | os.PathLike[str]) -> _Begun:
     weights, tokenizer = unpack(model_path(path)), load(path).tokenizer
     if weights.task != "lm" or tokenizer is None or tokenizer.bos is None:
         raise ValueError(f"pretrained: expected a language model with a tokenizer and a start of text, found {path}")
     assert isinstance(weights, Weights)
-    return _Begun(weights, tokenizer)
+    return _Begun(tokenizer, weights)
+
+
+def _as_begun(given: Mapping[str, Any], begun: _Begun) -> dict[str, Any]:
+    """Arguments of `resolve` with what the beginning decides."""
+    known, weights = begun.tokenizer, begun.weights
+    sizes = () if weights is None else ("layers", "units", "embedding", "tied")
+    _refuse(given, "vocab_size", *sizes, whose="tokenizer" if weights is None else "pretrained model")
+    like = "char" if isinstance(known, (CharTokenizer, ByteTokenizer)) else "bpe" if known.exact_pieces else "word"
+    found = {**given, **begun.sizes}
+    found["preset"], found["documents"] = given["preset"] or like, given["documents"] or known.documents
+    if found["preset"] != "char":
+        found["vocab_size"] = known.vocab_size
+    if weights is not None:
+        found["tied"] = weights.output is None
+    return found
+
+
+def _pretrained(path: str | os.PathLike[str], task: str, options: Mapping[str, Any]) -> _Begun:
+    """What a classifier begins with."""
+    if task != "classify":
+        raise ValueError(f"pretrained: for task='classify', not for {task!r}")
+    _refuse(options, "vocab_size", "embedding", "units", whose="pretrained model")
+    return _language_model(path)
+
+
+def _refuse(given: Mapping[str, Any], *names: str, whose: str) -> None:
+    for name in names:
+        if given.get(name) is not None:
+            raise ValueError(f"{name}: that of the {whose} is taken; leave it out")
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> tuple[keras.Model, Tokenizer]:
@@ -388,14 +467,25 @@ def _paths(
 
 
 def _prepare(
-    corpus: Paths, valid: Paths | None, options: Options, before: tuple[dict[str, Any], checkpoints.Arrays] | None
+    corpus: Paths,
+    valid: Paths | None,
+    options: Options,
+    before: tuple[dict[str, Any], checkpoints.Arrays] | None,
+    begun: _Begun | None,
 ) -> LanguageTask:
-    """With the tokenizer of the checkpoint ``before``, if there is one."""
+    """With the tokenizer of the checkpoint ``before``, or of what is ``begun`` with, if there is one."""
     texts = read_documents(corpus, options.documents)
     texts, held = hold_out(texts) if valid is None else (texts, read_documents(valid, options.documents))
-    tokenizer = from_fields(before[0]["tokenizer"]) if before else _train_tokenizer(options, texts)
-    assert tokenizer is not None
-    return LanguageTask(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer))
+    if before:
+        tokenizer = from_fields(before[0]["tokenizer"])
+        assert tokenizer is not None
+    elif begun:
+        tokenizer = begun.tokenizer
+        tokenizer.documents = options.documents
+    else:
+        tokenizer = _train_tokenizer(options, texts)
+    weights = begun.weights if begun else None
+    return LanguageTask(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer), weights)
 
 
 def _prepare_pairs(
