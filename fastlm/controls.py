@@ -185,7 +185,9 @@ def _check_against(model: Model, options: GenerationOptions) -> None:
     if type(other) is not type(model):
         raise TypeError(f"contrastive_model={other!r:.60}: expected a model, as fastlm.load gives")
     if not same_vocabulary(model, other):
-        raise ValueError("contrastive_model: its tokens differ from this model's")
+        raise ValueError(
+            "contrastive_model: its tokens differ from this model's; fastlm train --tokenizer makes one with the same"
+        )
 
 
 def same_vocabulary(one: Model, other: Model) -> bool:

@@ -27,6 +27,7 @@ from fastlm.goals import (
     Like,
     Likely,
     Search,
+    Specific,
     Unlike,
     hypervolume,
 )
@@ -306,8 +307,16 @@ def test_what_cannot_be_is_refused(call, message, stories, judge):
 
 
 def test_models_of_other_vocabularies_are_refused(stories, lm):
-    with pytest.raises(ValueError, match="another vocabulary"):
+    with pytest.raises(ValueError, match="Like: model: it has another vocabulary"):
         stories.generate(PROMPT, goals=[Like(lm)], max_tokens=4)
+    for method, match in (
+        (lambda: Experts(stories, unlike=lm), "Experts: unlike: it has another vocabulary"),
+        (lambda: Specific(stories, lm), "Specific: generic: it has another vocabulary"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            method()
+    with pytest.raises(TypeError, match="Specific: generic='stories': expected a language model"):
+        Specific(stories, "stories")
 
 
 def test_soft_goals_in_a_file(tmp_path, capsys):

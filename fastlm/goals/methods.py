@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastlm import _engine
-from fastlm.goals.soft import Label, Like, Unlike
+from fastlm.goals.soft import Label, check_beside, check_writes
 from fastlm.goals.tradeoffs import Lane
 from fastlm.options import check_whole
 
@@ -68,9 +68,9 @@ class Experts:
         if like is None and unlike is None:
             raise ValueError("Experts: expected a model like which texts shall be, or unlike which, or both")
         self._models: list[tuple[Model, float, _Followed]] = []
-        for goal, other, sign in ((Like, like, 1), (Unlike, unlike, -1)):
+        for name, other, sign in (("like", like, 1), ("unlike", unlike, -1)):
             if other is not None:
-                goal(other).check(model)
+                _check(model, other, f"Experts: {name}")
                 self._models.append((other, sign * alpha, _Followed(*_reading(other))))
 
     def __call__(self, tokens: Sequence[int], logits: Logits) -> Logits:
@@ -78,6 +78,11 @@ class Experts:
             with model._decoder() as decoder:
                 logits = logits + weight * np.frombuffer(decoder.logits(followed(tokens)), np.float32)
         return logits
+
+
+def _check(model: Model, other: Any, name: str) -> None:
+    check_writes(other, name)
+    check_beside(other, model, name)
 
 
 def _reading(model: Model) -> tuple[Callable[[Sequence[int]], Any], Callable[[Any, int], Any]]:
@@ -114,6 +119,7 @@ class Specific:
         for name, value in (("strength", strength), ("least_entropy", least_entropy)):
             if not isinstance(value, (int, float)) or not 0 <= value < np.inf:
                 raise ValueError(f"Specific: {name}={value!r:.60}: expected a finite number from 0 on")
+        _check(model, generic, "Specific: generic")
         self._experts, self._least = Experts(model, unlike=generic, alpha=strength), least_entropy
 
     def __call__(self, tokens: Sequence[int], logits: Logits) -> Logits:

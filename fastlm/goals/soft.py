@@ -114,12 +114,11 @@ class Like(Soft):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_writes(self.model, type(self).__name__)
+        check_writes(self.model, f"{type(self).__name__}: model")
 
     def check(self, model: Model) -> None:
         """Raises ValueError for a model that writes with another vocabulary."""
-        if model is not self.model and not same_vocabulary(model, self.model):
-            raise ValueError(f"{type(self).__name__}: its model has another vocabulary than the one that writes")
+        check_beside(self.model, model, f"{type(self).__name__}: model")
 
     def start(self, model: Model, text: Growing) -> _Read:
         """As `Soft.start`."""
@@ -350,11 +349,21 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _check_writes(model: Any, goal: str) -> None:
+def check_writes(model: Any, name: str) -> None:
+    """Raises TypeError for what is no language model, with the name that it was given by."""
     from fastlm.model import Model
 
     if not isinstance(model, Model) or model.info["task"] != "lm":
-        raise TypeError(f"{goal}: model={model!r:.60}: expected a language model, as fastlm.load gives it")
+        raise TypeError(f"{name}={model!r:.60}: expected a language model, as fastlm.load gives it")
+
+
+def check_beside(model: Model, writer: Model, name: str) -> None:
+    """Raises ValueError for a model with another vocabulary than the one that writes."""
+    if model is not writer and not same_vocabulary(writer, model):
+        raise ValueError(
+            f"{name}: it has another vocabulary than the model that writes; fastlm train --pretrained or --tokenizer "
+            "makes one with the same"
+        )
 
 
 def _name(model: Model) -> str:
