@@ -234,9 +234,10 @@ class ClassifierState:
 
     def __init__(self, model: Classifier, engine: _engine.Judged, start: bool) -> None:
         self._model, self._engine = model, engine
+        self._logprobs: array[float] | None = None
         if start and model.bos is not None:
             self.feed([model.bos])
-        self._logprobs: array[float] | None = None  # of a text, not of its mere start
+            self._logprobs = None  # are of a text, not of its mere start
 
     @property
     def position(self) -> int:
@@ -245,7 +246,7 @@ class ClassifierState:
 
     def feed(self, text: Prompt) -> ClassifierState:
         """Reads on. A piece of text is cut into tokens by itself; nothing at all changes nothing."""
-        if ids := self._model._said(text):
+        if ids := self._model._said(text, inside=self._logprobs is not None):
             with self._model._decoder() as decoder:
                 self._logprobs = self._model._read_on(decoder, ids, self._engine)
         return self

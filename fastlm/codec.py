@@ -119,7 +119,7 @@ def _part(known: Tokenizer, text: str) -> Iterator[array[int] | bytes]:
 def _same(known: Tokenizer, text: str) -> list[int] | None:
     """The text's tokens, if they are the text again."""
     try:
-        tokens = known.encode(text)
+        tokens = known.encode_inside(text)
     except ValueError:  # half a character
         return None
     same = known.unknown not in tokens and b"".join([known.pieces[token] for token in tokens]) == text.encode()

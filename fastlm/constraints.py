@@ -40,7 +40,7 @@ class Steps(Protocol):
 class Shape(Protocol):
     """What makes them: a `Form`, or the like of it."""
 
-    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> Steps: ...
+    def guide(self, allowed: npt.NDArray[np.uint32] | None, ids: Sequence[int]) -> Steps: ...
 
 
 class _Vocabulary:
@@ -64,7 +64,7 @@ class _Vocabulary:
         self.special_token_ids = list(ends)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        return self._known.encode(text.decode() if isinstance(text, bytes) else text)
+        return self._known.encode_inside(text.decode() if isinstance(text, bytes) else text)
 
 
 class Form:
@@ -75,21 +75,34 @@ class Form:
 
         size = model.vocab_size
         vocabulary: Any = _Vocabulary(model, ends)
-        known = llguidance.LLTokenizer(vocabulary, n_vocab=size + 1, eos_token=[*ends] or [size])
-        self._matcher = llguidance.LLMatcher(known, grammar, log_level=0)
-        if self._matcher.is_error():
-            raise ValueError(_in_short(self._matcher.get_error()))
+        self._known, self._grammar = model._need_tokenizer(), grammar
+        self._vocabulary = llguidance.LLTokenizer(vocabulary, n_vocab=size + 1, eos_token=[*ends] or [size])
+        self._matcher = self._matching(grammar)
         # Where it is at a loss llguidance lets anything come that is no text.
         self._texts = token_mask(size + 1, [token for token, piece in enumerate(vocabulary.tokens) if piece])
         self._ends = token_mask(size + 1, ends)
 
-    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> Guide:
-        """For one text. allowed: a bit for each token that may come at all."""
+    def _matching(self, grammar: str) -> Any:
+        import llguidance
+
+        found = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+        if found.is_error():
+            raise ValueError(_in_short(found.get_error()))
+        return found
+
+    @cached_property
+    def _led(self) -> Any:
+        """Of a text with the tokenizer's lead before it."""
+        return self._matching(_behind(self._known.lead, self._grammar))
+
+    def guide(self, allowed: npt.NDArray[np.uint32] | None, ids: Sequence[int]) -> Guide:
+        """For one text. allowed: a bit for each token that may come at all; ids: what stands before the text."""
         texts, ends = self._texts.copy(), self._ends.copy()
         if allowed is not None:
             texts[: len(allowed)] &= allowed
             ends[: len(allowed)] &= allowed
-        return Guide(self._matcher.deep_copy(), texts, ends)
+        matcher = self._led if self._known.lead_behind(ids) else self._matcher
+        return Guide(matcher.deep_copy(), texts, ends)
 
 
 class Healing:
@@ -278,6 +291,14 @@ def grammar_of(options: GenerationOptions) -> str | None:
     if (problem := LLMatcher.validate_grammar(grammar)) and not problem.startswith("WARNING"):
         raise ValueError(f"{name}={value!r:.80} cannot be read: {_in_short(problem)}")
     return grammar
+
+
+def _behind(lead: str, grammar: str) -> str:
+    """A grammar of the same texts with something before each."""
+    inner = json.loads(grammar) if grammar.startswith("{") else {"grammars": [{"lark_grammar": grammar}]}
+    inner["grammars"][0]["name"] = "text"
+    start = {"lark_grammar": f"start: {json.dumps(lead)} @text"}
+    return json.dumps({**inner, "grammars": [start, *inner["grammars"]]})
 
 
 def _json_grammar(matcher: Any, schema: Any) -> str:

@@ -272,7 +272,7 @@ def _ways(model: Model, words: Iterable[_Word] | None, name: str) -> Iterator[tu
             raise ValueError(f"{name}: an empty word is everywhere: leave it out")
         if isinstance(word, str):
             known = model._need_tokenizer()
-            ways = [known.encode(word), known.encode(" " + word.lstrip())]
+            ways = [known.encode_inside(word), known.encode_inside(" " + word.lstrip())]
             yield word, [tuple(way) for way in ways if way and known.unknown not in way]
         else:
             ids = tuple(_checked(model, word if isinstance(word, Sequence) else [word], name))

@@ -193,9 +193,12 @@ class Model:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(f"{what} {token} at place {place}: expected 0 to {self.vocab_size - 1}")
 
-    def _said(self, text: Prompt) -> array[int]:
-        """A text or token ids, without start of text."""
-        ids = array("i", self.encode(text)) if isinstance(text, str) else token_array(text)
+    def _said(self, text: Prompt, inside: bool = False) -> array[int]:
+        """A text or token ids, without start of text. inside: behind other text."""
+        if isinstance(text, str):
+            ids = array("i", self._need_tokenizer().encode_inside(text) if inside else self.encode(text))
+        else:
+            ids = token_array(text)
         self._check_tokens(ids)
         return ids
 
@@ -937,7 +940,7 @@ class Start:
             self.state,
             self.unread,
             memory=self.memory,
-            guide=None if form is None else form.guide(self.plan.allowed),
+            guide=None if form is None else form.guide(self.plan.allowed, self.ids),
             wanted=Wanted(phrases, known.pieces if known is not None and known.exact_pieces else ())
             if phrases
             else None,
@@ -959,7 +962,7 @@ class Start:
                 self.memory.copy() if copied and self.memory is not None else self.memory,
                 self.amateur.copy() if copied and self.amateur is not None else self.amateur,
                 guide=Healing(self.model._words, self.healed.encode(), self.plan.allowed) if self.healed else None,
-                skip=self.healed,
+                skip=self.healed.removeprefix(known.lead_behind(self.ids)) if known is not None else self.healed,
                 prompt_tokens=self.prompt_tokens,
             )
             for index in range(count)

@@ -169,8 +169,8 @@ def corpus_tokens(
     """Of all documents, each with the separator behind it."""
     for file in files:
         for document in split_documents(read_text(file), documents):
-            for part in _parts(document):
-                yield np.array(known.encode(part), np.int32)
+            for place, part in enumerate(_parts(document)):
+                yield np.array(known.encode_inside(part) if place else known.encode(part), np.int32)
             yield np.array([separator], np.int32)
 
 

@@ -96,7 +96,7 @@ class State:
 
     def feed(self, text: Prompt) -> State:
         """Reads a text, or token ids; gives itself."""
-        ids = self.model._said(text)
+        ids = self.model._said(text, inside=self.position > (self.model.bos is not None))
         with self.model._decoder() as decoder:
             decoder.feed(self._engine, ids)
         return self
@@ -242,7 +242,8 @@ class Session:
 
     def feed(self, text: Prompt) -> Session:
         """Adds a text, or token ids, that the model shall read; gives itself. A text that was being written is over."""
-        self._add(self.model._said(text))
+        known = self.model.tokenizer
+        self._add(self.model._said(text, inside=known is not None and not known.lead_behind(self._memory.tokens)))
         self._writing = None
         return self
 
@@ -288,7 +289,7 @@ class Session:
         self._kept.append((self._position, self._state.copy(), self._amateur and self._amateur.copy()))
         if self._writing is None:
             self._begin, self._writing = len(self._memory), self._new_writing(self._memory.tokens)
-            self._guide = self._new_guide()
+            self._guide = self._new_guide(self._memory.tokens)
         text = Text(
             self._plan,
             None,
@@ -309,8 +310,8 @@ class Session:
         known = self.model.tokenizer
         return Written(None if known is None else known.stream(context), self._plan.stops)
 
-    def _new_guide(self) -> Steps | None:
-        return None if self._plan.form is None else self._plan.form.guide(self._plan.allowed)
+    def _new_guide(self, context: array[int]) -> Steps | None:
+        return None if self._plan.form is None else self._plan.form.guide(self._plan.allowed, context)
 
     @property
     def _position(self) -> int:
@@ -360,7 +361,7 @@ class Session:
         self._writing = self._new_writing(tokens[: self._begin])
         self._writing.read(tokens[self._begin :])
         self._writing.take()
-        self._guide = self._new_guide()
+        self._guide = self._new_guide(tokens[: self._begin])
         if self._guide is not None:
             for token in tokens[self._begin :]:
                 self._guide.accept(token)

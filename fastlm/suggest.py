@@ -310,6 +310,8 @@ class _Search:
         self.early = 0.0  # of what has dealt with all that was typed
 
     def run(self, prefix: str, typos: int) -> Suggestions:
+        lead = self.words.known.lead
+        prefix = prefix if prefix.startswith(lead) else lead + prefix
         begin = self._word_begin(prefix)
         behind_space = prefix[begin : begin + 1] == " "
         word = prefix[begin + behind_space :]

@@ -101,12 +101,15 @@ class _Pieces(TextStream):
 
 
 class _Bytes(TextStream):
-    def __init__(self, piece: Callable[[int], bytes]) -> None:
-        self._piece = piece
+    def __init__(self, piece: Callable[[int], bytes], lead: bytes = b"") -> None:
+        self._piece, self._lead = piece, lead
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        return self._utf8.decode(self._piece(token))
+        piece = self._piece(token)
+        if piece:
+            piece, self._lead = piece.removeprefix(self._lead), b""
+        return self._utf8.decode(piece)
 
     def finish(self) -> str:
         return self._utf8.decode(b"", True)
@@ -153,10 +156,14 @@ class Tokenizer:
     documents : str
         How a file is cut into documents, one of `DOCUMENTS`.
     exact_pieces : bool
-        Whether a text's bytes are those of its tokens' `pieces`, one after the other.
+        Whether a text's bytes are those of its tokens' `pieces`, one after the other, but for the lead.
+    lead : str
+        What a text begins with in its tokens, though it is no part of it: a space, so that its first word is the same
+        tokens as inside a text; or nothing.
     """
 
     exact_pieces = True
+    lead = ""
     kind: str
     vocab_size: int
     bos: int | None = None
@@ -167,6 +174,15 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without borders. Raises ValueError for text that is not valid Unicode."""
         raise NotImplementedError
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of a piece of text that stands behind other text: without the lead."""
+        return self.encode(text)
+
+    def lead_behind(self, context: Iterable[int]) -> str:
+        """The lead of a text that follows ``context``: none if there is text in it."""
+        texts = (self.pieces[token] for token in context if token < self.vocab_size)
+        return "" if self.lead and any(texts) else self.lead
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where in ``text`` each token of `encode` comes from: its first character, and the one behind its last."""
@@ -285,9 +301,10 @@ class ByteTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the ``tokenizers`` library (BPE, WordLevel, Unigram, WordPiece), from its JSON.
 
-    Byte-level BPE brings any Unicode text back exactly. WordLevel and Unigram replace what they lack by
-    their own unknown token, and may normalise spaces, as their JSON says. A special token's name inside
-    a text is ordinary text: only the engine places borders.
+    Byte-level BPE brings any Unicode text back exactly; only if its JSON puts a space before a text
+    (``add_prefix_space``: `lead`), one that begins with a space loses it. WordLevel and Unigram replace what
+    they lack by their own unknown token, and may normalise spaces, as their JSON says. A special token's name
+    inside a text is ordinary text: only the engine places borders.
 
     Parameters
     ----------
@@ -338,6 +355,11 @@ class HuggingFaceTokenizer(Tokenizer):
             self.unknown = model.get("unk_id")  # Unigram
         self._special = {t.content for t in self._library.get_added_tokens_decoder().values() if t.special}
         self._byte_level = decoder.get("type") == "ByteLevel"
+        before = self._library.pre_tokenizer
+        if self._byte_level and isinstance(before, tokenizers.pre_tokenizers.ByteLevel) and before.add_prefix_space:
+            self.lead = " "  # what stands inside a text has none, so it is put there here
+            before.add_prefix_space = False
+            self._library.pre_tokenizer = before
 
     def _find(self, token: str | int | None) -> int | None:
         found = self._library.token_to_id(token) if isinstance(token, str) else token
@@ -346,6 +368,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return found
 
     def encode(self, text: str) -> list[int]:
+        return self.encode_inside(self._led(text))
+
+    def _led(self, text: str) -> str:
+        return self.lead + text if text and not text.startswith(self.lead) else text
+
+    def encode_inside(self, text: str) -> list[int]:
         _utf8(text)
         try:
             ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
@@ -357,12 +385,14 @@ class HuggingFaceTokenizer(Tokenizer):
         return ids
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = self._library.encode(text, add_special_tokens=False).offsets
-        return found
+        led = self._led(text)
+        added = len(led) - len(text)
+        found: list[tuple[int, int]] = self._library.encode(led, add_special_tokens=False).offsets
+        return [(max(0, begin - added), end - added) for begin, end in found]
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         if self._byte_level:
-            return _Bytes(self._bytes_of)
+            return _Bytes(self._bytes_of, self.lead_behind(context).encode())
         return _Window(self._decode_visible, context)
 
     @property
@@ -401,7 +431,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return {**self._common_fields(), "tokenizer.huggingface.json": self._source}
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, documents: str = "file") -> HuggingFaceTokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, documents: str = "file", lead: bool = False
+) -> HuggingFaceTokenizer:
     """Byte-level BPE (Sennrich et al. 2016, on bytes as in GPT-2) trained by the ``tokenizers`` library.
 
     Parameters
@@ -410,6 +442,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, documents: str = "file") ->
         Documents to learn from.
     vocab_size : int
         Tokens in all: 256 bytes, one border, the rest merges (fewer if the text has not that many).
+    lead : bool
+        Whether texts begin with a space in their tokens, see `Tokenizer.lead`.
     """
     from tokenizers import Tokenizer as Library
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -417,7 +451,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, documents: str = "file") ->
     if vocab_size < 257:
         raise ValueError(f"vocab_size={vocab_size}: byte-level BPE needs at least 257 (256 bytes and the border)")
     library = Library(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=lead)
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -100,7 +100,7 @@ class Text:
         least, most = (options.min_tokens, options.max_tokens) if limits is None else limits
         self.ids, self.plan, self.skip = ids, plan, skip
         self.prompt_tokens = len(ids) if prompt_tokens is None else prompt_tokens
-        self.guide = guide if guide is not None or plan.form is None else plan.form.guide(plan.allowed)
+        self.guide = guide if guide is not None or plan.form is None else plan.form.guide(plan.allowed, ids)
         self.written = Written(None if stream is None else stream(), plan.stops, skip)
         self.job = _engine.Job(
             state,

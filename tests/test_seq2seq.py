@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequence-to-sequence models: the engine against float64, and the same bits however the work is cut."""
 
+import re
 from array import array
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import damaged_files
 from fastlm import _engine, format
 from fastlm.cli import main
 from fastlm.seq2seq import names_in, stands_in
-from fastlm.tokenizer import CharTokenizer
+from fastlm.tokenizer import CharTokenizer, train_bpe
 from fastlm.weights import Weights
 from reference import log_softmax, seq2seq_logits
 
@@ -215,6 +216,20 @@ def test_generate_takes_a_source(model_path):
         - lm.score(tokens[:1], lm.encode_source("a small house")).total
         - 1e-4
     )
+
+
+def test_texts_and_sources_begin_with_words_as_they_are_inside(tmp_path):
+    known = train_bpe(["reads images and writes images\n"] * 3, 290, "line", lead=True)
+    weights = weights_of(seed=1, V=known.vocab_size, attention="general", bidirectional=True)
+    fastlm.export(weights, tmp_path / "m.gguf", tokenizer=known)
+    lm = fastlm.load(tmp_path / "m.gguf")
+    assert lm.encode_source("images")[:-1] == known.encode_inside(" images")
+    for options in ({"seed": 1}, {"num_beams": 4}, {"num_beams": 4, "mbr": True}):
+        found = lm.generate("reads images", max_tokens=20, regex="[a-z]{1,5} images", **options)
+        assert re.fullmatch("[a-z]{1,5} images", found.text)
+    beams = lm.generate("reads images", max_tokens=9, num_beams=4, must_include=["images"])
+    assert "images" in beams.text
+    assert lm.score("writes images", "reads").token_ids == [*known.encode("writes images"), known.eos]
 
 
 def test_attention_is_reported(model_path):

@@ -37,6 +37,7 @@ KINDS = {
     "bytes": lambda: ByteTokenizer("line"),
     "chars": lambda: CharTokenizer.train([SAMPLE], "blank-line"),
     "bpe": lambda: tokenizer.train_bpe([SAMPLE], 300, "blank-line"),
+    "led bpe": lambda: tokenizer.train_bpe([SAMPLE], 300, "blank-line", lead=True),
     "words": lambda: tokenizer.train_words(SAMPLE.split("\n"), 20),
     "unigram": unigram,
 }
@@ -50,7 +51,7 @@ def kind(request):
 def test_fields_give_the_same_tokenizer_back(kind):
     again = tokenizer.from_fields(kind.fields())
     assert type(again) is type(kind)
-    for name in ("kind", "vocab_size", "bos", "eos", "unknown", "documents"):
+    for name in ("kind", "vocab_size", "bos", "eos", "unknown", "documents", "lead"):
         assert getattr(again, name) == getattr(kind, name), name
     assert again.encode(SAMPLE) == kind.encode(SAMPLE)
 
@@ -89,6 +90,31 @@ def test_any_bytes_decode_as_utf8_with_replacement(name, data):
             kind._library.token_to_id(next(c for c, b in tokenizer._byte_level_table().items() if b == n)) for n in data
         ]
     assert kind.decode(ids) == data.decode("utf-8", "replace")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=UNICODE)
+def test_the_lead_is_no_part_of_a_text(text):
+    kind = CACHE.setdefault("led bpe", KINDS["led bpe"]())
+    assert kind.decode(kind.encode(text)) == text.removeprefix(" ")
+    assert b"".join(kind.pieces[t] for t in kind.encode_inside(text)) == text.encode()
+    if text[:1] not in ("", " "):
+        spans = kind.spans(text)
+        assert len(spans) == len(kind.encode(text))
+        assert (spans[0][0], spans[-1][1]) == (0, len(text))
+        assert all(begin <= end for begin, end in spans)
+
+
+def test_a_word_is_the_same_tokens_everywhere_behind_a_lead():
+    led, plain = KINDS["led bpe"](), KINDS["bpe"]()
+    assert led.encode("rabbit") == led.encode_inside(" rabbit") == led.encode(" rabbit") != led.encode_inside("rabbit")
+    assert plain.encode("rabbit") == plain.encode_inside("rabbit") != plain.encode(" rabbit")
+    assert led.encode("the rabbit")[-len(led.encode("rabbit")) :] == led.encode("rabbit")
+    assert led.encode("") == []
+    assert led.decode(led.encode("rabbit"), context=[led.bos]) == "rabbit"
+    assert led.decode(led.encode("rabbit"), context=led.encode("the")) == " rabbit"
+    assert [led.lead_behind(context) for context in ([], [led.bos], [led.bos, 5])] == [" ", " ", ""]
+    assert led.encode_documents(["rabbit", "rabbit"]) == [*led.encode("rabbit"), led.eos] * 2
 
 
 def test_characters_replace_what_they_lack():

@@ -108,7 +108,7 @@ class Alphabet:
                 "goals need tokens that are text as they are (characters, bytes, byte-level BPE); this model's "
                 "tokenizer joins its tokens with spaces"
             )
-        self._encode, self._pieces = model.encode, known.pieces if pieces is None else pieces
+        self._encode, self._pieces = known.encode_inside, known.pieces if pieces is None else pieces
         self._known: dict[str, bool] = {}
 
     def __contains__(self, character: object) -> bool:
@@ -196,7 +196,8 @@ class WishForm:
         form: Shape | None,
         allowed: npt.NDArray[np.uint32] | None,
     ) -> None:
-        known, self.form = model._need_tokenizer(), form
+        known = self._known = model._need_tokenizer()
+        self.form = form
         self._pieces = [*known.pieces, *[b""] * (model.vocab_size - len(known.pieces))]
         for token in _barred(model.vocab_size, [*ends, known.unknown], allowed):
             self._pieces[token] = b""
@@ -219,9 +220,14 @@ class WishForm:
         self._needed: dict[tuple[Place, bool, Lengths], Needed | None] = {}
         self._lock = threading.RLock()  # the automaton numbers its states as they are met
 
-    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> WishGuide:
-        """For one text. allowed: a bit for each token that may come at all."""
-        inner = None if self.form is None else self.form.guide(allowed)
+    def guide(self, allowed: npt.NDArray[np.uint32] | None, ids: Sequence[int]) -> WishGuide:
+        """For one text. allowed: a bit for each token that may come at all; ids: what stands before the text."""
+        if self._known.lead_behind(ids):
+            raise ValueError(
+                "goals: this model's tokenizer puts a space before a text, which would count: give a prompt that the "
+                "text goes on from"
+            )
+        inner = None if self.form is None else self.form.guide(allowed, ids)
         return WishGuide(self, allowed, inner, Place(self.machine.start, b""), Counts())
 
     # ---- what tokens do --------------------------------------------------------------------------------
@@ -604,9 +610,9 @@ class Continued:
     def __init__(self, form: WishForm, tokens: Sequence[int], closed: bool) -> None:
         self._form, self._tokens, self._closed = form, tokens, closed
 
-    def guide(self, allowed: npt.NDArray[np.uint32] | None) -> WishGuide:
-        """For what follows."""
-        guide = self._form.guide(allowed)
+    def guide(self, allowed: npt.NDArray[np.uint32] | None, ids: Sequence[int]) -> WishGuide:
+        """For what follows. ids: what stands before the text."""
+        guide = self._form.guide(allowed, ids)
         for token in self._tokens:
             guide.accept(token)
         if self._closed:

@@ -322,7 +322,7 @@ def _whole_words(text: str) -> int:
 
 
 def _tokens(classifier: Classifier, mark: _Judged, text: str) -> array[int]:
-    ids = array("i", classifier.encode(text))
+    ids = classifier._said(text, inside=mark.read > 0)
     if mark.read == 0 and mark.state is not None and mark.state.position == 0 and classifier.bos is not None:
         ids.insert(0, classifier.bos)
     return ids

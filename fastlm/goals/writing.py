@@ -309,7 +309,7 @@ class _Writer:
         and the mean log-probability of the word's tokens."""
         words = [array("i", self._whole.alphabet.spelled(f" {word}")) for word in missing]
         places = set(self._places(tokens, kept))
-        guide, state = self._whole.guide(None), _engine.State(self._model._engine)
+        guide, state = self._whole.guide(None, ids), _engine.State(self._model._engine)
         with self._model._decoder() as decoder:
             decoder.feed(state, ids)
             for at in range(len(tokens) + 1):
@@ -339,19 +339,14 @@ class _Writer:
 
     def _best(self, prompt: Any, ids: array[int], written: list[Completion], seed: int) -> list[Completion]:
         """Those that meet their goals, end with a sentence, and are the likeliest, in this order."""
-        if self._brief:
-            written = [text for one in written for text in self._also_shorter(one)]
-        ends = [self._end(one.token_ids) if self._trims else (len(one.token_ids), False) for one in written]
-        texts = [one.token_ids[:end] for one, (end, _) in zip(written, ends, strict=True)]
-        scores = [one.logprobs[len(ids) :] for one in score_each(self._model, ([*ids, *tokens] for tokens in texts))]
+        texts, whole = zip(*(kept for one in written for kept in self._kept(one, ids)), strict=True)
+        said = ([*ids, *one.token_ids] for one in texts)
+        scores = [one.logprobs[len(ids) :] for one in score_each(self._model, said)]
         plain = self._plain_mean(ids, seed)
-        found = [self._completion(prompt, ids, *one, seed, plain) for one in zip(written, texts, scores, strict=True)]
-        for n, (end, whole) in enumerate(ends):
-            if whole and end < len(written[n].token_ids):
-                found[n] = replace(found[n], finish_reason="stop", stop_reason=None)
+        found = [self._completion(prompt, ids, *one, seed, plain) for one in zip(texts, scores, strict=True)]
         if self._soft:
             return self._chosen(prompt, ids, found, scores, plain)
-        keys = [(not one.satisfied, not ends[n][1], -_mean(scores[n]), n) for n, one in enumerate(found)]
+        keys = [(not one.satisfied, not whole[n], -_mean(scores[n]), n) for n, one in enumerate(found)]
         return [found[n] for *_, n in sorted(keys)[: self._plan.options.n]]
 
     def _chosen(
@@ -386,47 +381,47 @@ class _Writer:
         means = [_mean(one.logprobs[len(ids) :]) for one in score_each(self._model, texts)]
         return float(np.mean(means)) if means else math.nan
 
-    def _end(self, tokens: Sequence[int]) -> tuple[int, bool]:
-        """How much of a text is worth keeping, and whether that ends with a sentence: up to the last end of one where
-        all goals are met."""
-        ends = self._ends(tokens)
-        return (ends[-1], True) if ends else (len(tokens), False)
+    def _kept(self, one: Completion, ids: array[int]) -> list[tuple[Completion, bool]]:
+        """What is worth weighing of a text, and whether that ends with a sentence: all up to the last end of one; with
+        `Brief` also what comes up to the first. Of a text that was given up only what ends so."""
+        if not self._trims:
+            return [(one, False)]
+        ends, size, given_up = self._ends(one.token_ids, ids), len(one.token_ids), one.finish_reason == GIVEN_UP
+        cuts = [] if given_up else ends[-1:] or [size]
+        if self._brief:
+            cuts += ends[:1] + (ends[-1:] if given_up else [])
+        return [(self._cut(one, end), end in ends) for end in dict.fromkeys(cuts)]
 
-    def _ends(self, tokens: Sequence[int]) -> list[int]:
+    def _ends(self, tokens: Sequence[int], ids: array[int]) -> list[int]:
         """Where sentences end and all goals are met."""
-        guide, found = self._whole.guide(None), []
+        guide, found = self._whole.guide(None, ids), []
         for at, token in enumerate(tokens, 1):
             guide.accept(token)
             if guide.ended and guide.complete:
                 found.append(at)
         return found
 
-    def _also_shorter(self, one: Completion) -> list[Completion]:
-        """A text, and what it is up to its first end of a sentence; of one that was given up, what ends so."""
-        ends, given_up = self._ends(one.token_ids), one.finish_reason == GIVEN_UP
-        found = [] if given_up else [one]
-        for end in dict.fromkeys((ends[:1] + ends[-1:]) if given_up else ends[:-1][:1]):
-            found.append(replace(one, token_ids=one.token_ids[:end], finish_reason="stop", stop_reason=None))
-        return found
+    def _cut(self, one: Completion, end: int) -> Completion:
+        if end == len(one.token_ids) and one.finish_reason != GIVEN_UP:
+            return one
+        return replace(one, token_ids=one.token_ids[:end], finish_reason="stop", stop_reason=None)
 
     def _completion(
         self,
         prompt: Any,
         ids: array[int],
         one: Completion,
-        tokens: list[int],
         logprobs: Sequence[float],
         seed: int,
         plain: float,
     ) -> Completion:
-        model, options = self._model, self._plan.options
+        model, options, tokens = self._model, self._plan.options, one.token_ids
         text = model._need_tokenizer().decode(tokens, context=ids)
         ms, price = 1e3 * (time.perf_counter() - self._begin), plain - _mean(logprobs)
         outcomes = [replace(outcome(goal, text, tokens, ms), price=price) for goal in self._goals if goal.hard]
         return replace(
             one,
             text=model._echo(prompt, ids) + text if options.echo else text,
-            token_ids=tokens,
             logprobs=list(logprobs) if options.logprobs is True else None,
             seed=seed,
             usage=used(len(ids), len(tokens)),
