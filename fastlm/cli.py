@@ -28,7 +28,8 @@ from fastlm.weights import POOLINGS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for an error, 2 for a wrong call, 130 after Ctrl-C."""
+    """Runs the command; returns its exit status: 0, 1 for an error or a text without what it shall have, 2 for a wrong
+    call, 130 after Ctrl-C."""
     try:
         options = vars(_parser().parse_args(arguments))
         command = options.pop("run")
@@ -73,9 +74,11 @@ def _generate(
             print(piece, end="", flush=True)
         print()
         return 0
+    met = True
     for completion in lm.generate([prompt], **options):
         for one in completion if isinstance(completion, list) else [completion]:
             print(one.text, flush=True)
+            met &= one.satisfied is not False
             for outcome in one.goals:
                 if not outcome.satisfied:
                     print(f"[{outcome}]", file=sys.stderr)
@@ -88,7 +91,7 @@ def _generate(
                     f"{one.timings['seconds'] * 1e3:.1f} ms, {one.timings['tokens_per_second']:,.0f} tokens a second"
                 )
                 print(f"[{len(one.token_ids)} tokens, {speed}; {one.finish_reason}; seed {one.seed}]", file=sys.stderr)
-    return 0
+    return 0 if met else 1
 
 
 def _evaluate(

@@ -236,6 +236,10 @@ def test_what_pulls_is_said_and_drawn(stories, tmp_path):
     pytest.importorskip("matplotlib")
     found.tradeoff.plot(tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 5000
+    three = stories.generate(PROMPT, goals=[*goals, Likely()], seed=1, max_tokens=9, search=Search(lanes=6)).tradeoff
+    labels = [(axes.get_xlabel(), axes.get_ylabel()) for axes in three.plot().axes]
+    names = [f"{name}, more is better" for name in ("brief, in words", "spaces", "likely")]
+    assert labels == [(names[0], names[1]), (names[0], names[2]), (names[1], names[2])]
 
 
 # ---- published methods ---------------------------------------------------------------------------------
@@ -287,6 +291,10 @@ def test_fudge_weighs_tokens_by_the_label(stories, judge):
         (lambda s, j: Label(j, "fine"), "label='fine': the classifier knows bad, good"),
         (lambda s, j: Label(s, "good"), "expected a classifier, as fastlm"),
         (lambda s, j: Label(j, "good", at_least=1.5), "at_least=1.5: expected a probability"),
+        (lambda s, j: Brief(at_least=10), "Brief: at_least=10: expected a number up to 0, as its values are"),
+        (lambda s, j: Likely(at_least=0.5), "Likely: at_least=0.5: expected a number up to 0"),
+        (lambda s, j: Unlike(s, at_least=-1), "Unlike: at_least=-1: expected a number from 0"),
+        (lambda s, j: Diverse(at_least=1.5), "Diverse: at_least=1.5: expected a number from 0 to 1"),
         (lambda s, j: Like(j), "expected a language model"),
         (lambda s, j: Like("stories"), "expected a language model"),
         (lambda s, j: Experts(s), "expected a model like which"),
@@ -324,7 +332,7 @@ def test_soft_goals_in_a_file(tmp_path, capsys):
     fastlm.export(random_weights(257, 16, (24,)), tmp_path / "bytes.gguf", tokenizer=ByteTokenizer())
     rows = [
         {"likely": True, "weight": 2},
-        {"label": "good", "classifier": "judge.gguf", "at_least": 0.6, "priority": 1},
+        {"label": "good", "classifier": "judge.gguf", "at_least": 0.01, "priority": 1},
         {"unlike": "bytes.gguf"},
         {"diverse": 2},
         {"brief": "words"},
@@ -334,6 +342,12 @@ def test_soft_goals_in_a_file(tmp_path, capsys):
     command = ["generate", "abc", "--model", str(tmp_path / "bytes.gguf"), "--max-tokens", "12", "--seed", "1"]
     assert main([*command, "--goals", str(tmp_path / "g.json"), "--choose", "priority"]) == 0
     assert capsys.readouterr().out
+    rows[1]["at_least"] = 0.999999
+    (tmp_path / "most.json").write_text(json.dumps(rows))
+    assert main([*command, "--goals", str(tmp_path / "most.json")]) == 1
+    said = capsys.readouterr()
+    assert said.out
+    assert "label 'good', at least 0.999999: 0." in said.err
     assert main([*command, "--choose", "priority"]) == 1
     assert "--choose: it is for --goals" in capsys.readouterr().err
     for bad, message in (

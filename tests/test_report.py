@@ -182,6 +182,10 @@ def test_each_verdict_can_be_good_and_bad():
     assert [one.level for one in found] == ["good", "some", "bad"]
     said = found[2]
     assert any("--units 16 16" in remedy for remedy in said.remedies)
+    other = verdicts.overfitting(gap(surprising(3.4), valid, 0), [32, 16])
+    assert other.level == "some"
+    assert other.answer.startswith("That cannot be said, since the two texts are of different kinds")
+    assert other.remedies == ["Validation text of the same kind: hold out some documents of the training text."]
     alike = np.full((30, LENGTH), 2.0)
     assert verdicts.overfitting(gap(alike, alike, 0), [16]).level == "good"
     sure = Calibration(0.02, [], [], 1.0, 3.0, 3.0)
@@ -360,6 +364,10 @@ def test_what_cannot_be_reported_is_refused(stories, texts, tmp_path, byte_model
         report(stories, texts / "valid.txt", texts / "train.txt", index=another)
     with pytest.raises(ValueError, match="canary 'no secret': expected digits"):
         report(stories, texts / "valid.txt", canaries=["no secret"])
+    with pytest.raises(TypeError, match="canaries='no secret': expected several texts, found one"):
+        report(stories, texts / "valid.txt", canaries="no secret")
+    with pytest.raises(ValueError, match="valid: expected at least one file, found none"):
+        report(stories, [])
     other = fastlm.build_index(texts / "train.txt", fastlm.load(byte_model), tmp_path / "o.flnx")
     with pytest.raises(ValueError, match="the index is of another tokenizer"):
         report(stories, texts / "valid.txt", texts / "train.txt", index=other)

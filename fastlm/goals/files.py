@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -50,8 +51,8 @@ def read_goals(path: str | os.PathLike[str]) -> list[Goal]:
     except RecursionError:
         raise ValueError(f"{path}: it is nested too deeply") from None
     rows = data.get("goals") if isinstance(data, Mapping) else data
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list 'goals'")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected a list 'goals' with at least one goal")
     found = []
     for number, row in enumerate(rows, 1):
         try:
@@ -80,13 +81,17 @@ def _goal(row: Any, beside: Path) -> Goal:
         raise ValueError(f"expected one of {expected}, found {' and '.join(kinds) or 'none'} in {', '.join(row)}")
     [kind] = kinds
     rest = {key: value for key, value in row.items() if key != kind}
-    goal: Goal = (
-        Matches(**row)
-        if kind in _FORMS
-        else _other(kind, row[kind], rest, beside)
-        if kind in _OTHERS
-        else _KINDS[kind](row[kind], **rest)
-    )
+    if kind in _FORMS:
+        return _made(Matches, **row)
+    return _other(kind, row[kind], rest, beside) if kind in _OTHERS else _made(_KINDS[kind], row[kind], **rest)
+
+
+def _made(kind: Any, *values: Any, **rest: Any) -> Goal:
+    known = [*inspect.signature(kind).parameters][len(values) :]
+    for key in rest:
+        if key not in known:
+            raise ValueError(f"{key}: expected {', '.join(known)}")
+    goal: Goal = kind(*values, **rest)
     return goal
 
 
@@ -95,16 +100,16 @@ def _other(kind: str, value: Any, rest: dict[str, Any], beside: Path) -> Goal:
     if kind == "novel":
         if not isinstance(corpus := rest.pop("corpus", None), str):
             raise ValueError("novel: expected the 'corpus', an index's file, beside it")
-        return Novel(value, load_index(beside / corpus), **rest)
+        return _made(Novel, value, load_index(beside / corpus), **rest)
     if kind == "likely":
         if value is not True:
             raise ValueError(f"likely={value!r:.60}: expected true, or leave it out")
-        return Likely(**rest)
+        return _made(Likely, **rest)
     if kind == "label":
         if "classifier" not in rest:
             raise ValueError("label: expected the 'classifier', a model's file, beside it")
-        return Label(_loaded_model(rest.pop("classifier"), beside), value, **rest)
-    return (Like if kind == "like" else Unlike)(_loaded_model(value, beside), **rest)
+        return _made(Label, _loaded_model(rest.pop("classifier"), beside), value, **rest)
+    return _made(Like if kind == "like" else Unlike, _loaded_model(value, beside), **rest)
 
 
 def _loaded_model(name: Any, beside: Path) -> Any:

@@ -222,4 +222,5 @@ class Novel(Goal):
             raise TypeError(f"Novel: corpus={self.corpus!r:.60}: expected an index, as fastlm.load_index gives")
 
     def __str__(self) -> str:
-        return f"copy at most {self.max_copied:,} tokens in a row"
+        tokens = "token" if self.max_copied == 1 else "tokens"
+        return f"copy at most {self.max_copied:,} {tokens} in a row"

@@ -58,6 +58,8 @@ class Soft(Goal):
     """
 
     hard: ClassVar[bool] = False
+    range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """Of its values, as `shown`."""
 
     weight: float = 1.0
     at_least: float | None = None
@@ -70,6 +72,12 @@ class Soft(Goal):
                 raise TypeError(f"{name}: {what}={value!r:.60}: expected a number")
             if value is not None and not _is_finite(value):
                 raise ValueError(f"{name}: {what}={value!r:.60}: expected a finite number")
+        low, high = self.range
+        if self.at_least is not None and not low <= self.at_least <= high:
+            between = (
+                f"from {low:g} to {high:g}" if math.isfinite(low + high) else f"{'up to' if high == 0 else 'from'} 0"
+            )
+            raise ValueError(f"{name}: at_least={self.at_least!r:.60}: expected a number {between}, as its values are")
         if self.weight <= 0:
             raise ValueError(f"{name}: weight={self.weight}: expected a number above 0; leave the goal out")
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
@@ -97,6 +105,8 @@ class Soft(Goal):
 class Likely(Soft):
     """The model itself finds the text likely: mean natural log-probability of its tokens."""
 
+    range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+
     def values(self, texts: Sequence[Growing], marks: Sequence[Any]) -> list[float]:
         """As `Soft.values`."""
         return [text.logprob / max(1, len(text.tokens)) for text in texts]
@@ -109,6 +119,8 @@ class Likely(Soft):
 class Like(Soft):
     """Another model of the same vocabulary finds the text likely: mean natural log-probability of its tokens (a product
     of experts: Hinton 2002)."""
+
+    range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
 
     model: Model = field(hash=False)
 
@@ -143,6 +155,8 @@ class Like(Soft):
 class Unlike(Like):
     """Another model of the same vocabulary finds the text unlikely: mean natural log-probability of its tokens, negated
     (an anti-expert: Liu et al. 2021)."""
+
+    range: ClassVar[tuple[float, float]] = (0.0, math.inf)
 
     def values(self, texts: Sequence[Growing], marks: Sequence[Any]) -> list[float]:
         """As `Soft.values`."""
@@ -199,6 +213,8 @@ class Diverse(Soft):
     """The text does not repeat itself: the share of its runs of ``n`` words that are different ones (distinct-n: Li et
     al. 2016)."""
 
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+
     n: int = 2
 
     def __post_init__(self) -> None:
@@ -221,7 +237,9 @@ def distinct(text: str, n: int) -> float:
 
 @dataclass(frozen=True)
 class Brief(Soft):
-    """The text is short: the number of its ``unit``, negated."""
+    """The text is short: the number of its ``unit``, negated; ``at_least=-12`` is enough with twelve."""
+
+    range: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
 
     unit: str = "words"
 

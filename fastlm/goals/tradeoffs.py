@@ -309,7 +309,7 @@ class Tradeoff:
         return found
 
     def plot(self, path: Any = None) -> Any:
-        """A picture of the first two goals: all texts, those of the front, and the chosen one. Needs ``matplotlib``.
+        """A picture of each pair of goals: all texts, those of the front, and the chosen one. Needs ``matplotlib``.
 
         Parameters
         ----------
@@ -326,19 +326,26 @@ class Tradeoff:
             raise ImportError("plot needs the 'matplotlib' package: pip install 'fastlm[plot]'") from e
         if len(self.goals) < 2:
             raise ValueError("plot: expected at least two soft goals")
-        figure = Figure(figsize=(6, 4.5), layout="constrained")
-        axes = figure.add_subplot()
-        shown = self.shown
-        best = shown[sorted(self.on_front, key=lambda n: shown[n, 0])]
-        axes.scatter(shown[:, 0], shown[:, 1], s=14, color="0.7", label="texts")
-        axes.plot(best[:, 0], best[:, 1], "o-", color="tab:blue", markersize=5, label="Pareto front")
-        axes.plot(*shown[self.on_front[0], :2], "*", color="tab:red", markersize=14, label="chosen")
-        axes.set_xlabel(f"{self.goals[0]}, more is better")
-        axes.set_ylabel(f"{self.goals[1]}, more is better")
-        axes.legend()
+        pairs = [*combinations(range(len(self.goals)), 2)]
+        columns = min(3, len(pairs))
+        rows = -(-len(pairs) // columns)
+        figure = Figure(figsize=(6 * columns, 4.5 * rows), layout="constrained")
+        for place, pair in enumerate(pairs, 1):
+            self._draw(figure.add_subplot(rows, columns, place), *pair)
+        figure.axes[0].legend()
         if path is not None:
             figure.savefig(path)
         return figure
+
+    def _draw(self, axes: Any, a: int, b: int) -> None:
+        shown = self.shown[:, [a, b]]
+        best = shown[sorted(self.on_front, key=lambda n: shown[n, 0])]
+        line = "o-" if len(self.goals) == 2 else "o"  # of more goals the front is no line
+        axes.scatter(*shown.T, s=14, color="0.7", label="texts")
+        axes.plot(*best.T, line, color="tab:blue", markersize=5, label="Pareto front")
+        axes.plot(*shown[self.on_front[0]], "*", color="tab:red", markersize=14, label="chosen")
+        axes.set_xlabel(f"{self.goals[a]}, more is better")
+        axes.set_ylabel(f"{self.goals[b]}, more is better")
 
 
 _FEW, _AGAINST = 3, -0.5

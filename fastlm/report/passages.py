@@ -106,9 +106,11 @@ def passages(
             if place < most:
                 kept[place : place + 1] = [(count, Passage(name, tokens[: sizes.prompt], tokens[sizes.prompt :]))]
             count += 1
+    if not listed(files):
+        raise ValueError(f"{what}: expected at least one file, found none")
     if count < LEAST:
         raise ValueError(
-            f"{what}: {', '.join(listed(files)) or 'no file'}: {count} passages of {size} tokens: expected {LEAST} at "
+            f"{what}: {', '.join(listed(files))}: {count} passages of {size} tokens: expected {LEAST} at "
             f"least, about {LEAST * _CHARACTERS:,} characters of text"
         )
     return [passage for _, passage in sorted(kept, key=lambda one: one[0])]

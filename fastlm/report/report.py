@@ -217,6 +217,8 @@ def report(
     say = progress or (lambda _: None)
     for package, known_as in _PACKAGES:
         needed(package, known_as, what="a report", extra="report")
+    if isinstance(canaries, str):
+        raise TypeError(f"canaries={canaries!r:.60}: expected several texts, found one")
     valid, also, secrets = listed(valid), listed(also), list(canaries)
     train = None if train is None else listed(train)
     if again := sorted({*map(os.path.realpath, valid)} & {*map(os.path.realpath, also)}):

@@ -72,6 +72,10 @@ def overfitting(gap: Gap, units: Sequence[int]) -> Verdict:
     if area.low > 0.5 and area.value > TELLS:
         level = BAD if area.low > TELLS and area.value > OVERFITS else SOME
     said = {BAD: "It overfits", SOME: "It begins to overfit", GOOD: "It does not overfit"}[level]
+    remedies = [] if level == GOOD else _less_of_it(units)
+    if area.high < 1 - TELLS:
+        level, said = SOME, "That cannot be said, since the two texts are of different kinds"
+        remedies = ["Validation text of the same kind: hold out some documents of the training text."]
     answer = (
         f"{said}: a token of the training text costs {gap.train:.3f} nats, one of the validation text {gap.valid:.3f}. "
         f"The gap of {gap.gap} is {share:.2f} times what human passages differ by. Of a passage that the model was "
@@ -81,9 +85,9 @@ def overfitting(gap: Gap, units: Sequence[int]) -> Verdict:
         "The gap is measured in the spread of human passages, by how often it tells them apart: 50 of 100 cases are "
         f"chance; from {100 * TELLS:.0f} on a model begins to overfit, and from {100 * OVERFITS:.0f} on it does, if "
         f"the lower end of the interval is above 50 and {100 * TELLS:.0f}. Training and validation text must be "
-        "of one kind: where they differ in another way, that is told apart, too."
+        "of one kind, for whatever else they differ in is told apart, too: below "
+        f"{100 - 100 * TELLS:.0f} cases it is that."
     )
-    remedies = [] if level == GOOD else _less_of_it(units)
     return Verdict("Does it overfit?", level, answer, rule, remedies)
 
 
