@@ -41,6 +41,8 @@ _SPARE = 3
 
 _MANY = 50_000  # answers that are kept
 
+_DIGITS = np.array([1 << 40, 1 << 20, 1])  # of a number that stands for three small ones
+
 
 class Place(NamedTuple):
     """Where a text stands: the automaton's state, and the bytes of a character that is not whole yet."""
@@ -73,6 +75,16 @@ class Needed:
     characters: int
     words: int
     sentences: int
+
+
+class _WayOut(NamedTuple):
+    """Leaves a word: how many tokens it takes, what they add to a text's lengths, and the place behind."""
+
+    tokens: int
+    characters: int
+    words: int
+    sentences: int
+    behind: Place
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,7 @@ class WishForm:
         self._pads = self._padding(texts, words)
         self._lifted: dict[Place, Lifted] = {}
         self._kept = max(8, KEPT // (24 * model.vocab_size))
+        self._outs: dict[Place, list[_WayOut]] = {}
         self._needed: dict[tuple[Place, bool, Lengths], Needed | None] = {}
         self._lock = threading.RLock()  # the automaton numbers its states as they are met
 
@@ -356,47 +369,64 @@ class WishForm:
         token, size = self._pads
         return -(-characters // size) if token is None else characters // size + characters % size
 
-    def fits(self, needed: Needed | None, counts: Counts, characters: Any = 0) -> Any:
-        """Whether there is room for that and padding behind a text, or each of an array of such with so many characters
-        more."""
-        if needed is None:
-            return characters < 0
-        bounds, there = self.lengths.characters, counts.characters + needed.characters + characters
-        tokens = counts.tokens + len(needed.tokens) + self.pads(np.maximum(0, bounds.least - there))
+    def fits(self, counts: Counts, tokens: Any, characters: Any) -> Any:
+        """Whether there is room behind a text for so many tokens of so many characters, and padding; or for each of
+        arrays of such."""
+        bounds, there = self.lengths.characters, counts.characters + characters
+        tokens = counts.tokens + tokens + self.pads(np.maximum(0, bounds.least - there))
         more = np.maximum(0, self.tokens.least - tokens)
-        fits = (tokens <= self.room) & (there <= _most(bounds)) & (there + more <= np.maximum(there, _most(bounds)))
-        return fits
+        return (tokens <= self.room) & (there <= _most(bounds)) & (there + more <= np.maximum(there, _most(bounds)))
 
-    def fits_behind(self, place: Place, counts: Counts, characters: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """Whether there is room for what is needed behind texts of so many characters more that all end in a place.
-        Mostly what is lacking, or a completion that may not be the shortest, says so without a search."""
-        left = self.lengths.less(counts.characters, counts.words, counts.sentences)
-        lacking = self.machine.lacking(place.state, left.words.least, left.sentences.least - 1)
-        found = np.zeros(len(characters), bool)
-        if not left.words.has(self.machine.least_words(place.state)) or not left.characters.has(
-            lacking + int(characters.min())
-        ):
-            return found
-        for one in self._simple(place, counts):
-            found |= self.fits(one, counts, characters)
-            if found.all():
-                return found
-        found |= self.fits(self.needed(place, counts), counts, characters)
+    def fits_behind(
+        self, kinds: Sequence[tuple[Place, Counts]], kind_of: npt.NDArray[np.int64], characters: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.bool_]:
+        """Whether there is room for what is needed behind texts of so many characters more, each of a kind: those of a
+        kind end in the same place, and all have as many tokens."""
+        fewest = np.full(len(kinds), LONGEST)
+        np.minimum.at(fewest, kind_of, characters)
+        ways = [self._completions(*kind, int(n)) for kind, n in zip(kinds, fewest, strict=True)]
+        found, open_kinds = np.zeros(len(kind_of), bool), np.ones(len(kinds), bool)
+        while open_kinds.any():
+            needed = np.full((2, len(kinds)), -1)
+            for kind in np.flatnonzero(open_kinds).tolist():
+                needed[:, kind] = next(ways[kind], (-1, -1))
+            tokens, more = needed[:, kind_of]
+            found |= (tokens >= 0) & self.fits(kinds[0][1], tokens, more + characters)
+            open_kinds &= needed[0] >= 0
+            open_kinds &= np.bincount(kind_of[~found], minlength=len(kinds)) > 0
         return found
 
-    def _simple(self, place: Place, counts: Counts) -> Iterator[Needed]:
-        """Completions that leave the word, or go on with a phrase that is begun and then leave it; of a character that
-        is not whole those that make it one first."""
-        ways = [text.encode() for text in ("", *self.machine.begun(place.state))]
-        for way in self._starts(place, closed=False) if place.left else ways:
-            found = _whole(place.left + way + b" ")
-            if found is None or (after := self._read(place, found[0])) is None:
-                continue
-            tokens = self._spelled(way + b" ")
-            rest = self.needed(Place(after.state, b""), counts.with_more(0, 0, after.words, after.sentences))
-            if tokens is not None and rest is not None:
-                words, sentences = after.words + rest.words, after.sentences + rest.sentences
-                yield Needed((*tokens, *rest.tokens), len(found[0]) + rest.characters, words, sentences)
+    def _completions(self, place: Place, counts: Counts, characters: int) -> Iterator[tuple[int, int]]:
+        """Tokens and characters of completions behind a place, which may not be the shortest but for the last; none if
+        what is lacking, behind so many characters at least, says without a search that there is no room."""
+        left = self.lengths.less(counts.characters, counts.words, counts.sentences)
+        lacking = self.machine.lacking(place.state, left.words.least, left.sentences.least - 1)
+        enough = left.characters.has(lacking + characters)
+        if not enough or not left.words.has(self.machine.least_words(place.state)):
+            return
+        for out in self._ways_out(place):
+            rest = self.needed(out.behind, counts.with_more(0, 0, out.words, out.sentences))
+            if rest is not None:
+                yield out.tokens + len(rest.tokens), out.characters + rest.characters
+        if (rest := self.needed(place, counts)) is not None:
+            yield len(rest.tokens), rest.characters
+
+    def _ways_out(self, place: Place) -> list[_WayOut]:
+        """Of the word, or through a phrase that is begun; of a character that is not whole those that make it one."""
+        if (found := self._outs.get(place)) is None:
+            ways = [text.encode() for text in ("", *self.machine.begun(place.state))]
+            texts = self._starts(place, closed=False) if place.left else ways
+            found = [out for text in texts if (out := self._way_out(place, text + b" ")) is not None]
+            if len(self._outs) > _MANY:
+                self._outs.clear()
+            self._outs[place] = found
+        return found
+
+    def _way_out(self, place: Place, text: bytes) -> _WayOut | None:
+        whole = _whole(place.left + text)
+        if whole is None or (after := self._read(place, whole[0])) is None or (tokens := self._spelled(text)) is None:
+            return None
+        return _WayOut(len(tokens), len(whole[0]), after.words, after.sentences, Place(after.state, b""))
 
     def _spelled(self, text: bytes) -> tuple[int, ...] | None:
         """Tokens of a text that may begin within a character; None if there are none."""
@@ -514,8 +544,9 @@ class WishGuide:
     @property
     def fits(self) -> bool:
         """Whether there is room for what is still needed."""
-        form = self._form
-        return bool(form.fits(form.needed(self._place, self._counts, self._closed), self._counts))
+        form, counts = self._form, self._counts
+        needed = form.needed(self._place, counts, self._closed)
+        return needed is not None and bool(form.fits(counts, len(needed.tokens), needed.characters))
 
     def allowed(self) -> npt.NDArray[np.uint32]:
         """A bit for each token that may come next."""
@@ -589,13 +620,15 @@ class WishGuide:
         """The tokens behind which what is needed has room; if there are none, the next of what is needed now."""
         form, counts, lifted = self._form, self._counts, self._form.lifted(self._place)
         tokens = np.flatnonzero(good)
-        kinds = np.stack([lifted.behind, lifted.words, lifted.sentences])[:, tokens]
-        kinds, kind_of = np.unique(kinds, axis=1, return_inverse=True)
+        columns = np.stack([lifted.behind, lifted.words, lifted.sentences])[:, tokens]
+        _, first, kind_of = np.unique(columns.T.astype(np.int64) @ _DIGITS, return_index=True, return_inverse=True)
+        kinds = [
+            (lifted.places[behind], counts.with_more(1, 0, words, sentences))
+            for behind, words, sentences in columns[:, first].T.tolist()
+        ]
         found = np.zeros_like(good)
-        for kind, (behind, words, sentences) in enumerate(kinds.T.tolist()):
-            then = counts.with_more(1, 0, words, sentences)
-            alike = tokens[kind_of.ravel() == kind]
-            found[alike] = form.fits_behind(lifted.places[behind], then, lifted.characters[alike])
+        if kinds:
+            found[tokens] = form.fits_behind(kinds, kind_of, lifted.characters[tokens])
         if not found.any() and not self.complete:
             missing = form.lengths.characters.least - counts.characters - needed.characters
             more = form.tokens.least - counts.tokens - len(needed.tokens)
