@@ -147,17 +147,17 @@ def test_weightings_are_spread_evenly():
 
 
 def test_what_is_chosen():
-    values = np.array([[0, 10], [4, 5], [10, 0.0], [3, 3]])
+    values = np.array([[-10, 0], [-6, -5], [0, -10.0], [-7, -7]])
     goals = [Likely(), Brief()]
     assert ranked(values, [Likely(weight=3), Brief()], "weights")[0] == 2
     assert ranked(values, [Likely(), Brief(weight=3)], "weights")[0] == 0
     assert ranked(values, goals, "fairest")[0] == 1
     assert ranked(values, [Likely(priority=1), Brief()], "priority")[0] == 2
     assert ranked(values, [Likely(), Brief(priority=1)], "priority")[0] == 0
-    assert ranked(values, [Likely(at_least=4), Brief(at_least=4)], "weights")[0] == 1
+    assert ranked(values, [Likely(at_least=-6), Brief(at_least=-6)], "weights")[0] == 1
     # What comes first is had as far as is wanted, whatever others lack.
-    assert ranked(values, [Likely(at_least=10, priority=1), Brief(at_least=4)], "priority")[0] == 2
-    assert ranked(values, [Likely(at_least=4, priority=1), Brief()], "priority")[0] == 1
+    assert ranked(values, [Likely(at_least=0, priority=1), Brief(at_least=-6)], "priority")[0] == 2
+    assert ranked(values, [Likely(at_least=-6, priority=1), Brief()], "priority")[0] == 1
 
 
 def test_forked_texts_have_more_than_drafts(stories, judge):

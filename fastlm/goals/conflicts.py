@@ -253,8 +253,9 @@ class _Question:
                 continue
             text = self._shortest(rest) if rest else None
             length = None if text is None else limit.of(text, self._tokens(text))
-            if length is not None and length > limit.max:
-                return f"The shortest text with the rest has {limit.counted(length)}, for example {text!r:.80}"
+            if text is not None and length is not None and length > limit.max:
+                shown = text if len(text) <= _EXAMPLE else text[:_EXAMPLE] + "…"
+                return f"The shortest text with the rest has {limit.counted(length)}, for example {shown!r}"
         for goal in conflict:
             for word in words_of(one for one in conflict if isinstance(one, Include)):
                 if isinstance(goal, Exclude) and goal.said(word):
@@ -294,6 +295,8 @@ def _close(goals: Sequence[Goal], text: str) -> str:
 
 Change: TypeAlias = "tuple[Goal, Goal]"
 """A goal, and what may take its place."""
+
+_EXAMPLE = 60  # characters of one that are shown
 
 _SHOWN = 4
 """Changes that a message names."""
