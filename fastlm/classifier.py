@@ -234,10 +234,10 @@ class ClassifierState:
 
     def __init__(self, model: Classifier, engine: _engine.Judged, start: bool) -> None:
         self._model, self._engine = model, engine
-        self._logprobs: array[float] | None = None
+        self._inside = False  # a text: what is fed goes on with it
         if start and model.bos is not None:
             self.feed([model.bos])
-            self._logprobs = None  # are of a text, not of its mere start
+        self._logprobs: array[float] | None = None  # of a text, not of its mere start
 
     @property
     def position(self) -> int:
@@ -246,7 +246,8 @@ class ClassifierState:
 
     def feed(self, text: Prompt) -> ClassifierState:
         """Reads on. A piece of text is cut into tokens by itself; nothing at all changes nothing."""
-        if ids := self._model._said(text, inside=self._logprobs is not None):
+        if ids := self._model._said(text, self._inside):
+            self._inside = self._model._inside(ids, self._inside)
             with self._model._decoder() as decoder:
                 self._logprobs = self._model._read_on(decoder, ids, self._engine)
         return self
@@ -266,7 +267,7 @@ class ClassifierState:
     def copy(self) -> ClassifierState:
         """The same text, which goes on by itself."""
         found = ClassifierState(self._model, self._engine.copy(), start=False)
-        found._logprobs = self._logprobs
+        found._logprobs, found._inside = self._logprobs, self._inside
         return found
 
     __copy__ = copy

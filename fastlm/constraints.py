@@ -165,8 +165,10 @@ class Wanted:
         done: frozenset[Phrase] = frozenset(),
         begun: frozenset[tuple[Phrase, tuple[int, ...], int]] = frozenset(),
         tail: bytes = b"",
+        lead: bytes = b"",
     ) -> None:
         self._phrases, self._pieces, self._done, self._begun, self._tail = phrases, pieces, done, begun, tail
+        self._lead = lead
 
     @property
     def missing(self) -> tuple[str | tuple[int, ...], ...]:
@@ -206,11 +208,12 @@ class Wanted:
         begun = {(phrase, way, n + 1) for phrase, way, n in self._begun if way[n] == token}
         begun |= {(phrase, way, 1) for phrase in self._phrases for way in phrase.ways if way[0] == token}
         done = self._done | {phrase for phrase, way, n in begun if n == len(way)}
-        tail = self._tail + (self._pieces[token] if token < len(self._pieces) else b"")
+        piece = self._pieces[token] if token < len(self._pieces) else b""
+        tail, lead = self._tail + piece.removeprefix(self._lead), b"" if piece else self._lead
         done |= {phrase for phrase in self._phrases if phrase.text and phrase.text in tail}
         longest = max(len(phrase.text) for phrase in self._phrases)
         going_on = frozenset(one for one in begun if one[0] not in done)
-        return Wanted(self._phrases, self._pieces, done, going_on, tail[max(0, len(tail) - longest) :])
+        return Wanted(self._phrases, self._pieces, done, going_on, tail[max(0, len(tail) - longest) :], lead)
 
 
 class Guide:

@@ -191,7 +191,7 @@ def _check_against(model: Model, options: GenerationOptions) -> None:
 
 
 def same_vocabulary(one: Model, other: Model) -> bool:
-    """Whether a text is the same tokens to both."""
+    """Whether a token is the same piece of text to both."""
     a, b = one.tokenizer, other.tokenizer
     if one.vocab_size != other.vocab_size or a is None or b is None:
         return a is b and one.vocab_size == other.vocab_size

@@ -202,6 +202,10 @@ class Model:
         self._check_tokens(ids)
         return ids
 
+    def _inside(self, ids: array[int], before: bool = False) -> bool:
+        """Whether what follows token ids stands inside a text. before: whether they do."""
+        return self.tokenizer is not None and self.tokenizer.inside(ids, before)
+
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
         start = array("i", [] if self.bos is None else [self.bos])
@@ -935,15 +939,15 @@ class Start:
 
     def beam(self) -> Beam:
         """Where a search begins."""
-        form, phrases, known = self.plan.form, self.plan.phrases, self.model.tokenizer
+        form, known = self.plan.form, self.model.tokenizer
+        pieces = known.pieces if known is not None and known.exact_pieces else ()
+        lead = known.lead_behind(self.ids).encode() if known is not None else b""
         return Beam(
             self.state,
             self.unread,
             memory=self.memory,
             guide=None if form is None else form.guide(self.plan.allowed, self.ids),
-            wanted=Wanted(phrases, known.pieces if known is not None and known.exact_pieces else ())
-            if phrases
-            else None,
+            wanted=Wanted(self.plan.phrases, pieces, lead=lead) if self.plan.phrases else None,
         )
 
     def texts(self, seed: int) -> list[Text]:

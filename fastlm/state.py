@@ -86,8 +86,9 @@ class State:
     stores one, and ``model.state(data)`` brings it back. One thread at a time.
     """
 
-    def __init__(self, model: Model, engine: _engine.State) -> None:
+    def __init__(self, model: Model, engine: _engine.State, inside: bool = False) -> None:
         self.model, self._engine = model, engine
+        self._inside = inside  # a text: what is fed goes on with it
 
     @property
     def position(self) -> int:
@@ -96,9 +97,10 @@ class State:
 
     def feed(self, text: Prompt) -> State:
         """Reads a text, or token ids; gives itself."""
-        ids = self.model._said(text, inside=self.position > (self.model.bos is not None))
+        ids = self.model._said(text, self._inside)
         with self.model._decoder() as decoder:
             decoder.feed(self._engine, ids)
+        self._inside = self.model._inside(ids, self._inside)
         return self
 
     def logprobs(self) -> npt.NDArray[np.float32]:
@@ -108,7 +110,7 @@ class State:
 
     def copy(self) -> State:
         """The same past, of its own."""
-        return State(self.model, self._engine.copy())
+        return State(self.model, self._engine.copy(), self._inside)
 
     def fork(self, n: int) -> list[State]:
         """So many copies."""
@@ -146,7 +148,7 @@ def restored(model: Model, data: bytes) -> State:
     state, rest = _unpack(_STATE, model, bytes(data))
     if rest:
         raise ValueError(f"the state is damaged: {len(rest)} bytes too many")
-    return State(model, state)
+    return State(model, state, inside=state.position > (model.bos is not None))
 
 
 class PrefixCache:
@@ -242,8 +244,7 @@ class Session:
 
     def feed(self, text: Prompt) -> Session:
         """Adds a text, or token ids, that the model shall read; gives itself. A text that was being written is over."""
-        known = self.model.tokenizer
-        self._add(self.model._said(text, inside=known is not None and not known.lead_behind(self._memory.tokens)))
+        self._add(self.model._said(text, self.model._inside(self._memory.tokens)))
         self._writing = None
         return self
 

@@ -101,18 +101,31 @@ class _Pieces(TextStream):
 
 
 class _Bytes(TextStream):
-    def __init__(self, piece: Callable[[int], bytes], lead: bytes = b"") -> None:
-        self._piece, self._lead = piece, lead
+    def __init__(self, piece: Callable[[int], bytes]) -> None:
+        self._piece = piece
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        piece = self._piece(token)
-        if piece:
-            piece, self._lead = piece.removeprefix(self._lead), b""
-        return self._utf8.decode(piece)
+        return self._utf8.decode(self._piece(token))
 
     def finish(self) -> str:
         return self._utf8.decode(b"", True)
+
+
+class _Led(_Bytes):
+    """Of texts with a lead, which is left out."""
+
+    def __init__(self, known: HuggingFaceTokenizer, inside: bool) -> None:
+        super().__init__(known._bytes_of)
+        self._borders, self._lead, self._inside = (known.bos, known.eos), known.lead.encode(), inside
+
+    def push(self, token: int) -> str:
+        piece = self._piece(token)
+        if token in self._borders:
+            self._inside = False
+        elif piece and not self._inside:
+            self._inside, piece = True, piece.removeprefix(self._lead)
+        return self._utf8.decode(piece)
 
 
 class _Window(TextStream):
@@ -179,10 +192,19 @@ class Tokenizer:
         """Ids of a piece of text that stands behind other text: without the lead."""
         return self.encode(text)
 
-    def lead_behind(self, context: Iterable[int]) -> str:
-        """The lead of a text that follows ``context``: none if there is text in it."""
-        texts = (self.pieces[token] for token in context if token < self.vocab_size)
-        return "" if self.lead and any(texts) else self.lead
+    def inside(self, context: Sequence[int], before: bool = False) -> bool:
+        """Whether what follows ``context`` stands inside a text: there is text behind its last border.
+        ``before``: whether the context itself does."""
+        for token in reversed(context):
+            if token in (self.bos, self.eos):
+                return False
+            if token < self.vocab_size and self.pieces[token]:
+                return True
+        return before
+
+    def lead_behind(self, context: Sequence[int]) -> str:
+        """The lead of a text that follows ``context``."""
+        return "" if not self.lead or self.inside(context) else self.lead
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where in ``text`` each token of `encode` comes from: its first character, and the one behind its last."""
@@ -355,11 +377,13 @@ class HuggingFaceTokenizer(Tokenizer):
             self.unknown = model.get("unk_id")  # Unigram
         self._special = {t.content for t in self._library.get_added_tokens_decoder().values() if t.special}
         self._byte_level = decoder.get("type") == "ByteLevel"
-        before = self._library.pre_tokenizer
-        if self._byte_level and isinstance(before, tokenizers.pre_tokenizers.ByteLevel) and before.add_prefix_space:
-            self.lead = " "  # what stands inside a text has none, so it is put there here
-            before.add_prefix_space = False
-            self._library.pre_tokenizer = before
+        self._inner = self._library  # for what stands inside a text
+        kind = tokenizers.pre_tokenizers.ByteLevel
+        if self._byte_level and isinstance(before := self._library.pre_tokenizer, kind) and before.add_prefix_space:
+            self.lead = " "
+            self._inner = tokenizers.Tokenizer.from_str(self._library.to_str())
+            self._inner.pre_tokenizer.add_prefix_space = False
+            self._inner.encode_special_tokens = True
 
     def _find(self, token: str | int | None) -> int | None:
         found = self._library.token_to_id(token) if isinstance(token, str) else token
@@ -368,15 +392,15 @@ class HuggingFaceTokenizer(Tokenizer):
         return found
 
     def encode(self, text: str) -> list[int]:
-        return self.encode_inside(self._led(text))
-
-    def _led(self, text: str) -> str:
-        return self.lead + text if text and not text.startswith(self.lead) else text
+        return self._encode(self._library, text)
 
     def encode_inside(self, text: str) -> list[int]:
+        return self._encode(self._inner, text)
+
+    def _encode(self, library: Any, text: str) -> list[int]:
         _utf8(text)
         try:
-            ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+            ids: list[int] = library.encode(text, add_special_tokens=False).ids
         except Exception as e:  # the library raises bare Exception, for instance for what is unknown to Unigram
             raise ValueError(f"the tokenizer cannot encode this text: {e}") from e
         ends = {self.bos, self.eos}
@@ -385,14 +409,12 @@ class HuggingFaceTokenizer(Tokenizer):
         return ids
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        led = self._led(text)
-        added = len(led) - len(text)
-        found: list[tuple[int, int]] = self._library.encode(led, add_special_tokens=False).offsets
-        return [(max(0, begin - added), end - added) for begin, end in found]
+        found: list[tuple[int, int]] = self._library.encode(text, add_special_tokens=False).offsets
+        return found
 
     def stream(self, context: Sequence[int] = ()) -> TextStream:
         if self._byte_level:
-            return _Bytes(self._bytes_of, self.lead_behind(context).encode())
+            return _Led(self, self.inside(context)) if self.lead else _Bytes(self._bytes_of)
         return _Window(self._decode_visible, context)
 
     @property

@@ -31,7 +31,8 @@ from fastlm.goals import (
     Unlike,
     hypervolume,
 )
-from fastlm.goals.tradeoffs import Lane, _kept, _lattice, front, measured, ranked
+from fastlm.goals.tradeoffs import Lane, _kept, _lattice, explored, front, measured, ranked
+from fastlm.options import GenerationOptions
 from fastlm.tokenizer import ByteTokenizer
 from fastlm.weights import ClassifierWeights
 
@@ -144,6 +145,19 @@ def test_weightings_are_spread_evenly():
     values = np.array([[0, 3], [1, 2], [2, 1], [3, 0.0]])
     kept = _kept(values, [Likely(), Brief()], [np.array([1, 0.0])] * 4 + [np.array([0, 1.0])])
     assert kept == [(0, True), (1, True), (2, True), (3, True), (3, False)]
+
+
+def test_lanes_begin_as_a_prompt_does(stories):
+    """Their log-probabilities are those that the model gives the text: one start of text, not two."""
+    for prompt in ("", PROMPT):
+        found = stories.generate(prompt, goals=[Likely()], seed=1, max_tokens=12, logprobs=True, search=Search(lanes=2))
+        ids = [*stories._ids(prompt), *found.token_ids]
+        assert found.logprobs == stories.score(ids).logprobs[-len(found.token_ids) :]
+        plan, limits = stories._plan({"max_tokens": 12, "logprobs": True}), stories._limits(GenerationOptions.of({}))
+        lanes = explored(stories, prompt, stories._ids(prompt), [Likely()], plan, Search(), 2, 1, limits)
+        for lane in lanes:
+            expected = stories.score([*lane.ids, *lane.tokens]).logprobs[-len(lane.tokens) :]
+            assert lane.logprobs == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_chosen():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A language model whose tokenizer puts a space before a text (`Tokenizer.lead`): nobody sees it."""
 
+import json
 import re
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import pytest
 import fastlm
 from conftest import random_weights
 from fastlm.goals import Include
-from fastlm.tokenizer import train_bpe
+from fastlm.tokenizer import HuggingFaceTokenizer, train_bpe
 
 SAMPLE = "Once upon a time there was a rabbit. He lived in a hole. (The end of the tale, said the rabbit, 12 times.)\n"
 
@@ -35,6 +35,56 @@ def test_texts_do_not_begin_with_it(led):
     assert score.token_ids == led.encode("rabbit in a hole")
 
 
+@pytest.fixture(scope="module")
+def plain(led, tmp_path_factory):
+    """The same weights and tokens, but texts stand as they are."""
+    spec = json.loads(led.tokenizer.fields()["tokenizer.huggingface.json"])
+    spec["pre_tokenizer"]["add_prefix_space"] = False
+    known = HuggingFaceTokenizer(json.dumps(spec), led.bos, led.eos)
+    path = tmp_path_factory.mktemp("plain") / "m.gguf"
+    fastlm.export(random_weights(known.vocab_size, 16, (24,)), path, tokenizer=known)
+    return fastlm.load(path)
+
+
+def test_what_is_written_is_what_the_same_model_writes_behind_a_space(led, plain):
+    for seed in range(5):
+        one = led.generate("rabbit", max_tokens=12, seed=seed)
+        assert one.token_ids == plain.generate(" rabbit", max_tokens=12, seed=seed).token_ids
+    assert led.suggest("rab", 4) == plain.suggest(" rab", 4)
+    assert led.suggest("", 4) == plain.suggest(" ", 4)
+    assert led.suggest("the rab", 4, typos=1) == plain.suggest(" the rab", 4, typos=1)
+    for prompt in ("rab", "the rab", "O"):
+        healed = led.generate(prompt, max_tokens=6, token_healing=True, seed=1)
+        assert " " + prompt + healed.text == plain.generate(" " + prompt, max_tokens=6, token_healing=True, seed=1,
+                                                            echo=True).text  # fmt: skip
+    for words in (["rabbit"], ["hole"], ["(The"]):
+        options = {"num_beams": 3, "max_tokens": 9}
+        for name in ("must_include", "bad_words"):
+            one, other = (m.generate(p, **{name: words}, **options) for m, p in ((led, "a"), (plain, " a")))
+            assert (one.token_ids, one.satisfied) == (other.token_ids, other.satisfied)
+
+
+def test_every_document_has_its_own(led):
+    documents = ["rabbit", "the hole"]
+    ids = led.tokenizer.encode_documents(documents)
+    assert led.decode(ids) == "".join(documents)
+    fed = led.state().feed("a").feed([led.eos]).feed("rabbit")
+    assert np.array_equal(fed.logprobs(), led.state().feed("a").feed([led.eos, *led.encode("rabbit")]).logprobs())
+    session = led.session(seed=1).feed("a").feed([led.eos]).feed("rabbit")
+    assert session.tokens == [led.bos, *led.encode("a"), led.eos, *led.encode("rabbit")]
+    bare = led.state(start=False).feed("a").feed("b")
+    ids = [*led.encode("a"), *led.tokenizer.encode_inside("b")]
+    assert np.array_equal(bare.logprobs(), led.state(start=False).feed(ids).logprobs())
+
+
+def test_a_phrase_with_a_space_before_it_does_not_begin_a_text(led):
+    begun = led.encode("rabbit")
+    for options in ({}, {"must_include": [" rabbit"]}):
+        found = led.generate("", num_beams=3, max_tokens=8, choices=["rabbit", "a rabbit"], **options)
+        assert found.text == "a rabbit" or not options
+    assert led.tokenizer.pieces[begun[0]].startswith(b" ")
+
+
 @pytest.mark.parametrize(
     ("form", "pattern"),
     [
@@ -49,14 +99,15 @@ def test_forms_are_of_the_text_without_it(led, form, pattern):
         for prompt in ("", "the"):
             found = led.generate(prompt, max_tokens=30, **form, **options)
             assert found.satisfied
+            assert led.tokenizer.pieces[found.token_ids[0]].startswith(b" ") == (not prompt)
             assert re.fullmatch(pattern, found.text), found.text
     session = led.session(seed=1, **form)
     assert re.fullmatch(pattern, session.generate(30).text)
 
 
 def test_what_is_fed_behind_a_text_has_none(led):
-    once = led.state().feed("the rabbit")
-    twice = led.state().feed("the").feed(" rabbit")
+    once = led.state().feed([*led.encode("the"), *led.tokenizer.encode_inside("bit")])
+    twice = led.state().feed("the").feed("bit")
     assert np.array_equal(once.logprobs(), twice.logprobs())
     session = led.session(seed=1)
     session.feed("rab").feed("bit")
@@ -74,24 +125,10 @@ def test_words_are_found_with_and_without_a_space_before_them(led):
     assert "rabbit" not in found.text
 
 
-def test_healed_prompts_are_no_shorter(led):
-    for prompt in ("rab", "the rab", "O"):
-        found = led.generate(prompt, max_tokens=6, token_healing=True, echo=True, seed=1)
-        assert found.text.startswith(prompt)
-        plain = led.generate(prompt, max_tokens=6, token_healing=True, seed=1)
-        assert found.text == prompt + plain.text
-
-
 def test_compressed_texts_come_back(led):
     for text in ("rabbit", " rabbit", "  ", "", SAMPLE):
         assert led.decompress(led.compress(text.encode())) == text.encode()
-
-
-def test_suggested_words_are_those_that_begin_so(led):
-    found = led.suggest("rab", 3)
-    assert all(isinstance(text, str) and not text.startswith(" ") for text, _ in found)
-    assert [text for text, _ in led.suggest("", 3)] == [text.strip() for text, _ in led.suggest("", 3)]
-    assert all(one >= other for (_, one), (_, other) in pairwise(found))
+    assert len(led.compress(b"rabbit" * 9)) < 54 + 12, "tokens, not raw bytes"
 
 
 def test_goals_of_a_text_from_nothing_are_refused(led):

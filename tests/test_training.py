@@ -126,7 +126,7 @@ def test_a_tokenizer_is_taken_over(corpus, uninterrupted, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("Zoë saw 7 ships.\n" * 200, encoding="utf-8")
     path = tmp_path / "m.gguf"
-    train(other, path, tokenizer=base, documents="line", units=12, epochs=1)
+    train(other, path, tokenizer=base, documents=None, preset="word", units=12, epochs=1)
     model, known = fastlm.load(path), fastlm.load(base)
     assert model.tokenizer.pieces == known.tokenizer.pieces
     assert model.tokenizer.documents == "line"
@@ -160,10 +160,18 @@ def test_what_a_run_cannot_begin_with_is_named(corpus, uninterrupted, tmp_path):
         ({"pretrained": no_tokenizer, **own}, "pretrained: expected a language model with a tokenizer"),
         ({"tokenizer": no_tokenizer}, "tokenizer: expected a model with a tokenizer, found"),
         ({"tokenizer": two_marks}, "begin with token 0 and end with 1"),
-        ({"pretrained": more_rows, **own}, f"its tokenizer has {known.vocab_size} tokens, it {known.vocab_size + 1}"),
+        ({"tokenizer": more_rows}, f"its tokenizer has {known.vocab_size} tokens"),
+        (
+            {"pretrained": more_rows, **own},
+            f"its tokenizer has {known.vocab_size} tokens, the model {known.vocab_size + 1}",
+        ),
     ):
         with pytest.raises(ValueError, match=match):
             train(corpus, tmp_path / "x.gguf", **options)
+    foreign = tmp_path / "foreign.txt"
+    foreign.write_text("Аня видит солнце.\n\n" * 200, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"7\d % of the corpus is unknown to the tokenizer: expected at most 50 %"):
+        train(foreign, tmp_path / "x.gguf", tokenizer=base)
     assert not (tmp_path / "x.gguf").exists()
 
 

@@ -263,17 +263,17 @@ class _Question:
         return ""
 
     def _tokens(self, text: str) -> int | None:
-        return None if self._model is None else len(self._model.encode(text))
+        return None if self._model is None else len(self._model._said(text, inside=True))
 
 
 def _in_tokens(model: Model, goals: Sequence[Goal], text: str, bounds: Bounds) -> Verdict:
     """Whether a text can have so many tokens: shown by an example, or by what the longest token can hold."""
     full = Bounds.of(goals, "characters").most
-    known, count, added = model._need_tokenizer(), len(model.encode(text)), 0
+    known, count, added = model._need_tokenizer(), len(model._said(text, inside=True)), 0
     while count < bounds.least and (full is None or len(text) < full) and added < 4 * bounds.least:
         spaces = bounds.least - count if full is None else min(bounds.least - count, full - len(text))
         text, added = text + " " * spaces, added + spaces  # some tokens are several
-        count = len(model.encode(text))
+        count = len(model._said(text, inside=True))
     if bounds.least <= count and (bounds.most is None or count <= bounds.most):
         return Verdict(True, example=text)
     longest, shortest_text = max((len(piece) for piece in known.pieces), default=1), len(text.strip().encode())

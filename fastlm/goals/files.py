@@ -90,7 +90,8 @@ def _made(kind: Any, *values: Any, **rest: Any) -> Goal:
     known = [*inspect.signature(kind).parameters][len(values) :]
     for key in rest:
         if key not in known:
-            raise ValueError(f"{key}: expected {', '.join(known)}")
+            others = ", ".join(name for name in known if name not in _FORMS)
+            raise ValueError(f"{key}: expected {others or 'nothing'} besides")
     goal: Goal = kind(*values, **rest)
     return goal
 

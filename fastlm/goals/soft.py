@@ -74,9 +74,8 @@ class Soft(Goal):
                 raise ValueError(f"{name}: {what}={value!r:.60}: expected a finite number")
         low, high = self.range
         if self.at_least is not None and not low <= self.at_least <= high:
-            between = (
-                f"from {low:g} to {high:g}" if math.isfinite(low + high) else f"{'up to' if high == 0 else 'from'} 0"
-            )
+            between = f"up to {high:g}" if low == -math.inf else f"from {low:g}"
+            between += f" to {high:g}" if math.isfinite(low + high) else ""
             raise ValueError(f"{name}: at_least={self.at_least!r:.60}: expected a number {between}, as its values are")
         if self.weight <= 0:
             raise ValueError(f"{name}: weight={self.weight}: expected a number above 0; leave the goal out")

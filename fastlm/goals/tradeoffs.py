@@ -126,7 +126,7 @@ def explored(
     """So many texts, each to its end; where they shall be brief, also those that were given up on the way, for what
     they are up to the end of a sentence."""
     first = Session(model, plan, {}, seed)
-    first.rewind(0)
+    first.rewind(len(first))  # its start of text: the prompt has one
     first._add(ids)
     with model._decoder() as decoder:
         decoder.feed(first._state, first._unread)

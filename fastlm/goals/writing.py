@@ -106,7 +106,7 @@ def generate(model: Model, prompt: Any, goals: Sequence[Goal], search: Search | 
     if plan.temperature == 0 and _explores(goals):
         raise ValueError("temperature=0: of soft goals texts that differ have more or less: expected more than 0")
     limits = model._limits(plan.options)
-    asked: list[Goal] = [_MaxTokens("tokens", max=options["max_tokens"])] if "max_tokens" in given else []
+    asked: list[Goal] = [_MaxTokens("tokens", max=given["max_tokens"])] if "max_tokens" in given else []
     asked += [Matches(**{name: given[name]}) for name in _FORMS if given.get(name) is not None]
     check([*goals, *asked], model)
     writer = _Writer(model, goals, plan, plain, search or Search(), limits, begin)

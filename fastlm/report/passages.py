@@ -98,19 +98,19 @@ def passages(
         A file cannot be read, or there is too little text.
     """
     random, kept, count = np.random.default_rng(seed), list[tuple[int, Passage]](), 0
-    size = sizes.prompt + sizes.text
-    for name in listed(files):
+    size, names = sizes.prompt + sizes.text, listed(files)
+    if not names:
+        raise ValueError(f"{what}: expected at least one file, found none")
+    for name in names:
         for tokens in _windows(model, name, size, documents):
             # Each of those that were seen is kept with the same probability (Vitter 1985).
             place = count if count < most else int(random.integers(count + 1))
             if place < most:
                 kept[place : place + 1] = [(count, Passage(name, tokens[: sizes.prompt], tokens[sizes.prompt :]))]
             count += 1
-    if not listed(files):
-        raise ValueError(f"{what}: expected at least one file, found none")
     if count < LEAST:
         raise ValueError(
-            f"{what}: {', '.join(listed(files))}: {count} passages of {size} tokens: expected {LEAST} at "
+            f"{what}: {', '.join(names)}: {count} passages of {size} tokens: expected {LEAST} at "
             f"least, about {LEAST * _CHARACTERS:,} characters of text"
         )
     return [passage for _, passage in sorted(kept, key=lambda one: one[0])]

@@ -85,8 +85,8 @@ def overfitting(gap: Gap, units: Sequence[int]) -> Verdict:
         "The gap is measured in the spread of human passages, by how often it tells them apart: 50 of 100 cases are "
         f"chance; from {100 * TELLS:.0f} on a model begins to overfit, and from {100 * OVERFITS:.0f} on it does, if "
         f"the lower end of the interval is above 50 and {100 * TELLS:.0f}. Training and validation text must be "
-        "of one kind, for whatever else they differ in is told apart, too: below "
-        f"{100 - 100 * TELLS:.0f} cases it is that."
+        "of one kind, for whatever else they differ in is told apart, too: it "
+        f"is that if the upper end of the interval is below {100 - 100 * TELLS:.0f}."
     )
     return Verdict("Does it overfit?", level, answer, rule, remedies)
 

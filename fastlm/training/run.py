@@ -167,7 +167,8 @@ def train(
     seed : int, optional
         Of initial weights, dropout and fresh starts. Default: 0.
     pretrained : path or name of a bundled model, optional
-        A language model whose tokenizer, sizes and weights the run begins with (fine-tuning).
+        A language model whose tokenizer, sizes and weights the run begins with (fine-tuning); documents, by default,
+        are cut as for it.
     tokenizer : path or name of a bundled model, optional
         A model whose tokenizer is taken, as that of models that shall judge one text together must be one
         (`fastlm.goals.Like`, ``Experts``, ``Specific``, the option ``contrastive_model``). The rest is the run's own;
@@ -326,11 +327,8 @@ class _Begun:
 
     tokenizer: Tokenizer
     weights: Weights | None
-
-    @property
-    def tokens(self) -> int:
-        """Those of the model, which may have more than its tokenizer knows."""
-        return self.tokenizer.vocab_size if self.weights is None else len(self.weights.embedding)
+    tokens: int
+    """Those of the model, which may have more than its tokenizer knows."""
 
     @property
     def sizes(self) -> dict[str, Any]:
@@ -344,10 +342,10 @@ def _begun(pretrained: str | os.PathLike[str] | None, tokenizer: str | os.PathLi
     """What a language model begins with: one of the two."""
     if pretrained is None:
         assert tokenizer is not None
-        known = load(tokenizer).tokenizer
-        if known is None:
+        model = load(tokenizer)
+        if model.tokenizer is None:
             raise ValueError(f"tokenizer: expected a model with a tokenizer, found {tokenizer}")
-        begun = _Begun(known, None)
+        begun = _Begun(model.tokenizer, None, model.vocab_size)
     elif tokenizer is not None:
         raise ValueError("tokenizer: that of the pretrained model is taken; leave it out")
     else:
@@ -360,17 +358,17 @@ def _begun(pretrained: str | os.PathLike[str] | None, tokenizer: str | os.PathLi
         )
     if begun.tokens != known.vocab_size:
         raise ValueError(
-            f"{pretrained}: its tokenizer has {known.vocab_size} tokens, it {begun.tokens}: expected as many"
+            f"{pretrained or tokenizer}: its tokenizer has {known.vocab_size} tokens, the model {begun.tokens}"
         )
     return begun
 
 
 def _language_model(path: str | os.PathLike[str]) -> _Begun:
-    weights, tokenizer = unpack(model_path(path)), load(path).tokenizer
+    tokenizer, weights = load(path).tokenizer, unpack(model_path(path))
     if weights.task != "lm" or tokenizer is None or tokenizer.bos is None:
         raise ValueError(f"pretrained: expected a language model with a tokenizer and a start of text, found {path}")
     assert isinstance(weights, Weights)
-    return _Begun(tokenizer, weights)
+    return _Begun(tokenizer, weights, len(weights.embedding))
 
 
 def _as_begun(given: Mapping[str, Any], begun: _Begun) -> dict[str, Any]:
@@ -380,11 +378,11 @@ def _as_begun(given: Mapping[str, Any], begun: _Begun) -> dict[str, Any]:
     _refuse(given, "vocab_size", *sizes, whose="tokenizer" if weights is None else "pretrained model")
     like = "char" if isinstance(known, (CharTokenizer, ByteTokenizer)) else "bpe" if known.exact_pieces else "word"
     found = {**given, **begun.sizes}
-    found["preset"], found["documents"] = given["preset"] or like, given["documents"] or known.documents
+    found["preset"] = given["preset"] or like
     if found["preset"] != "char":
         found["vocab_size"] = known.vocab_size
     if weights is not None:
-        found["tied"] = weights.output is None
+        found |= {"tied": weights.output is None, "documents": given["documents"] or known.documents}
     return found
 
 
@@ -482,6 +480,7 @@ def _prepare(
     elif begun:
         tokenizer = begun.tokenizer
         tokenizer.documents = options.documents
+        _check_known(tokenizer, texts)
     else:
         tokenizer = _train_tokenizer(options, texts)
     weights = begun.weights if begun else None
@@ -595,6 +594,20 @@ def _run(
                 f"stopped at step {trainer.step}; {saved} holds the run; --resume (resume=True) continues it"
             )
     return trainer
+
+
+def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Of the words or characters of another text a tokenizer may know hardly any."""
+    ids = np.array(tokenizer.encode_documents(texts))
+    unknown = 0.0 if tokenizer.unknown is None else float((ids == tokenizer.unknown).mean())
+    if unknown > _MOST_UNKNOWN:
+        raise ValueError(
+            f"{100 * unknown:.0f} % of the corpus is unknown to the tokenizer: expected at most "
+            f"{100 * _MOST_UNKNOWN:.0f} %; train on other text, or with a tokenizer of its own"
+        )
+
+
+_MOST_UNKNOWN = 0.5
 
 
 def _train_tokenizer(options: Options, texts: Sequence[str]) -> Tokenizer:
