@@ -376,7 +376,7 @@ def _stages() -> Iterator[Callable[[str], None]]:
 _OF_PAIRS = (
     *("columns", "encoder_units", "shared_vocabulary", "bidirectional", "attention", "attention_units"),
     *("input_feeding", "label_smoothing", "batch_tokens", "copying", "scheduled_sampling"),
-    *("bpe_dropout", "embedding_range", "pooling"),
+    *("prefix_space", "bpe_dropout", "embedding_range", "pooling"),
 )
 _OF_TEXT = ("preset", "documents", "layers", "sequence_length", "batch_size", "tokenizer")
 
@@ -817,6 +817,7 @@ def _add_train(commands: Any) -> None:
     add("--input-feeding", action=flag, help="pairs: the next step reads what attention gave")
     add("--copying", action=flag, help="pairs: words of the source may be copied; needs --shared-vocabulary")
     add("--scheduled-sampling", type=float, help="pairs: share of a text's words that are the model's own guesses")
+    add("--prefix-space", action=flag, help="pairs: first words are the same tokens as inside a text")
     add(
         "--bpe-dropout",
         type=float,

@@ -271,6 +271,22 @@ def test_tokenizers_of_source_and_text_may_differ(data, tmp_path):
     assert train_bpe(["abc"], 260).vocab_size
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_first_words_may_be_those_inside_a_text(data, tmp_path, shared):
+    once = {**SMALL, "epochs": 1, "shared_vocabulary": shared}
+    path = tmp_path / "m.gguf"
+    train_pairs(data, path, prefix_space=True, **once)
+    model = fastlm.load(path)
+    assert (model.tokenizer.lead, model.source_tokenizer.lead) == (" ", " ")
+    assert model.encode_source("abc")[:-1] == model.source_tokenizer.encode_inside(" abc")
+    assert not model.generate("abc", max_tokens=9, temperature=0).text.startswith(" ")
+    assert [resolve_pairs(task, {}).prefix_space for task in ("translate", "summarize", "answer")] == [
+        False,
+        True,
+        False,
+    ]
+
+
 SHORT = {"embedding": 8, "encoder_units": 8, "units": 16, "attention_units": 8, "batch_tokens": 900}
 
 

@@ -510,9 +510,9 @@ def _prepare_pairs(
     if kept:
         text, source = (from_fields(fields) for fields in _both(kept))
     else:
-        lead = options.copying  # so that what begins a source, or a text, is what may be copied from inside
+        lead = options.prefix_space
         text = train_bpe(sources + texts if options.shared_vocabulary else texts, options.vocab_size, "line", lead)
-        source = None if options.shared_vocabulary else train_bpe(sources, options.vocab_size, "line")
+        source = None if options.shared_vocabulary else train_bpe(sources, options.vocab_size, "line", lead)
     source = text if source is None else source
     assert isinstance(source, HuggingFaceTokenizer)
     assert isinstance(text, HuggingFaceTokenizer)
