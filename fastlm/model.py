@@ -203,8 +203,12 @@ class Model:
         return ids
 
     def _inside(self, ids: array[int], before: bool = False) -> bool:
-        """Whether what follows token ids stands inside a text. before: whether they do."""
-        return self.tokenizer is not None and self.tokenizer.inside(ids, before)
+        """Whether what follows token ids stands inside a text, if that makes a difference. before: whether they do."""
+        return self._leads and self.tokenizer is not None and self.tokenizer.inside(ids, before)
+
+    @property
+    def _leads(self) -> bool:
+        return self.tokenizer is not None and self.tokenizer.lead != ""
 
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""

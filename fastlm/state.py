@@ -244,7 +244,8 @@ class Session:
 
     def feed(self, text: Prompt) -> Session:
         """Adds a text, or token ids, that the model shall read; gives itself. A text that was being written is over."""
-        self._add(self.model._said(text, self.model._inside(self._memory.tokens)))
+        inside = self.model._leads and self.model._inside(self._memory.tokens)
+        self._add(self.model._said(text, inside))
         self._writing = None
         return self
 
