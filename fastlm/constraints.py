@@ -207,7 +207,8 @@ class Wanted:
         """After a token."""
         begun = {(phrase, way, n + 1) for phrase, way, n in self._begun if way[n] == token}
         begun |= {(phrase, way, 1) for phrase in self._phrases for way in phrase.ways if way[0] == token}
-        done = self._done | {phrase for phrase, way, n in begun if n == len(way)}
+        # Of a phrase with a text that decides, for a first token may have said less than it holds.
+        done = self._done | {phrase for phrase, way, n in begun if n == len(way) and not phrase.text}
         piece = self._pieces[token] if token < len(self._pieces) else b""
         tail, lead = self._tail + piece.removeprefix(self._lead), b"" if piece else self._lead
         done |= {phrase for phrase in self._phrases if phrase.text and phrase.text in tail}

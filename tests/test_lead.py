@@ -78,11 +78,11 @@ def test_every_document_has_its_own(led):
 
 
 def test_a_phrase_with_a_space_before_it_does_not_begin_a_text(led):
-    begun = led.encode("rabbit")
-    for options in ({}, {"must_include": [" rabbit"]}):
-        found = led.generate("", num_beams=3, max_tokens=8, choices=["rabbit", "a rabbit"], **options)
-        assert found.text == "a rabbit" or not options
-    assert led.tokenizer.pieces[begun[0]].startswith(b" ")
+    for said, text in (("rabbit", "rabbit"), (" rabbit", "said the rabbit")):
+        options = {"choices": ["rabbit", "said the rabbit"], "must_include": [said], "length_penalty": 0.0}
+        found = led.generate("", num_beams=3, max_tokens=12, **options)
+        assert (found.text, found.satisfied) == (text, True)
+    assert led.tokenizer.pieces[led.encode("rabbit")[0]].startswith(b" ")
 
 
 @pytest.mark.parametrize(
