@@ -247,9 +247,9 @@ class ClassifierState:
     def feed(self, text: Prompt) -> ClassifierState:
         """Reads on. A piece of text is cut into tokens by itself; nothing at all changes nothing."""
         if ids := self._model._said(text, self._inside):
-            self._inside = self._model._inside(ids, self._inside)
             with self._model._decoder() as decoder:
                 self._logprobs = self._model._read_on(decoder, ids, self._engine)
+            self._inside = self._model._inside(ids, self._inside)
         return self
 
     def classify(self) -> Classification:

@@ -193,8 +193,10 @@ def _check_against(model: Model, options: GenerationOptions) -> None:
 def same_vocabulary(one: Model, other: Model) -> bool:
     """Whether a token is the same piece of text to both."""
     a, b = one.tokenizer, other.tokenizer
-    if one.vocab_size != other.vocab_size or a is None or b is None:
-        return a is b and one.vocab_size == other.vocab_size
+    if one.vocab_size != other.vocab_size:
+        return False
+    if a is None or b is None:
+        return a is b
     return bool(a.pieces == b.pieces and (a.bos, a.eos) == (b.bos, b.eos))
 
 

@@ -203,12 +203,8 @@ class Model:
         return ids
 
     def _inside(self, ids: array[int], before: bool = False) -> bool:
-        """Whether what follows token ids stands inside a text, if that makes a difference. before: whether they do."""
-        return self._leads and self.tokenizer is not None and self.tokenizer.inside(ids, before)
-
-    @property
-    def _leads(self) -> bool:
-        return self.tokenizer is not None and self.tokenizer.lead != ""
+        """As `Tokenizer.inside`; without a tokenizer there is no text."""
+        return self.tokenizer is not None and self.tokenizer.inside(ids, before)
 
     def _ids(self, prompt: Prompt) -> array[int]:
         """A text behind the start of text; ids as they are; nothing at all as the bare start of text."""
@@ -943,20 +939,25 @@ class Start:
 
     def beam(self) -> Beam:
         """Where a search begins."""
-        form, known = self.plan.form, self.model.tokenizer
-        pieces = known.pieces if known is not None and known.exact_pieces else ()
-        lead = known.lead_behind(self.ids).encode() if known is not None else b""
+        form = self.plan.form
         return Beam(
             self.state,
             self.unread,
             memory=self.memory,
             guide=None if form is None else form.guide(self.plan.allowed, self.ids),
-            wanted=Wanted(self.plan.phrases, pieces, lead=lead) if self.plan.phrases else None,
+            wanted=self._wanted() if self.plan.phrases else None,
         )
+
+    def _wanted(self) -> Wanted:
+        known = self.model.tokenizer
+        if known is None or not known.exact_pieces:
+            return Wanted(self.plan.phrases, ())
+        return Wanted(self.plan.phrases, known.pieces, lead=known.lead_behind(self.ids).encode())
 
     def texts(self, seed: int) -> list[Text]:
         known = self.model.tokenizer
         stream = None if known is None else partial(known.stream, self.ids)
+        skip = "" if known is None else self.healed.removeprefix(known.lead_behind(self.ids))
         count, copied = self.plan.count, self.plan.count > 1
         return [
             Text(
@@ -970,7 +971,7 @@ class Start:
                 self.memory.copy() if copied and self.memory is not None else self.memory,
                 self.amateur.copy() if copied and self.amateur is not None else self.amateur,
                 guide=Healing(self.model._words, self.healed.encode(), self.plan.allowed) if self.healed else None,
-                skip=self.healed.removeprefix(known.lead_behind(self.ids)) if known is not None else self.healed,
+                skip=skip,
                 prompt_tokens=self.prompt_tokens,
             )
             for index in range(count)

@@ -244,7 +244,7 @@ class Session:
 
     def feed(self, text: Prompt) -> Session:
         """Adds a text, or token ids, that the model shall read; gives itself. A text that was being written is over."""
-        inside = self.model._leads and self.model._inside(self._memory.tokens)
+        inside = isinstance(text, str) and self.model._inside(self._memory.tokens)
         self._add(self.model._said(text, inside))
         self._writing = None
         return self
@@ -290,8 +290,9 @@ class Session:
             raise ValueError("the session has no tokens, not even a start of text: feed it one first")
         self._kept.append((self._position, self._state.copy(), self._amateur and self._amateur.copy()))
         if self._writing is None:
-            self._begin, self._writing = len(self._memory), self._new_writing(self._memory.tokens)
-            self._guide = self._new_guide(self._memory.tokens)
+            before = self._memory.tokens
+            self._begin, self._writing = len(before), self._new_writing(before)
+            self._guide = self._new_guide(before)
         text = Text(
             self._plan,
             None,
@@ -360,10 +361,11 @@ class Session:
         """Brings the text being written to where its tokens are; what was given out stays so."""
         tokens = self._memory.tokens
         self._begin = min(self._begin, len(tokens))
-        self._writing = self._new_writing(tokens[: self._begin])
+        before = tokens[: self._begin]
+        self._writing = self._new_writing(before)
         self._writing.read(tokens[self._begin :])
         self._writing.take()
-        self._guide = self._new_guide(tokens[: self._begin])
+        self._guide = self._new_guide(before)
         if self._guide is not None:
             for token in tokens[self._begin :]:
                 self._guide.accept(token)

@@ -194,7 +194,9 @@ class Tokenizer:
 
     def inside(self, context: Sequence[int], before: bool = False) -> bool:
         """Whether what follows ``context`` stands inside a text: there is text behind its last border.
-        ``before``: whether the context itself does."""
+        ``before``: whether the context itself does. Without a lead that makes no difference, and is not looked at."""
+        if not self.lead:
+            return before
         for token in reversed(context):
             if token in (self.bos, self.eos):
                 return False
@@ -204,7 +206,7 @@ class Tokenizer:
 
     def lead_behind(self, context: Sequence[int]) -> str:
         """The lead of a text that follows ``context``."""
-        return "" if not self.lead or self.inside(context) else self.lead
+        return "" if self.inside(context) else self.lead
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where in ``text`` each token of `encode` comes from: its first character, and the one behind its last."""

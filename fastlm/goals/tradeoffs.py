@@ -326,19 +326,18 @@ class Tradeoff:
             raise ImportError("plot needs the 'matplotlib' package: pip install 'fastlm[plot]'") from e
         if len(self.goals) < 2:
             raise ValueError("plot: expected at least two soft goals")
-        pairs = [*combinations(range(len(self.goals)), 2)]
+        shown, pairs = self.shown, [*combinations(range(len(self.goals)), 2)]
         columns = min(3, len(pairs))
         rows = -(-len(pairs) // columns)
         figure = Figure(figsize=(6 * columns, 4.5 * rows), layout="constrained")
         for place, pair in enumerate(pairs, 1):
-            self._draw(figure.add_subplot(rows, columns, place), *pair)
+            self._draw(figure.add_subplot(rows, columns, place), shown[:, pair], *pair)
         figure.axes[0].legend()
         if path is not None:
             figure.savefig(path)
         return figure
 
-    def _draw(self, axes: Any, a: int, b: int) -> None:
-        shown = self.shown[:, [a, b]]
+    def _draw(self, axes: Any, shown: npt.NDArray[np.float64], a: int, b: int) -> None:
         best = shown[sorted(self.on_front, key=lambda n: shown[n, 0])]
         line = "o-" if len(self.goals) == 2 else "o"  # of more goals the front is no line
         axes.scatter(*shown.T, s=14, color="0.7", label="texts")

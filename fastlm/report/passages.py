@@ -110,8 +110,8 @@ def passages(
             count += 1
     if count < LEAST:
         raise ValueError(
-            f"{what}: {', '.join(names)}: {count} passages of {size} tokens: expected {LEAST} at "
-            f"least, about {LEAST * _CHARACTERS:,} characters of text"
+            f"{what}: {', '.join(names)}: {count} passages of {size} tokens: expected {LEAST} at least, "
+            f"about {LEAST * _CHARACTERS:,} characters of text"
         )
     return [passage for _, passage in sorted(kept, key=lambda one: one[0])]
 

@@ -33,7 +33,7 @@ from fastlm.tokenizer import (
 )
 from fastlm.training import checkpoint as checkpoints
 from fastlm.training.classifier import LABELS, ClassifyingTask
-from fastlm.training.corpus import Paths, encode, hold_out, read_documents
+from fastlm.training.corpus import Corpus, Paths, encode, hold_out, read_documents
 from fastlm.training.evaluation import Evaluation, Evaluator
 from fastlm.training.language import LanguageTask
 from fastlm.training.network import Network, build_model
@@ -480,11 +480,13 @@ def _prepare(
     elif begun:
         tokenizer = begun.tokenizer
         tokenizer.documents = options.documents
-        _check_known(tokenizer, texts)
     else:
         tokenizer = _train_tokenizer(options, texts)
+    train = encode(texts, tokenizer)
+    if begun:
+        _check_known(tokenizer, train)
     weights = begun.weights if begun else None
-    return LanguageTask(options, tokenizer, encode(texts, tokenizer), encode(held, tokenizer), weights)
+    return LanguageTask(options, tokenizer, train, encode(held, tokenizer), weights)
 
 
 def _prepare_pairs(
@@ -596,10 +598,9 @@ def _run(
     return trainer
 
 
-def _check_known(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+def _check_known(tokenizer: Tokenizer, train: Corpus) -> None:
     """Of the words or characters of another text a tokenizer may know hardly any."""
-    ids = np.array(tokenizer.encode_documents(texts))
-    unknown = 0.0 if tokenizer.unknown is None else float((ids == tokenizer.unknown).mean())
+    unknown = float(np.mean(train.ids == tokenizer.unknown))  # None is no id
     if unknown > _MOST_UNKNOWN:
         raise ValueError(
             f"{100 * unknown:.0f} % of the corpus is unknown to the tokenizer: expected at most "
